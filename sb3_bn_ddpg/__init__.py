@@ -1,0 +1,11 @@
+"""The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971) as a Stable-Baselines3 algorithm."""
+
+from importlib.metadata import version
+
+from sb3_bn_ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+__version__ = version("sb3-bn-ddpg")
+
+__all__ = ["BNDDPG", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "OrnsteinUhlenbeckNoise", "__version__"]

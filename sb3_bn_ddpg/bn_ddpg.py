@@ -1,0 +1,453 @@
+"""The algorithm: its parameters, its training loop and its exploration."""
+
+import copy
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
+from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
+from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.update import Networks, PassStatistics, UpdateInfo, gradient_step
+
+DIAGNOSTICS_INTERVAL = 10
+"""Gradient norms and statistics drift are measured once in so many updates: they cost as much as a tenth of one."""
+
+SelfBNDDPG = TypeVar("SelfBNDDPG", bound="BNDDPG")
+
+
+class BNDDPG(OffPolicyAlgorithm):
+    """
+    Deep Deterministic Policy Gradient (DDPG) with batch normalisation, as the paper describes it:
+    `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_.
+
+    The defaults are the paper's (section 7, "Experiment details", low-dimensional states). What the paper leaves open, and how
+    it is settled here, stands in the documentation's list of decisions.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: Learning rate of the actor (>= 0), a number or a function of the progress remaining (from 1 to 0)
+    :param buffer_size: Size of the replay buffer, in transitions (>= 1)
+    :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
+        starts (>= 0)
+    :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
+    :param tau: The soft update coefficient ("Polyak update", in [0, 1])
+    :param gamma: The discount factor, in [0, 1]
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param action_noise: The exploration noise, added to actions scaled to [-1, 1]. ``"ou"`` is the paper's
+        Ornstein-Uhlenbeck process (:class:`~sb3_bn_ddpg.OrnsteinUhlenbeckNoise`), built for the environment's
+        actions; its instances and SB3's noises go as well; None is no noise.
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
+        If ``None``, it will be automatically selected.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
+        at a cost of more complexity.
+        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
+    :param critic_learning_rate: Learning rate of the critic (>= 0), a number or a schedule
+    :param critic_weight_decay: L2 weight decay of the critic's weights (>= 0; its biases, and batch norm's gamma and beta
+        are spared): with Adam, this times the weight is added to the gradient of the loss
+    :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
+        ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
+    :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
+        ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
+        (see :data:`~sb3_bn_ddpg.normalization.Statistics`)
+    :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
+        ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
+    :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_actor_statistics: Batch-norm statistics of the actor in its loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_critic_statistics: Batch-norm statistics of the critic in the actor's loss: any of the four
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation:
+        see :class:`~sb3_bn_ddpg.policies.BNDDPGPolicy`
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators, the noise's included
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    policy: BNDDPGPolicy
+    actor: Actor
+    actor_target: Actor
+    critic: Critic
+    critic_target: Critic
+
+    def __init__(
+        self,
+        policy: str | type[BNDDPGPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 64,
+        tau: float = 0.001,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | Literal["ou"] | None = "ou",
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        critic_learning_rate: float | Schedule = 1e-3,
+        critic_weight_decay: float = 1e-2,
+        use_target_networks: bool = True,
+        target_statistics: Statistics = "running",
+        target_statistics_sync: StatisticsSync | None = "copy",
+        critic_loss_statistics: Statistics = "batch_update",
+        actor_loss_actor_statistics: Statistics = "batch_update",
+        actor_loss_critic_statistics: Statistics = "running",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if env is not None:  # None when a model is loaded
+            env = maybe_make_env(env, verbose)
+            _check_action_space(env.action_space)
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,  # type: ignore[arg-type]  # the word becomes a noise in _setup_model
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+            support_multi_env=True,
+        )
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_weight_decay = critic_weight_decay
+        self.use_target_networks = use_target_networks
+        self.target_statistics = target_statistics
+        self.target_statistics_sync = target_statistics_sync
+        self.critic_loss_statistics = critic_loss_statistics
+        self.actor_loss_actor_statistics = actor_loss_actor_statistics
+        self.actor_loss_critic_statistics = actor_loss_critic_statistics
+
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        # Also runs when a model is loaded, so that arguments changed by load(path, tau=...) are checked too
+        self._check_arguments()
+        super()._setup_model()
+        if not self.use_target_networks:
+            self.policy.actor_target = self.policy.actor
+            self.policy.critic_target = self.policy.critic
+        self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
+        self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self._networks = Networks(self.actor, self.critic, self.actor_target, self.critic_target)
+        if self.actor.norm_layers or self.critic.norm_layers:
+            check_number("batch_size", self.batch_size, low=2, integer=True)  # one state has no variance
+        self._update_optimizers()
+        # A copy: two models never draw from one generator, nor does a model change the user's object
+        self.action_noise = copy.deepcopy(self.action_noise)
+        self._set_up_action_noise()
+
+    def _check_arguments(self) -> None:
+        """
+        :raises ValueError: if an argument is out of its range
+        """
+        check_schedule("learning_rate", self.learning_rate)
+        check_schedule("critic_learning_rate", self.critic_learning_rate)
+        check_number("buffer_size", self.buffer_size, low=1, integer=True)
+        check_number("learning_starts", self.learning_starts, low=0, integer=True)
+        check_number("batch_size", self.batch_size, low=1, integer=True)
+        check_number("tau", self.tau, low=0, high=1)
+        check_number("gamma", self.gamma, low=0, high=1)
+        check_number("gradient_steps", self.gradient_steps, low=-1, integer=True)
+        check_number("n_steps", self.n_steps, low=1, integer=True)
+        check_number("critic_weight_decay", self.critic_weight_decay, low=0)
+        check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
+        check_choice("use_target_networks", self.use_target_networks, (True, False))
+        if not isinstance(self.train_freq, TrainFreq):
+            frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
+            check_number("train_freq", frequency, low=1, integer=True)
+            check_choice("train_freq", unit, ("step", "episode"))
+        self._pass_statistics  # noqa: B018  # checks the five words
+
+    @property
+    def _pass_statistics(self) -> PassStatistics:
+        return PassStatistics(
+            self.target_statistics,
+            self.target_statistics_sync,
+            self.critic_loss_statistics,
+            self.actor_loss_actor_statistics,
+            self.actor_loss_critic_statistics,
+        )
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate)
+
+    def _update_optimizers(self) -> None:
+        """Set learning rates and weight decay for the present progress, also after an optimizer's state was loaded."""
+        update_learning_rate(self.actor.optimizer, self.lr_schedule(self._current_progress_remaining))
+        update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
+        # The first group holds the weights; biases and normalisation parameters are spared
+        self.critic.optimizer.param_groups[0]["weight_decay"] = self.critic_weight_decay
+
+    def _set_up_action_noise(self) -> None:
+        """
+        Build the noise if a word names it, and give it one process for each environment.
+
+        :raises ValueError: if it is no noise, or not one for the environment's actions
+        """
+        noise: Any = self.action_noise
+        action_shape = self.action_space.shape
+        assert action_shape is not None
+        if isinstance(noise, str):
+            check_choice("action_noise", noise, ("ou",))
+            noise = OrnsteinUhlenbeckNoise(np.zeros(action_shape))
+        if noise is None:
+            return
+        if not isinstance(noise, ActionNoise):
+            raise ValueError(f"`action_noise={noise!r}` is not allowed: it must be 'ou', None or an `ActionNoise`")
+        if isinstance(noise, OrnsteinUhlenbeckNoise):
+            noise.set_n_envs(self.n_envs)
+            if not noise.is_seeded and self.seed is not None:
+                noise.set_random_seed(self.seed)
+        elif isinstance(noise, VectorizedActionNoise):
+            if isinstance(noise.base_noise, OrnsteinUhlenbeckNoise):
+                raise ValueError(
+                    f"`action_noise={noise!r}` is not allowed: `OrnsteinUhlenbeckNoise` must not be wrapped, "
+                    "it has one process for each environment by itself"
+                )
+            if noise.n_envs != self.n_envs:  # loaded for another number of environments
+                noise = VectorizedActionNoise(noise.base_noise, self.n_envs)
+        elif self.n_envs > 1:
+            noise = VectorizedActionNoise(noise, self.n_envs)
+        self.action_noise = noise
+
+        # Ask a copy for its shape, and leave the global generator that SB3's noises draw from as it was
+        random_state = np.random.get_state()
+        noise_shape = np.shape(copy.deepcopy(noise)())
+        np.random.set_state(random_state)
+        allowed = [(self.n_envs, *action_shape)] + ([action_shape] if self.n_envs == 1 else [])
+        if noise_shape not in allowed:
+            raise ValueError(
+                f"`action_noise={noise!r}` is not allowed: it returns the shape {noise_shape}, "
+                f"it must return {' or '.join(map(str, allowed))} for the action space {self.action_space}"
+            )
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Set the seed of the pseudo-random generators (python, numpy, pytorch, gym, action space, and the noise's own)
+
+        :param seed: The seed (if None: nothing happens)
+        """
+        super().set_random_seed(seed)
+        # In _setup_model the networks do not exist yet, and the noise of a loaded model must keep its generator
+        if seed is not None and hasattr(self, "policy") and isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
+            self.action_noise.set_random_seed(seed)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        continues_episode = not reset_num_timesteps and self._last_obs is not None
+        self._set_up_action_noise()  # may have been exchanged since
+        noise = self.action_noise
+        if continues_episode:
+            self.action_noise = None  # SB3 would reset it in the middle of the episode
+        try:
+            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        finally:
+            self.action_noise = noise
+        # The first steps must not see the progress at which an earlier call of learn ended
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        _check_finite("observation", self._last_obs, self.num_timesteps)
+        return result
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
+            self.action_noise.update_progress(self._current_progress_remaining)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: NDArray[Any],
+        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
+        reward: NDArray[Any],
+        dones: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
+        _check_finite("reward", reward, self.num_timesteps)
+        _check_finite("observation", new_obs, self.num_timesteps)
+        for index in np.flatnonzero(dones):
+            _check_finite("terminal_observation", infos[index].get("terminal_observation"), self.num_timesteps, int(index))
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
+        """
+        Sample the replay buffer and do the updates of networks and target networks.
+
+        :param gradient_steps: Number of gradient steps
+        :param batch_size: Number of transitions in each of them
+        """
+        # Switch to train mode (dropout; every pass sets the mode of its batch-norm layers itself)
+        self.policy.set_training_mode(True)
+        self._update_optimizers()
+        statistics = self._pass_statistics
+        is_measured = -self._n_updates % DIAGNOSTICS_INTERVAL < gradient_steps
+        earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
+        assert self.replay_buffer is not None
+
+        infos: list[UpdateInfo] = []
+        for _ in range(gradient_steps):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            infos.append(gradient_step(self._networks, batch, self.gamma, self.tau, statistics))
+        self._n_updates += gradient_steps
+
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
+        self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
+        means = th.tensor(infos).mean(dim=0).tolist()
+        for name, value in zip(UpdateInfo._fields, means, strict=True):
+            self.logger.record(f"train/{name}", value)
+        for network in earlier:
+            name = "actor" if network is self.actor else "critic"
+            self.logger.record(f"train/{name}_grad_norm", _gradient_norm(network.optimizer))
+            drift = network.statistics_drift(earlier[network])
+            if drift is not None:
+                self.logger.record(f"train/{name}_statistics_drift", drift)
+        if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
+            self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
+
+    def learn(
+        self: SelfBNDDPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "BNDDPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfBNDDPG:
+        """
+        Train the model.
+
+        :param total_timesteps: Number of environment steps
+        :param callback: Callback(s) called at every step with the state of the algorithm
+        :param log_interval: Log after every so many episodes
+        :param tb_log_name: Name of the run for TensorBoard
+        :param reset_num_timesteps: Whether to start counting steps anew; if not, the episode and its noise go on
+        :param progress_bar: Whether to display a progress bar
+        :return: The trained model
+        :raises ValueError: if the environment returns a reward or an observation that is not finite
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+    def _excluded_save_params(self) -> list[str]:
+        networks = ["actor", "critic", "actor_target", "critic_target", "_networks"]
+        return super()._excluded_save_params() + networks
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "actor.optimizer", "critic.optimizer"], []
+
+
+def _check_action_space(action_space: spaces.Space[Any]) -> None:
+    """
+    :param action_space: The environment's action space
+    :raises ValueError: if it is not a bounded ``Box``
+    """
+    allowed = "a `Box` with finite bounds, low < high"
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
+    low, high = action_space.low, action_space.high
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
+        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
+
+
+def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:
+    """
+    :param field: What the value is, for the message
+    :param value: An array with one row for each environment, a dictionary of such arrays, or None
+    :param step: The environment step, for the message
+    :param env_index: The environment, if the value belongs to a single one
+    :raises ValueError: if it holds NaN or an infinite number
+    """
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            _check_finite(f"{field}[{key!r}]", entry, step, env_index)
+        return
+    if value is None:
+        return
+    value = np.asarray(value)
+    if value.dtype.kind != "f" or np.isfinite(value).all():
+        return
+    if env_index is None:
+        env_index = int(np.argwhere(~np.isfinite(value))[0, 0])
+        value = value[env_index]
+    raise ValueError(
+        f"`{field}={value}` of environment {env_index} at step {step} is not allowed: it must hold finite numbers only "
+        "(nothing of this step was stored)"
+    )
+
+
+def _gradient_norm(optimizer: th.optim.Optimizer) -> float:
+    """
+    :param optimizer: The optimizer of a network
+    :return: The Euclidean norm of the gradient of its parameters, before weight decay
+    """
+    gradients = [param.grad for group in optimizer.param_groups for param in group["params"] if param.grad is not None]
+    return th.nn.utils.get_total_norm(gradients).item()

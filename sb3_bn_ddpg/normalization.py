@@ -1,0 +1,193 @@
+"""Normalisation layers: making them, choosing the statistics a forward pass uses, and following them to the targets."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import torch as th
+from sb3_contrib.common.torch_layers import BatchRenorm, BatchRenorm1d
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sb3_bn_ddpg.checks import check_choice, check_number
+
+Normalization = Literal["batch", "batch_renorm", "layer"]
+
+Statistics = Literal["running", "batch", "running_update", "batch_update"]
+"""
+What one forward pass does with the statistics of a network's batch normalisation (mean and variance of each unit):
+
+- ``"running"``: normalise with the running statistics, update nothing;
+- ``"batch"``: normalise with the statistics of this batch, update nothing;
+- ``"running_update"``: first update the running statistics from this batch, then normalise with them: no gradient flows
+  through them;
+- ``"batch_update"``: normalise with the statistics of this batch, and update the running ones from it (PyTorch's
+  training mode).
+"""
+
+StatisticsSync = Literal["copy", "polyak"]
+"""How running statistics reach the target networks: copied after every update, or Polyak-averaged like the weights."""
+
+
+@dataclass(frozen=True)
+class NormalizationConfig:
+    """
+    Which normalisation layers a network gets.
+
+    :param kind: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ),
+        ``"layer"`` (on hidden layers only: across the entries of a state it would mix their units) or None
+    :param momentum: Weight of a new batch in the running statistics, in (0, 1]
+    :param eps: Value added to the variance for numerical stability, > 0
+    :param renorm_warmup_steps: Number of updates in which batch renormalisation behaves as batch normalisation, >= 0
+    :raises ValueError: if an argument is out of its range
+    """
+
+    kind: Normalization | None = "batch"
+    momentum: float = 0.1
+    eps: float = 1e-5
+    renorm_warmup_steps: int = 100_000
+
+    def __post_init__(self) -> None:
+        check_choice("normalization", self.kind, (*get_args(Normalization), None))
+        check_number("norm_momentum", self.momentum, low=0, low_open=True, high=1)
+        check_number("norm_eps", self.eps, low=0, low_open=True)
+        check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
+
+    def input_layers(self, num_features: int) -> list[nn.Module]:
+        """
+        :param num_features: Number of entries of the state (or of the features extracted from it)
+        :return: The layers that normalise it: one or none
+        """
+        return [] if self.kind == "layer" else self.hidden_layers(num_features)
+
+    def hidden_layers(self, num_features: int) -> list[nn.Module]:
+        """
+        :param num_features: Number of units of the hidden layer
+        :return: The layers that go between its linear map and its activation function: one or none
+        """
+        if self.kind == "batch":
+            return [nn.BatchNorm1d(num_features, eps=self.eps, momentum=self.momentum)]
+        if self.kind == "batch_renorm":
+            return [BatchRenorm1d(num_features, eps=self.eps, momentum=self.momentum, warmup_steps=self.renorm_warmup_steps)]
+        if self.kind == "layer":
+            return [nn.LayerNorm(num_features, eps=self.eps)]
+        return []
+
+
+def norm_parameters(network: nn.Module) -> set[nn.Parameter]:
+    """
+    :param network: Any network
+    :return: The parameters of its normalisation layers (gamma and beta)
+    """
+    norm_types = (_BatchNorm, BatchRenorm, nn.LayerNorm, nn.GroupNorm)
+    return {param for module in network.modules() if isinstance(module, norm_types) for param in module.parameters()}
+
+
+class StatisticsMixin(nn.Module):
+    """A network that can be run with a stated choice of batch-norm statistics, whichever layers it is built of."""
+
+    @cached_property
+    def norm_layers(self) -> tuple[nn.Module, ...]:
+        """The layers that keep running statistics, found by their type (names differ: ``running_mean``, ``ra_mean``)."""
+        return tuple(
+            module
+            for module in self.modules()
+            if isinstance(module, BatchRenorm) or (isinstance(module, _BatchNorm) and module.track_running_stats)
+        )
+
+    def forward_with(self, statistics: Statistics, *inputs: Any) -> Any:
+        """
+        One forward pass that normalises with, and updates, exactly the statistics it says.
+
+        It sets the mode of the batch-norm layers and leaves it set: every pass of the update states its own.
+
+        :param statistics: See :data:`Statistics`
+        :param inputs: The inputs of ``forward``
+        :return: The output of ``forward``
+        """
+        if statistics == "running_update":
+            with th.no_grad():
+                self.forward_with("batch_update", *inputs)
+        for layer in self.norm_layers:
+            layer.train(statistics in ("batch", "batch_update"))
+        if statistics == "batch":
+            with self._discarded_updates():
+                return self(*inputs)
+        return self(*inputs)
+
+    @contextmanager
+    def _discarded_updates(self) -> Iterator[None]:
+        """Let batch-norm layers update copies of their buffers, which are then thrown away."""
+        # The buffers themselves are put back untouched: autograd may have saved them for a backward pass
+        originals = [(layer, name, buffer) for layer in self.norm_layers for name, buffer in layer._buffers.items()]
+        try:
+            for layer, name, buffer in originals:
+                layer._buffers[name] = None if buffer is None else buffer.clone()
+            yield
+        finally:
+            for layer, name, buffer in originals:
+                layer._buffers[name] = buffer
+
+    @th.no_grad()
+    def follow_statistics(self, source: "StatisticsMixin", sync: StatisticsSync | None, tau: float) -> None:
+        """
+        Take over the running statistics of another network of the same structure, counters included.
+
+        :param source: The network to follow
+        :param sync: ``"copy"``, ``"polyak"`` (mean and variance move by ``tau`` of the way) or None (nothing moves)
+        :param tau: The Polyak coefficient, in [0, 1]
+        """
+        if sync is None:
+            return
+        for layer, source_layer in zip(self.norm_layers, source.norm_layers, strict=True):
+            for buffer, source_buffer in zip(_buffers(layer), _buffers(source_layer), strict=True):
+                if sync == "polyak" and buffer.is_floating_point():
+                    buffer.lerp_(source_buffer, tau)
+                else:
+                    buffer.copy_(source_buffer)
+
+    def running_statistics(self) -> list[tuple[th.Tensor, th.Tensor, int]]:
+        """
+        :return: For each batch-norm layer, copies of its running mean and variance, and how often they were updated
+        """
+        return [(mean.clone(), variance.clone(), int(count)) for mean, variance, count in map(_buffers, self.norm_layers)]
+
+    def statistics_drift(self, earlier: list[tuple[th.Tensor, th.Tensor, int]]) -> float | None:
+        """
+        How far the statistics of recent batches lie from the running ones that acting uses.
+
+        It is the Kullback-Leibler divergence of the normal distribution with the batches' mean and variance from the one
+        with the earlier running mean and variance, averaged over all units of all layers: 0 when they agree,
+        0.5 when a mean is off by one running standard deviation. The batches' statistics are read off the
+        movement of the running ones: after k updates with momentum m these have gone 1 - (1 - m)^k of the way.
+
+        :param earlier: :meth:`running_statistics` from before the batches
+        :return: The divergence in nats, or None if no statistics were updated since
+        """
+        total, n_units = 0.0, 0
+        for layer, (old_mean, old_var, old_count), (mean, var, count) in zip(
+            self.norm_layers, earlier, self.running_statistics(), strict=True
+        ):
+            momentum, eps = layer.momentum, layer.eps
+            if count == old_count or not isinstance(momentum, float) or not isinstance(eps, float):
+                continue
+            share = 1 - (1 - momentum) ** (count - old_count)
+            batch_mean = old_mean + (mean - old_mean) / share
+            # Rounding can leave the variance of a constant unit slightly negative
+            batch_var = (old_var + (var - old_var) / share).clamp(min=0) + eps
+            ratio = batch_var / (old_var + eps)
+            divergence = 0.5 * (ratio - 1 - ratio.log() + (batch_mean - old_mean).square() / (old_var + eps))
+            total += divergence.sum().item()
+            n_units += divergence.numel()
+        return total / n_units if n_units else None
+
+
+def _buffers(layer: nn.Module) -> list[th.Tensor]:
+    """
+    :param layer: A layer that keeps running statistics
+    :return: Its running mean, running variance and counter of updates
+    """
+    # Much faster than Module.buffers(), which walks over submodules
+    return [buffer for buffer in layer._buffers.values() if buffer is not None]

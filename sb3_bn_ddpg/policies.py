@@ -1,0 +1,435 @@
+"""The actor, the critic and the policies that hold both with their target networks."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    get_actor_critic_arch,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_bn_ddpg.checks import check_number
+from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig, StatisticsMixin, norm_parameters
+from sb3_bn_ddpg.torch_layers import hidden_layers, uniform_linear
+
+
+class Actor(StatisticsMixin, BasePolicy):
+    """
+    The paper's actor mu(s): normalised state, normalised hidden layers, tanh (sections 3 and 7).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Number of units of each hidden layer
+    :param features_extractor: Network to extract features (a ``nn.Flatten()`` layer for vector observations)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param normalize_images: Whether to divide images by 255
+    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or None
+    :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
+    :param norm_eps: Value added to the variance, > 0
+    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
+    """
+
+    action_space: spaces.Box
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        normalization: Normalization | None = "batch",
+        norm_momentum: float = 0.1,
+        norm_eps: float = 1e-5,
+        renorm_warmup_steps: int = 100_000,
+        final_init: float = 3e-3,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.constructor_parameters = dict(
+            net_arch=net_arch,
+            features_extractor=features_extractor,
+            features_dim=features_dim,
+            activation_fn=activation_fn,
+            normalization=normalization,
+            norm_momentum=norm_momentum,
+            norm_eps=norm_eps,
+            renorm_warmup_steps=renorm_warmup_steps,
+            final_init=final_init,
+        )
+        config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
+        last_dim = net_arch[-1] if net_arch else features_dim
+        self.mu = nn.Sequential(
+            *config.input_layers(features_dim),
+            *hidden_layers(features_dim, net_arch, activation_fn, config),
+            # Not normalised: that would undo the small initialisation, by which the first actions are near zero (section 7)
+            uniform_linear(last_dim, get_action_dim(action_space), final_init),
+            nn.Tanh(),
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | self.constructor_parameters
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        actions: th.Tensor = self.mu(self.extract_features(obs, self.features_extractor))
+        return actions
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # The policy is deterministic: exploration is the business of the action noise
+        actions: th.Tensor = self(observation)
+        return actions
+
+
+class Critic(StatisticsMixin, BaseModel):
+    """
+    The paper's critic Q(s, a): normalised layers for the state alone, then the action joins in at a hidden layer, and from
+    there on nothing is normalised ("all layers of the Q network prior to the action input", section 3).
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param net_arch: Number of units of each hidden layer
+    :param features_extractor: Network to extract features (a ``nn.Flatten()`` layer for vector observations)
+    :param features_dim: Number of features
+    :param activation_fn: Activation function
+    :param normalize_images: Whether to divide images by 255
+    :param share_features_extractor: Whether the actor owns the features extractor, so that the critic must not train it
+    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or None
+    :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
+    :param norm_eps: Value added to the variance, > 0
+    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
+    :param action_layer: The hidden layer, counted from 1, at which the action enters: 2 in the paper, 1 joins state and
+        action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
+    """
+
+    features_extractor: BaseFeaturesExtractor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+        share_features_extractor: bool = False,
+        normalization: Normalization | None = "batch",
+        norm_momentum: float = 0.1,
+        norm_eps: float = 1e-5,
+        renorm_warmup_steps: int = 100_000,
+        final_init: float = 3e-3,
+        action_layer: int = 2,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.constructor_parameters = dict(
+            net_arch=net_arch,
+            features_extractor=features_extractor,
+            features_dim=features_dim,
+            activation_fn=activation_fn,
+            share_features_extractor=share_features_extractor,
+            normalization=normalization,
+            norm_momentum=norm_momentum,
+            norm_eps=norm_eps,
+            renorm_warmup_steps=renorm_warmup_steps,
+            final_init=final_init,
+            action_layer=action_layer,
+        )
+        self.share_features_extractor = share_features_extractor
+        config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
+        # In a critic without hidden layers the action enters at the output layer
+        n_state_layers = max(min(action_layer, len(net_arch)) - 1, 0)
+        state_arch, joint_arch = net_arch[:n_state_layers], net_arch[n_state_layers:]
+        joint_dim = (state_arch[-1] if state_arch else features_dim) + get_action_dim(action_space)
+        self.state_net = nn.Sequential(
+            *config.input_layers(features_dim),
+            *hidden_layers(features_dim, state_arch, activation_fn, config),
+        )
+        self.q_net = nn.Sequential(
+            *hidden_layers(joint_dim, joint_arch, activation_fn, NormalizationConfig(kind=None)),
+            uniform_linear(joint_arch[-1] if joint_arch else joint_dim, 1, final_init),
+        )
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return super()._get_constructor_parameters() | self.constructor_parameters
+
+    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor]:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        :return: A tuple, as of every SB3 critic, of the one Q-network's values, of shape ``(batch_size, 1)``
+        """
+        # A shared features extractor learns from the actor's loss only, as in SB3
+        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+            features = self.extract_features(obs, self.features_extractor)
+        return (self.q_net(th.cat([self.state_net(features), actions], dim=1)),)
+
+    def q1_forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        :return: The Q-values, of shape ``(batch_size, 1)``
+        """
+        q_values: th.Tensor = self(obs, actions)[0]
+        return q_values
+
+
+class BNDDPGPolicy(BasePolicy):
+    """
+    Actor, critic and their target networks, with the paper's architecture for low-dimensional states as default:
+    two hidden layers of 400 and 300 ReLU units, batch norm on the state, on every hidden layer of the actor and on every
+    layer of the critic before the action, which enters at the second hidden layer.
+
+    The critic's optimiser has two groups of parameters: the weights, which weight decay pulls at, and the biases and
+    normalisation parameters, which it spares. :class:`~sb3_bn_ddpg.BNDDPG` sets learning rates and weight decay.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule (could be constant)
+    :param net_arch: The number of units of the hidden layers, of both networks or as ``dict(pi=[...], qf=[...])``.
+        An empty list makes a network linear.
+    :param activation_fn: Activation function
+    :param features_extractor_class: Features extractor to use
+    :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
+    :param normalize_images: Whether to divide images by 255
+    :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
+    :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer.
+        A ``weight_decay`` among them concerns the actor only; ``BNDDPG`` has ``critic_weight_decay``.
+    :param share_features_extractor: Whether actor and critic share one features extractor, trained by the actor's loss
+    :param normalization: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ),
+        ``"layer"`` (on hidden layers only) or None
+    :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
+    :param norm_eps: Value added to the variance for numerical stability, > 0
+    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param final_init: The output layers' weights and biases are drawn from U[-final_init, final_init], > 0
+    :param action_layer: The hidden layer of the critic, counted from 1, at which the action enters: 2 in the paper,
+        1 joins state and action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
+    :raises ValueError: if an argument is out of its range
+    """
+
+    actor: Actor
+    actor_target: Actor
+    critic: Critic
+    critic_target: Critic
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        share_features_extractor: bool = False,
+        normalization: Normalization | None = "batch",
+        norm_momentum: float = 0.1,
+        norm_eps: float = 1e-5,
+        renorm_warmup_steps: int = 100_000,
+        final_init: float = 3e-3,
+        action_layer: int = 2,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+            normalize_images=normalize_images,
+        )
+        if net_arch is None:
+            # Section 7: 400 and 300 units for states, 200 and 200 after the convolutions
+            net_arch = [200, 200] if features_extractor_class is NatureCNN else [400, 300]
+        actor_arch, critic_arch = _checked_net_arch(net_arch)
+        check_number("final_init", final_init, low=0, low_open=True)
+        check_number("action_layer", action_layer, low=1, integer=True)
+
+        self.net_arch = net_arch
+        self.share_features_extractor = share_features_extractor
+        self.net_kwargs = dict(
+            activation_fn=activation_fn,
+            normalization=normalization,
+            norm_momentum=norm_momentum,
+            norm_eps=norm_eps,
+            renorm_warmup_steps=renorm_warmup_steps,
+            final_init=final_init,
+        )
+        spaces_kwargs = dict(observation_space=observation_space, action_space=action_space, normalize_images=normalize_images)
+        self.actor_kwargs = self.net_kwargs | spaces_kwargs | dict(net_arch=actor_arch)
+        self.critic_kwargs = (
+            self.net_kwargs
+            | spaces_kwargs
+            | dict(net_arch=critic_arch, share_features_extractor=share_features_extractor, action_layer=action_layer)
+        )
+        self._build(lr_schedule)
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """
+        Create the networks and their optimizers.
+
+        :param lr_schedule: Learning rate schedule, whose first value both optimizers start with
+        """
+        self.actor = self.make_actor()
+        self.actor_target = self.make_actor()
+        self.critic = self.make_critic(self.actor.features_extractor if self.share_features_extractor else None)
+        self.critic_target = self.make_critic(self.actor_target.features_extractor if self.share_features_extractor else None)
+        # "Initialize target network Q' and mu' with weights" of the online networks (Algorithm 1)
+        self.actor_target.load_state_dict(self.actor.state_dict())
+        self.critic_target.load_state_dict(self.critic.state_dict())
+        self.actor_target.set_training_mode(False)
+        self.critic_target.set_training_mode(False)
+
+        learning_rate: dict[str, Any] = dict(lr=lr_schedule(1))
+        self.actor.optimizer = self.optimizer_class(self.actor.parameters(), **learning_rate, **self.optimizer_kwargs)
+
+        # A shared features extractor belongs to the actor's optimizer alone
+        shared = set(self.actor.parameters())
+        own = [param for param in self.critic.parameters() if param not in shared]
+        spared = norm_parameters(self.critic) | {param for param in own if param.ndim < 2}
+        groups: list[dict[str, Any]] = [
+            {"params": [param for param in own if param not in spared]},
+            {"params": [param for param in own if param in spared], "weight_decay": 0.0},
+        ]
+        self.critic.optimizer = self.optimizer_class(groups, **learning_rate, **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return (
+            super()._get_constructor_parameters()
+            | self.net_kwargs
+            | dict(
+                lr_schedule=self._dummy_schedule,  # not needed for a policy loaded by itself
+                net_arch=self.net_arch,
+                optimizer_class=self.optimizer_class,
+                optimizer_kwargs=self.optimizer_kwargs,
+                features_extractor_class=self.features_extractor_class,
+                features_extractor_kwargs=self.features_extractor_kwargs,
+                share_features_extractor=self.share_features_extractor,
+                action_layer=self.critic_kwargs["action_layer"],
+            )
+        )
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Actor:
+        """
+        :param features_extractor: The features extractor (if None: a new one)
+        :return: A new actor
+        """
+        return Actor(**self._update_features_extractor(self.actor_kwargs, features_extractor)).to(self.device)
+
+    def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
+        """
+        :param features_extractor: The features extractor (if None: a new one)
+        :return: A new critic
+        """
+        return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: Observations, of shape ``(batch_size, ...)``
+        :param deterministic: Without effect: the policy is deterministic
+        :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        return self._predict(observation, deterministic=deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor._predict(observation, deterministic=deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put actor and critic in training or evaluation mode (batch norm, dropout). The targets stay in evaluation mode.
+
+        :param mode: if true, set to training mode, else set to evaluation mode
+        """
+        self.actor.set_training_mode(mode)
+        self.critic.set_training_mode(mode)
+        self.training = mode
+
+
+MlpPolicy = BNDDPGPolicy
+
+
+class CnnPolicy(BNDDPGPolicy):
+    """
+    :class:`BNDDPGPolicy` for images: SB3's convolutional features extractor, then two hidden layers of 200 units.
+
+    The parameters are those of :class:`BNDDPGPolicy`, with another default for ``features_extractor_class``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+class MultiInputPolicy(BNDDPGPolicy):
+    """
+    :class:`BNDDPGPolicy` for dictionaries of observations, each through SB3's combined features extractor.
+
+    The parameters are those of :class:`BNDDPGPolicy`, with another default for ``features_extractor_class``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+        )
+
+
+def _checked_net_arch(net_arch: list[int] | dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    """
+    :param net_arch: The ``net_arch`` argument
+    :return: The hidden layers of the actor and of the critic
+    :raises ValueError: if it is not a list of positive integers or ``dict(pi=[...], qf=[...])`` of two
+    """
+    if not isinstance(net_arch, list) and not (isinstance(net_arch, dict) and set(net_arch) == {"pi", "qf"}):
+        raise ValueError(f"`net_arch={net_arch!r}` is not allowed: it must be a list or dict(pi=[...], qf=[...])")
+    actor_arch, critic_arch = get_actor_critic_arch(net_arch)
+    for arch in (actor_arch, critic_arch):
+        if not isinstance(arch, list):
+            raise ValueError(f"`net_arch={net_arch!r}` is not allowed: the hidden layers must be lists of integers")
+        for n_units in arch:
+            check_number("net_arch", n_units, low=1, integer=True)
+    return actor_arch, critic_arch

@@ -1,0 +1,171 @@
+"""One gradient step of DDPG: Algorithm 1 of the paper, from the sampled transitions to the target networks."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, get_args
+
+import torch as th
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_bn_ddpg.checks import check_choice
+from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
+from sb3_bn_ddpg.policies import Actor, Critic
+
+
+@dataclass(frozen=True)
+class PassStatistics:
+    """
+    Which batch-norm statistics each forward pass of a gradient step normalises with and updates
+    (see :data:`~sb3_bn_ddpg.normalization.Statistics`). Acting and predicting always use running statistics.
+
+    :param target: Actor and critic in the TD target (the target networks, or the online ones if there are none)
+    :param target_sync: How running statistics reach the target networks
+    :param critic_loss: The critic in its own loss
+    :param actor_loss_actor: The actor in its loss
+    :param actor_loss_critic: The critic in the actor's loss
+    :raises ValueError: if a value is unknown, or the combination never updates a network's running statistics
+    """
+
+    target: Statistics = "running"
+    target_sync: StatisticsSync | None = "copy"
+    critic_loss: Statistics = "batch_update"
+    actor_loss_actor: Statistics = "batch_update"
+    actor_loss_critic: Statistics = "running"
+
+    def __post_init__(self) -> None:
+        updating = ("batch_update", "running_update")
+        check_choice("target_statistics", self.target, get_args(Statistics))
+        check_choice("target_statistics_sync", self.target_sync, (*get_args(StatisticsSync), None))
+        # The running statistics that acting needs come from these two passes
+        check_choice("critic_loss_statistics", self.critic_loss, updating)
+        check_choice("actor_loss_actor_statistics", self.actor_loss_actor, updating)
+        check_choice("actor_loss_critic_statistics", self.actor_loss_critic, get_args(Statistics))
+        if self.target == "running" and self.target_sync is None:
+            raise ValueError(
+                "`target_statistics_sync=None` is not allowed with `target_statistics='running'`: it must be one of "
+                "'copy', 'polyak', or the target networks would keep the statistics they were created with"
+            )
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The four networks; without target networks, the last two are the first two."""
+
+    actor: Actor
+    critic: Critic
+    actor_target: Actor
+    critic_target: Critic
+
+    @cached_property
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """What the actor's loss trains."""
+        return [param for param in self.actor.parameters() if param.requires_grad]
+
+    @cached_property
+    def online_parameters(self) -> list[nn.Parameter]:
+        """Actor's and critic's, each once: those of a shared features extractor belong to both."""
+        return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
+
+    @cached_property
+    def target_parameters(self) -> list[nn.Parameter]:
+        """The counterparts of ``online_parameters``."""
+        return list(dict.fromkeys([*self.actor_target.parameters(), *self.critic_target.parameters()]))
+
+
+class UpdateInfo(NamedTuple):
+    """What a gradient step reports, scalars all."""
+
+    actor_loss: th.Tensor
+    critic_loss: th.Tensor
+    q_value: th.Tensor
+    """Mean of Q(s, a) before the step"""
+    td_target: th.Tensor
+    """Mean of the TD target"""
+
+
+Batch = ReplayBufferSamples | DictReplayBufferSamples
+"""N transitions: (N, ...) observations and next observations, (N, action_dim) actions, (N, 1) rewards and dones."""
+
+
+def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statistics: PassStatistics) -> UpdateInfo:
+    """
+    Minimise the critic's loss, ascend the deterministic policy gradient, move the target networks.
+
+    :param nets: The networks, with the optimizers of actor and critic
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param tau: Polyak coefficient of the target networks, in [0, 1]
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :return: Losses and values of this step
+    """
+    target = td_target(nets, batch, gamma, statistics)
+
+    # Normalises with the statistics of the replayed states s and updates the critic's running ones by them (default)
+    q_values = nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions)[0]
+    critic_loss = F.mse_loss(q_values, target)
+    nets.critic.optimizer.zero_grad()
+    critic_loss.backward()  # type: ignore[no-untyped-call]
+    nets.critic.optimizer.step()
+
+    loss = actor_loss(nets, batch, statistics)
+    nets.actor.optimizer.zero_grad()
+    # Only the actor's gradients: the critic's would be computed for nothing, and overwrite those of its own loss
+    loss.backward(inputs=nets.actor_parameters)  # type: ignore[no-untyped-call]
+    nets.actor.optimizer.step()
+
+    if nets.actor_target is not nets.actor:
+        move_targets(nets, tau, statistics)
+
+    return UpdateInfo(loss.detach(), critic_loss.detach(), q_values.detach().mean(), target.mean())
+
+
+@th.no_grad()
+def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics) -> th.Tensor:
+    """
+    The TD target y = r + gamma Q'(s', mu'(s')). A true termination does not bootstrap; a time limit does.
+
+    :param nets: The networks
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :return: The targets, of shape ``(batch_size, 1)``
+    """
+    discounts = gamma if batch.discounts is None else batch.discounts
+    # Both normalise s' with the target networks' running statistics and update nothing (default)
+    next_actions = nets.actor_target.forward_with(statistics.target, batch.next_observations)
+    next_q_values = nets.critic_target.forward_with(statistics.target, batch.next_observations, next_actions)[0]
+    target: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values
+    return target
+
+
+def actor_loss(nets: Networks, batch: Batch, statistics: PassStatistics) -> th.Tensor:
+    """
+    The loss -mean Q(s, mu(s)), whose negative gradient is the deterministic policy gradient (equation 6).
+
+    :param nets: The networks
+    :param batch: Transitions sampled from the replay buffer
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :return: The loss, a scalar
+    """
+    # The actor normalises with the statistics of this batch and updates its running ones by them (default)
+    actions = nets.actor.forward_with(statistics.actor_loss_actor, batch.observations)
+    # The critic normalises with its running statistics and updates nothing (default)
+    q_values = nets.critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)[0]
+    loss: th.Tensor = -q_values.mean()
+    return loss
+
+
+def move_targets(nets: Networks, tau: float, statistics: PassStatistics) -> None:
+    """
+    Move the target networks: theta' = tau theta + (1 - tau) theta', and their running statistics by ``target_sync``.
+
+    :param nets: The networks
+    :param tau: Polyak coefficient, in [0, 1]
+    :param statistics: Its ``target_sync`` says how running statistics follow
+    """
+    polyak_update(nets.online_parameters, nets.target_parameters, tau)
+    nets.actor_target.follow_statistics(nets.actor, statistics.target_sync, tau)
+    nets.critic_target.follow_statistics(nets.critic, statistics.target_sync, tau)
