@@ -1,0 +1,163 @@
+"""``bn-ddpg`` and ``python -m sb3_bn_ddpg``: RL Zoo's own scripts, with ``bn_ddpg`` among their algorithms."""
+
+import argparse
+import importlib
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from sb3_bn_ddpg import __version__
+
+
+class Command(NamedTuple):
+    """One of the Zoo's scripts."""
+
+    help: str
+    module: str
+    function: str | None
+    """The script's main function; None if the module itself is the script"""
+    algo_flag: str | None
+    """The option that names the algorithm"""
+
+
+COMMANDS = {
+    "train": Command("train a model, or search hyperparameters with --optimize", "rl_zoo3.train", "train", "--algo"),
+    "enjoy": Command("run a trained model", "rl_zoo3.enjoy", "enjoy", "--algo"),
+    "record_video": Command("film a trained model", "rl_zoo3.record_video", None, "--algo"),
+    "record_training": Command("film a model's checkpoints one after another", "rl_zoo3.record_training", None, "--algo"),
+    "push_to_hub": Command("upload a trained model to the Hugging Face hub", "rl_zoo3.push_to_hub", None, "--algo"),
+    "load_from_hub": Command("download a model from the Hugging Face hub", "rl_zoo3.load_from_hub", None, "--algo"),
+    "plot_train": Command("plot the returns of training episodes", "rl_zoo3.plots", "plot_train", "--algo"),
+    "all_plots": Command("plot evaluations of several algorithms", "rl_zoo3.plots", "all_plots", "--algos"),
+    "plot_from_file": Command("plot what all_plots has saved", "rl_zoo3.plots", "plot_from_file", None),
+    "benchmark": Command("evaluate all trained models in a folder", "rl_zoo3.benchmark", None, None),
+}
+
+PROFILE_NAMES = ("tuned", "paper")  # spelled out, so that help works without RL Zoo
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    Run a command.
+
+    :param argv: The command line (if None: the process's)
+    :raises SystemExit: if the command line is wrong, RL Zoo is missing, or help was asked for
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command_line = _top_parser().parse_args(argv[:1])
+    name, arguments = command_line.command, argv[1:]
+    try:
+        zoo = importlib.import_module("sb3_bn_ddpg.zoo")
+    except ImportError as error:
+        sys.exit(str(error))
+    command = COMMANDS[name]
+    wants_help = not {"-h", "--help"}.isdisjoint(arguments)
+    if name == "train":
+        arguments = _train_options(arguments, zoo, wants_help)
+    else:
+        zoo.register()
+    if wants_help and command.algo_flag is not None:
+        print(f"{command.algo_flag} is {zoo.ALGO} if you leave it out. The Zoo's own help:\n")
+    if command.algo_flag is not None:
+        arguments = [command.algo_flag, zoo.ALGO, *arguments]  # of an option given twice, the last one counts
+    if any(argument.startswith("dm_control/") for argument in arguments):
+        importlib.import_module("shimmy")  # registers these environments
+    if name == "record_training" and not wants_help and shutil.which("ffmpeg") is None:
+        sys.exit("record_training needs the program `ffmpeg`, which is not installed")
+    sys.argv = [f"bn-ddpg {name}", *arguments]
+    with _own_child_processes():
+        if command.function is None:
+            runpy.run_module(command.module, run_name="__main__")
+        else:
+            script: Callable[[], None] = getattr(importlib.import_module(command.module), command.function)
+            script()
+
+
+def _top_parser() -> argparse.ArgumentParser:
+    """The parser of the first argument."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="bn-ddpg",
+        usage="bn-ddpg [-h] [--version] command ...",
+        description="RL Zoo's scripts with all their options, for batch-normalised DDPG:\n"
+        "--algo is bn_ddpg if you leave it out, and the Zoo's other algorithms are a word away (--algo ddpg).",
+        epilog=f"commands:\n{commands}\n\n`bn-ddpg command --help` shows the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sb3-bn-ddpg {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="what to do: see below")
+    return parser
+
+
+def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str]:
+    """
+    Read the options that ``bn-ddpg train`` has beyond the Zoo's, and register accordingly.
+
+    :param arguments: The arguments of ``train``
+    :param zoo: The module ``sb3_bn_ddpg.zoo``
+    :param wants_help: Whether to print their help
+    :return: The arguments for the Zoo
+    """
+    parser = argparse.ArgumentParser(prog="bn-ddpg train", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
+    own = parser.add_argument_group("options of bn-ddpg")
+    own.add_argument("--profile", choices=PROFILE_NAMES, help="bn_ddpg's hyperparameters (default: tuned)")
+    recovery = zoo.WorkerRecovery()
+    own.add_argument(
+        "--heartbeat-interval",
+        type=int,
+        default=recovery.heartbeat_interval,
+        metavar="SECONDS",
+        help="how often a running trial of a search says that it is alive; one silent for twice as long counts as failed "
+        "(databases only, default: %(default)s)",
+    )
+    own.add_argument(
+        "--max-retries",
+        type=int,
+        default=recovery.max_retries,
+        metavar="N",
+        help="how often the trial of a dead worker is tried again (databases only, default: %(default)s)",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if wants_help:
+        print(parser.format_help())
+    try:
+        zoo.register(zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries))
+    except ValueError as error:
+        parser.error(str(error))
+    if options.profile is None:
+        return rest
+    # The Zoo's abbreviations of the two options it shares a say with
+    others = argparse.ArgumentParser(add_help=False)
+    others.add_argument("--algo", default=zoo.ALGO)
+    others.add_argument("-conf", "--conf-file")
+    known, _ = others.parse_known_args(rest)
+    if known.algo != zoo.ALGO:
+        parser.error(f"argument --profile: not allowed with --algo {known.algo}: its profiles are {zoo.ALGO}'s")
+    if known.conf_file is not None:
+        parser.error("argument --profile: not allowed with argument -conf/--conf-file")
+    return ["--conf-file", str(zoo.profile_path(options.profile)), *rest]
+
+
+@contextmanager
+def _own_child_processes() -> Iterator[None]:
+    """Let scripts that start others by ``python ...`` start them through this module, where ``bn_ddpg`` is known."""
+    call = subprocess.call
+
+    def call_registered(args: Any, *rest: Any, **kwargs: Any) -> int:
+        match args:
+            case ["python", "enjoy.py", *options]:
+                args = [sys.executable, "-m", "sb3_bn_ddpg", "enjoy", *options]
+            case ["python", "-m", "rl_zoo3.record_video", *options]:
+                args = [sys.executable, "-m", "sb3_bn_ddpg", "record_video", *options]
+        return call(args, *rest, **kwargs)
+
+    subprocess.call = call_registered
+    try:
+        yield
+    finally:
+        subprocess.call = call

@@ -1,0 +1,97 @@
+"""The exploration noise as a hyperparameter file and an Optuna study spell it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from rl_zoo3.utils import linear_schedule
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_bn_ddpg.checks import check_choice, check_number
+from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+
+NOISE_KEYS = {"ou": ("sigma", "theta", "dt", "initial_noise"), "normal": ("sigma",)}
+"""What the mapping ``action_noise`` may hold besides ``type``, for each type."""
+
+ZOO_NOISE_TYPES = ("normal", "ornstein-uhlenbeck")
+"""The words of the Zoo's own ``noise_type``. Its Ornstein-Uhlenbeck process is SB3's, with a dt of 0.01."""
+
+
+def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
+    """
+    Turn the hyperparameter ``action_noise`` into a noise. The mapping ``{type: ou, sigma: ..., theta: ..., dt: ...}``
+    has the arguments of :class:`~sb3_bn_ddpg.OrnsteinUhlenbeckNoise`, ``{type: normal, sigma: ...}`` is white noise;
+    sigma is required for the latter only, and ``type`` is ``ou`` if left out.
+
+    The sigma of ``ou`` is a number or list of numbers >= 0, ``"lin_0.2"`` (falls linearly to 0, as the Zoo's learning rates
+    do) or the mapping ``{start: 0.2, end: 0.05, end_fraction: 0.5}``, which stays at ``end`` after that share of the training.
+
+    :param value: The mapping, or anything else that ``BNDDPG`` takes, which is returned as it is
+    :param action_shape: Shape of one action
+    :return: A value for the argument ``action_noise`` of ``BNDDPG``
+    :raises ValueError: if the mapping has an unknown key or a value out of its range
+    """
+    if not isinstance(value, Mapping):
+        return value
+    arguments = dict(value)
+    noise_type = arguments.pop("type", "ou")
+    check_choice("action_noise['type']", noise_type, NOISE_KEYS)
+    allowed = NOISE_KEYS[noise_type]
+    for key in arguments:
+        if key not in allowed:
+            raise ValueError(
+                f"`action_noise[{key!r}]={arguments[key]!r}` is not allowed: with type {noise_type!r} its keys are "
+                f"{', '.join(map(repr, allowed))}"
+            )
+    mean = np.zeros(action_shape)
+    if noise_type == "normal":
+        sigma = arguments.get("sigma")
+        check_number("action_noise['sigma']", sigma, low=0)
+        return NormalActionNoise(mean, np.full(action_shape, sigma))
+    if "sigma" in arguments:
+        arguments["sigma"] = _sigma(arguments["sigma"])
+    return OrnsteinUhlenbeckNoise(mean, **arguments)
+
+
+def _sigma(value: Any) -> Any:
+    """
+    :param value: ``action_noise['sigma']``
+    :return: A schedule if the value spells one, else the value
+    :raises ValueError: if the spelling is unknown
+    """
+    if isinstance(value, str):
+        return parse_linear_schedule("action_noise['sigma']", value)
+    if isinstance(value, Mapping):
+        if set(value) != {"start", "end", "end_fraction"}:
+            raise ValueError(
+                f"`action_noise['sigma']={value!r}` is not allowed: a schedule needs 'start', 'end' and 'end_fraction'"
+            )
+        check_number("action_noise['sigma']['start']", value["start"], low=0)
+        check_number("action_noise['sigma']['end']", value["end"], low=0)
+        check_number("action_noise['sigma']['end_fraction']", value["end_fraction"], low=0, low_open=True, high=1)
+        return LinearSchedule(**value)
+    return value
+
+
+def parse_linear_schedule(name: str, value: str) -> Schedule:
+    """
+    :param name: Name of the hyperparameter, for the message
+    :param value: ``"lin_"`` and a number >= 0, the Zoo's spelling of a value that falls linearly to 0
+    :return: The schedule
+    :raises ValueError: if it is spelled differently
+    """
+    prefix, _, initial_value = value.partition("_")
+    try:
+        number = float(initial_value)
+        check_number(name, number, low=0)
+    except ValueError:
+        prefix = ""
+    if prefix != "lin":
+        raise ValueError(
+            f"`{name}={value!r}` is not allowed: it must be a number >= 0 or 'lin_<number>' "
+            "(YAML reads 1e-3 as a word: write 1.0e-3 or 0.001)"
+        )
+    schedule: Schedule = linear_schedule(number)
+    return schedule

@@ -1,0 +1,287 @@
+"""The Zoo's experiment manager, taught this package's files and noise, and to keep searches."""
+
+import contextlib
+import io
+import math
+import shlex
+import sys
+import warnings
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import optuna
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_bn_ddpg.checks import check_choice, check_number
+from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
+from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
+from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs, merge_hyperparams
+from sb3_bn_ddpg.zoo.studies import (
+    WorkerRecovery,
+    default_storage,
+    default_study_name,
+    finished_trials,
+    load_study,
+    open_storage,
+    write_best_hyperparams,
+    write_plots,
+)
+
+
+class BNDDPGExperimentManager(ExperimentManager):
+    """
+    RL Zoo's ``ExperimentManager``. For ``bn_ddpg`` it finds this package's hyperparameter file, schedules
+    ``critic_learning_rate`` and builds ``action_noise`` from a mapping; for every algorithm a search is kept in a file by
+    default, recovers from dead workers and ends in a report, and ``--trial-id 0`` is a trial like any other.
+
+    :param args: The command line's arguments
+    :param algo: Algorithm
+    :param rest: Other positional arguments of ``ExperimentManager``
+    :param kwargs: Its keyword arguments. A ``config`` of None is the tuned profile if the algorithm is ``bn_ddpg``, else the
+        Zoo's own file.
+    :raises ValueError: if ``trial_id`` is negative
+    """
+
+    recovery: ClassVar[WorkerRecovery] = WorkerRecovery()
+    """What becomes of trials whose worker died"""
+
+    def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
+        if kwargs.get("config") is None and algo == ALGO:
+            kwargs["config"] = str(profile_path())
+        super().__init__(args, algo, *rest, **kwargs)
+        if self.trial_id is not None:
+            check_number("trial_id", self.trial_id, low=0, integer=True)
+        self._file_hyperparams: dict[str, Any] = {}
+
+    # --- Reading hyperparameters
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the hyperparameters: the file's, over them those of ``--trial-id``, over them those of ``-params``.
+
+        :return: The hyperparameters, and a copy of them to save
+        :raises ValueError: if there is no such trial, or the noise is spelled in two ways at once
+        """
+        from_command_line = dict(self.custom_hyperparams or {})
+        from_trial: dict[str, Any] = {}
+        if self.trial_id is not None:
+            from_trial = self._trial_hyperparams(self.trial_id)
+            self.trial_id = None  # done: the Zoo would do it again, except for trial 0
+        if _spells_noise(from_command_line):
+            from_trial.pop("action_noise", None)
+        overrides = from_trial | from_command_line
+        self.custom_hyperparams = overrides
+        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        if self.algo == ALGO:
+            for each in (hyperparams, saved_hyperparams):
+                _settle_noise_spelling(each, overrides)
+        self._file_hyperparams = dict(saved_hyperparams)
+        return hyperparams, saved_hyperparams
+
+    def _trial_hyperparams(self, trial_id: int) -> dict[str, Any]:
+        """
+        :param trial_id: Number of a trial
+        :return: Its hyperparameters; mappings hold the file's entries too
+        :raises ValueError: if there is no such trial
+        """
+        from_trial = self.load_trial(self.storage or "", self.study_name or "", trial_id)
+        if self.algo != ALGO:
+            return from_trial
+        self.trial_id, self.custom_hyperparams = None, None
+        with contextlib.redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
+            in_file, _ = super().read_hyperparameters()
+        merged = merge_hyperparams(in_file, from_trial)
+        return {key: merged[key] for key in from_trial}
+
+    def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
+        """
+        Load the parameters of a trial.
+
+        :param storage: The storage (if empty: the default one)
+        :param study_name: The study (if empty: the environment's only one)
+        :param trial_id: Number of the trial (if None: the best one)
+        :param convert: Whether to convert them to hyperparameters
+        :return: Parameters or hyperparameters
+        :raises ValueError: if there is no such trial
+        """
+        print("Loading from Optuna study...")
+        study = load_study(storage or None, study_name or None, self.log_folder, self.algo, self.env_name)
+        if trial_id is None:
+            trial = study.best_trial
+        else:
+            check_number("trial_id", trial_id, low=0, high=len(study.trials) - 1, integer=True)
+            trial = study.trials[trial_id]
+        if not trial.params:
+            raise ValueError(f"`trial_id={trial_id}` is not allowed: the trial was never started ({trial.state.name})")
+        params: dict[str, Any] = HYPERPARAMS_CONVERTER[self.algo](trial.params) if convert else trial.params
+        return params
+
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        for name in ("learning_rate", "critic_learning_rate"):
+            if isinstance(hyperparams.get(name), str):
+                parse_linear_schedule(name, hyperparams[name])  # for its message: the Zoo's names nothing
+        processed = ExperimentManager._preprocess_schedules(hyperparams)
+        if "critic_learning_rate" in processed:
+            as_actors = ExperimentManager._preprocess_schedules({"learning_rate": processed["critic_learning_rate"]})
+            processed["critic_learning_rate"] = as_actors["learning_rate"]
+        return processed
+
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        if self.algo == ALGO:
+            _translate_noise_type(hyperparams)
+        hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        if "action_noise" in hyperparams and env.action_space.shape is not None:
+            hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
+        return hyperparams
+
+    # --- Searching
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """
+        Train and evaluate a model with sampled hyperparameters.
+
+        :param trial: The trial
+        :return: The mean reward of its last evaluation
+        :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
+        """
+        with file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
+            value = super().objective(trial)
+        if math.isnan(value):
+            raise optuna.TrialPruned("The mean reward is NaN")
+        return value
+
+    def hyperparameters_optimization(self) -> None:
+        """Run or resume a search, and report what the study has found so far."""
+        self.storage = self.storage or default_storage(self.log_folder)
+        self.study_name = self.study_name or default_study_name(self.algo, self.env_name, self._objective_settings())
+        # The Zoo's plots would open in a browser: write files instead
+        with_plots, self.no_optim_plots = not self.no_optim_plots, True
+        print(f"Study {self.study_name} in {self.storage}: the same command resumes it")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # the heartbeat, the plots
+            study = self._search()
+            if finished_trials(study):
+                self._report(study, with_plots)
+            else:
+                print("No trial has finished yet")
+
+    def _search(self) -> optuna.Study:
+        """
+        Let the Zoo search, in this package's storage: the Zoo has no argument for one with a heartbeat.
+
+        :return: The study
+        """
+        assert self.storage is not None
+        storage = open_storage(self.storage, self.recovery)
+        studies: list[optuna.Study] = []
+        create_study = optuna.create_study
+
+        def create_study_in_storage(**kwargs: Any) -> optuna.Study:
+            study = create_study(**{**kwargs, "storage": storage})
+            if study.trials:
+                # Seeded as in the first start, the sampler would draw the same trials again
+                study.sampler.reseed_rng()
+            studies.append(study)
+            return study
+
+        optuna.create_study = create_study_in_storage
+        try:
+            super().hyperparameters_optimization()
+        except ValueError:
+            # The Zoo asks for the best trial even if there is none, as after an early Ctrl-C
+            if not studies or finished_trials(studies[0]):
+                raise
+        finally:
+            optuna.create_study = create_study
+        return studies[0]
+
+    def _objective_settings(self) -> dict[str, Any]:
+        """All that determines what a trial's value means, except for chance."""
+        return {
+            "hyperparams": self._file_hyperparams,
+            "n_timesteps": self.n_timesteps,
+            "n_evaluations": self.n_evaluations,
+            "n_eval_episodes": self.n_eval_episodes,
+            "env_kwargs": self.env_kwargs,
+            "eval_env_kwargs": self.eval_env_kwargs,
+        }
+
+    def _report(self, study: optuna.Study, with_plots: bool) -> None:
+        """
+        Write the best trial's hyperparameters and the plots, and print how to go on.
+
+        :param study: A study with a finished trial
+        :param with_plots: Whether to plot
+        """
+        folder = Path(self.log_path) / "optuna" / study.study_name
+        folder.mkdir(parents=True, exist_ok=True)
+        best_file = folder / "best.yml"
+        from_trial = HYPERPARAMS_CONVERTER[self.algo](study.best_trial.params)
+        hyperparams = merge_hyperparams(self._file_hyperparams, from_trial)
+        if self.algo == ALGO:
+            _settle_noise_spelling(hyperparams, from_trial)
+        write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
+        files = [best_file, *(write_plots(study, folder) if with_plots else [])]
+
+        train = ["bn-ddpg", "train", "--algo", self.algo, "--env", self.env_name.gym_id]
+        in_study = ["--storage", str(self.storage), "--study-name", study.study_name]
+        best = study.best_trial
+        print(f"\nBest of {len(finished_trials(study))} finished trials: {best.number}, with {study.best_value:.2f}")
+        print(best_file.read_text().rstrip())
+        print("\nWritten: " + " ".join(str(file) for file in files))
+        print("Train with it: " + shlex.join([*train, "--conf-file", str(best_file)]))
+        print("or:            " + shlex.join([*train, *in_study, "--trial-id", str(best.number)]))
+        sys.stdout.flush()
+
+
+def _spells_noise(hyperparams: dict[str, Any]) -> bool:
+    return "noise_type" in hyperparams or "action_noise" in hyperparams
+
+
+def _settle_noise_spelling(hyperparams: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """
+    Let the noise of a trial or of the command line replace the file's, whichever of the two spellings each has.
+
+    :param hyperparams: All hyperparameters, from which the replaced ones are removed
+    :param overrides: Those of the trial and the command line
+    :raises ValueError: if both spellings come from the same place
+    """
+    if not ("noise_type" in hyperparams and "action_noise" in hyperparams):
+        return
+    if ("noise_type" in overrides) == ("action_noise" in overrides):
+        raise ValueError(
+            f"`action_noise={hyperparams['action_noise']!r}` is not allowed beside `noise_type="
+            f"{hyperparams['noise_type']!r}`: there must be one of the two"
+        )
+    for name in ("action_noise",) if "noise_type" in overrides else ("noise_type", "noise_std"):
+        hyperparams.pop(name, None)
+
+
+def _translate_noise_type(hyperparams: dict[str, Any]) -> None:
+    """
+    Check the Zoo's ``noise_type`` and ``noise_std``, and turn the word ``ou`` into ``action_noise``. None is no noise.
+
+    :param hyperparams: The hyperparameters, changed in place
+    :raises ValueError: if ``noise_type`` is unknown, or a ``noise_std`` is missing or has no ``noise_type``
+    """
+    if "noise_type" not in hyperparams:
+        if "noise_std" in hyperparams:
+            raise ValueError(
+                f"`noise_std={hyperparams['noise_std']!r}` is not allowed without `noise_type`: "
+                "the sigma of `action_noise` is an entry of that mapping"
+            )
+        return
+    noise_type = hyperparams["noise_type"]
+    check_choice("noise_type", noise_type, (*ZOO_NOISE_TYPES, "ou", None))
+    if noise_type in ZOO_NOISE_TYPES:
+        check_number("noise_std", hyperparams.get("noise_std"), low=0)
+        return
+    del hyperparams["noise_type"]
+    sigma = {"sigma": hyperparams.pop("noise_std")} if "noise_std" in hyperparams else {}
+    hyperparams["action_noise"] = None if noise_type is None else {"type": "ou", **sigma}
