@@ -4,10 +4,8 @@ import argparse
 import importlib
 import runpy
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
@@ -69,7 +67,9 @@ def main(argv: list[str] | None = None) -> None:
     if name == "record_training" and not wants_help and shutil.which("ffmpeg") is None:
         sys.exit("record_training needs the program `ffmpeg`, which is not installed")
     sys.argv = [f"bn-ddpg {name}", *arguments]
-    with _own_child_processes():
+    script_fixes = importlib.import_module("sb3_bn_ddpg.zoo.script_fixes")
+    script_fixes.provide_generate_metadata()
+    with script_fixes.own_child_processes(), script_fixes.own_model_card():
         if command.function is None:
             runpy.run_module(command.module, run_name="__main__")
         else:
@@ -141,23 +141,3 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     if known.conf_file is not None:
         parser.error("argument --profile: not allowed with argument -conf/--conf-file")
     return ["--conf-file", str(zoo.profile_path(options.profile)), *rest]
-
-
-@contextmanager
-def _own_child_processes() -> Iterator[None]:
-    """Let scripts that start others by ``python ...`` start them through this module, where ``bn_ddpg`` is known."""
-    call = subprocess.call
-
-    def call_registered(args: Any, *rest: Any, **kwargs: Any) -> int:
-        match args:
-            case ["python", "enjoy.py", *options]:
-                args = [sys.executable, "-m", "sb3_bn_ddpg", "enjoy", *options]
-            case ["python", "-m", "rl_zoo3.record_video", *options]:
-                args = [sys.executable, "-m", "sb3_bn_ddpg", "record_video", *options]
-        return call(args, *rest, **kwargs)
-
-    subprocess.call = call_registered
-    try:
-        yield
-    finally:
-        subprocess.call = call

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartb
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from sb3_bn_ddpg.checks import check_number
+
+TABLE_CREATION_RETRIES = 4
+"""Workers that start at the same moment on an empty database all create its tables, and all but one of them fail."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +71,24 @@ def open_storage(address: str, recovery: WorkerRecovery | None = None) -> BaseSt
     if file is not None:
         # Other processes write too: wait for them instead of giving up after 5 seconds
         engine_kwargs["connect_args"] = {"timeout": 60}
+    connect = partial(
+        RDBStorage,
+        address,
+        engine_kwargs=engine_kwargs,
+        heartbeat_interval=None if recovery is None else recovery.heartbeat_interval,
+        heartbeat_stale_trial_callback=None if recovery is None else RetryHeartbeatStaleTrialCallback(recovery.max_retries),
+    )
     try:
-        return RDBStorage(
-            address,
-            engine_kwargs=engine_kwargs,
-            heartbeat_interval=None if recovery is None else recovery.heartbeat_interval,
-            heartbeat_stale_trial_callback=(
-                None if recovery is None else RetryHeartbeatStaleTrialCallback(recovery.max_retries)
-            ),
-        )
+        for _ in range(TABLE_CREATION_RETRIES):
+            try:
+                return connect()
+            except DBAPIError:
+                time.sleep(0.5)
+        return connect()
     except ImportError as error:
         raise ImportError(
-            f"The driver of `storage={address!r}` is not installed: for PostgreSQL run `pip install sb3-bn-ddpg[distributed]` "
-            "and write 'postgresql+psycopg://...'"
+            f"The driver of `storage={address!r}` is not installed: for PostgreSQL run "
+            "`pip install sb3-bn-ddpg[distributed]` and write 'postgresql+psycopg://...'"
         ) from error
 
 

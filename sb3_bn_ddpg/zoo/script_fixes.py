@@ -1,0 +1,64 @@
+"""What RL Zoo's scripts need to work with an algorithm from another package, and from an installed Zoo."""
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import repocard
+
+from sb3_bn_ddpg.zoo.profiles import ALGO
+
+
+@contextmanager
+def own_child_processes() -> Iterator[None]:
+    """
+    Let ``benchmark`` and ``record_training`` start their child processes through this package, where ``bn_ddpg`` is known;
+    ``benchmark`` would also look for its script in the current folder, which only holds in a checkout of the Zoo.
+    """
+    call = subprocess.call
+
+    def call_registered(args: Any, *rest: Any, **kwargs: Any) -> int:
+        match args:
+            case ["python", "enjoy.py", *options]:
+                args = [sys.executable, "-m", "sb3_bn_ddpg", "enjoy", *options]
+            case ["python", "-m", "rl_zoo3.record_video", *options]:
+                args = [sys.executable, "-m", "sb3_bn_ddpg", "record_video", *options]
+        return call(args, *rest, **kwargs)
+
+    subprocess.call = call_registered
+    try:
+        yield
+    finally:
+        subprocess.call = call
+
+
+@contextmanager
+def own_model_card() -> Iterator[None]:
+    """Let ``push_to_hub`` write the commands for ``bn_ddpg`` on the model's card: the Zoo's own do not know the algorithm."""
+    metadata_save = repocard.metadata_save
+
+    def save_with_own_commands(local_path: str | Path, data: dict[Any, Any]) -> None:
+        path = Path(local_path)
+        card = path.read_text(encoding="utf-8")
+        if f"--algo {ALGO} " in card:
+            card = card.replace("python -m rl_zoo3.", "python -m sb3_bn_ddpg ")
+            card = card.replace("pip install rl_zoo3", "pip install sb3-bn-ddpg[zoo]")
+            path.write_text(card, encoding="utf-8")
+        metadata_save(local_path, data)
+
+    repocard.metadata_save = save_with_own_commands
+    try:
+        yield
+    finally:
+        repocard.metadata_save = metadata_save
+
+
+def provide_generate_metadata() -> None:
+    """Give ``push_to_hub`` of rl-zoo3 2.9 the function that sb3-team-hf-integration made private in version 3.2."""
+    module: Any = importlib.import_module("huggingface_sb3.push_to_hub")
+    if not hasattr(module, "generate_metadata"):
+        module.generate_metadata = lambda *args: module._generate_metadata(*args).to_dict()

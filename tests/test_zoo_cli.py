@@ -1,0 +1,104 @@
+"""The command line: what it offers, what it refuses, and what it needs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from zoo_runs import run
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_bn_ddpg import cli, zoo
+
+
+@pytest.fixture(autouse=True)
+def _restored_argv(monkeypatch):
+    monkeypatch.setattr(sys, "argv", sys.argv)
+
+
+def test_help_names_every_command(tmp_path):
+    console_script = Path(sys.executable).with_name("bn-ddpg")
+    output = subprocess.run([console_script, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert output == run("--help", cwd=tmp_path)
+    for command in cli.COMMANDS:
+        assert f"\n  {command} " in output
+    assert "--algo is bn_ddpg" in output
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_of_a_command_is_the_zoos(command, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([command, "--help"])
+    assert exit_info.value.code == 0
+    output = capsys.readouterr().out
+    if cli.COMMANDS[command].algo_flag is not None:
+        assert "is bn_ddpg if you leave it out" in output
+    if command not in ("plot_train", "all_plots", "plot_from_file", "benchmark"):  # these take any folder's name
+        assert ",bn_ddpg}" in output  # the last of the choices of --algo
+    assert ("--heartbeat-interval" in output) == (command == "train")
+    assert f"usage: bn-ddpg {command}" in output or command in ("plot_train", "all_plots", "plot_from_file")
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"]])
+def test_unknown_command(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert "command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "best"], "argument --profile: invalid choice: 'best'"),
+        (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
+        (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),
+        (["--heartbeat-interval", "0"], "`heartbeat_interval=0` is not allowed: it must be an integer >= 1"),
+        (["--max-retries", "-1"], "`max_retries=-1` is not allowed: it must be an integer >= 0"),
+        (["--algo", "dppg"], "invalid choice: 'dppg'"),
+    ],
+)
+def test_wrong_options_of_train(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["train", *arguments])
+    assert exit_info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_of_train_reach_the_zoo(monkeypatch):
+    seen = []
+    monkeypatch.setattr("rl_zoo3.train.train", lambda: seen.append(sys.argv[1:]))
+    cli.main(
+        ["train", "--profile", "paper", "--max-retries", "1", "--env", "Pendulum-v1", "-params", "gamma:0.9", "tau:1", "-P"]
+    )
+    paper = ["--conf-file", str(zoo.profile_path("paper"))]
+    assert seen == [["--algo", "bn_ddpg", *paper, "--env", "Pendulum-v1", "-params", "gamma:0.9", "tau:1", "-P"]]
+    assert zoo.manager.BNDDPGExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
+
+
+def test_record_training_says_what_it_needs(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match="ffmpeg"):
+        cli.main(["record_training"])
+
+
+WITHOUT_RL_ZOO = "import sys; sys.modules['rl_zoo3'] = None\n"
+
+
+@pytest.mark.parametrize("code", ["import sb3_bn_ddpg.zoo", "from sb3_bn_ddpg.cli import main; main(['train'])"])
+def test_without_rl_zoo_the_message_names_the_extra(code):
+    result = subprocess.run([sys.executable, "-c", WITHOUT_RL_ZOO + code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "pip install sb3-bn-ddpg[zoo]" in result.stderr.splitlines()[-1]
+
+
+def test_package_and_help_do_without_rl_zoo():
+    code = WITHOUT_RL_ZOO + (
+        "import sb3_bn_ddpg\n"
+        "assert not {'optuna', 'yaml', 'rl_zoo3.train'} & set(sys.modules), sorted(sys.modules)\n"
+        "from sb3_bn_ddpg.cli import main\n"
+        "main(['--help'])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "usage: bn-ddpg" in output

@@ -1,0 +1,180 @@
+"""The Zoo's scripts on a model of bn_ddpg, in processes of their own: train, resume, enjoy, film, plot, benchmark."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from zoo_runs import TINY, run
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_bn_ddpg import BNDDPG, cli
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which a model has been trained for 600 steps, with everything that a run can leave behind."""
+    folder = tmp_path_factory.mktemp("trained")
+    output = run(
+        *["train", "--env", "Pendulum-v1", "-n", "600", "--eval-freq", "300", "--eval-episodes", "2", "-P"],
+        *["--save-freq", "300", "--save-replay-buffer", "--seed", "1", *TINY],
+        cwd=folder,
+    )
+    assert "Saving to logs/bn_ddpg/Pendulum-v1_1" in output
+    return folder
+
+
+@pytest.fixture
+def logs(trained, tmp_path):
+    """A copy of it that a test may change."""
+    shutil.copytree(trained / "logs", tmp_path / "logs")
+    return tmp_path
+
+
+def test_train_leaves_what_the_zoo_leaves(trained):
+    run_folder = trained / "logs/bn_ddpg/Pendulum-v1_1"
+    names = {path.name for path in run_folder.iterdir()}
+    assert {"Pendulum-v1.zip", "best_model.zip", "rl_model_300_steps.zip", "replay_buffer.pkl", "evaluations.npz"} <= names
+    config = yaml.unsafe_load((run_folder / "Pendulum-v1/config.yml").read_text())
+    assert config["action_noise"] == {"type": "ou", "theta": 0.15, "sigma": 0.2, "dt": 1.0}
+    model = BNDDPG.load(run_folder / "Pendulum-v1.zip")
+    assert model.num_timesteps == 600
+    assert model._n_updates == 550
+    assert model.gamma == config["gamma"] == 0.98
+
+
+def test_resume_goes_on_with_networks_and_replay_buffer(logs):
+    first = BNDDPG.load(logs / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
+    trained_agent = "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip"
+    output = run(
+        "train",
+        "--env",
+        "Pendulum-v1",
+        "-i",
+        trained_agent,
+        "-n",
+        "200",
+        "--eval-freq",
+        "-1",
+        "--save-replay-buffer",
+        *TINY,
+        cwd=logs,
+    )
+    assert "Loading pretrained agent" in output
+    assert "Loading replay buffer" in output
+    resumed = BNDDPG.load(logs / "logs/bn_ddpg/Pendulum-v1_2/Pendulum-v1.zip")
+    resumed.load_replay_buffer(logs / "logs/bn_ddpg/Pendulum-v1_2/replay_buffer.pkl")
+    assert resumed.replay_buffer.pos == 800
+    assert resumed._n_updates == first._n_updates + 150
+    assert resumed.actor.mu[1].weight.shape == first.actor.mu[1].weight.shape  # 16 units, not the file's 400
+
+
+@pytest.mark.parametrize("which", [[], ["--load-best"], ["--load-checkpoint", "300"]])
+def test_enjoy(trained, which):
+    output = run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "400", *which, cwd=trained)
+    assert "2 Episodes" in output
+    assert "Mean reward: -" in output
+
+
+def test_another_algorithm_is_one_word_away(trained, tmp_path):
+    tiny = ["-params", "learning_starts:50", "policy_kwargs:dict(net_arch=[16, 16])"]
+    run("train", "--algo", "ddpg", "--env", "Pendulum-v1", "-n", "200", "--eval-freq", "-1", *tiny, cwd=tmp_path)
+    arguments = ["--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200"]
+    assert "1 Episodes" in run("enjoy", "--algo", "ddpg", *arguments, cwd=tmp_path)
+
+
+def test_record_video(trained, tmp_path):
+    pytest.importorskip("pygame")
+    arguments = ["--env", "Pendulum-v1", "-f", "logs", "-n", "30", "-o", str(tmp_path)]
+    run("record_video", *arguments, cwd=trained)
+    (video,) = tmp_path.glob("final-model-bn_ddpg-Pendulum-v1*.mp4")
+    assert video.stat().st_size > 1000
+
+
+def test_record_training(logs):
+    pytest.importorskip("pygame")
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("record_training needs the program ffmpeg, which is not installed")
+    output = run("record_training", "--env", "Pendulum-v1", "-f", "logs", "-n", "30", cwd=logs)
+    assert "Saving video to" in output
+    assert (logs / "logs/bn_ddpg/Pendulum-v1_1/videos/training.mp4").stat().st_size > 1000
+
+
+def test_plots(logs, monkeypatch, capsys):
+    plots = pytest.importorskip("matplotlib.pyplot")
+    pytest.importorskip("seaborn")
+    plots.switch_backend("Agg")
+    monkeypatch.chdir(logs)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    cli.main(["plot_train", "-e", "Pendulum", "-f", "logs", "-w", "2"])
+    assert [line.get_label() for line in plots.gca().get_lines()] == ["Pendulum-v1_1"]
+    plots.close("all")
+    cli.main(["all_plots", "-e", "Pendulum", "-f", "logs", "-o", "results", "--no-display"])
+    assert "BN_DDPG" in capsys.readouterr().out
+    plots.close("all")
+    cli.main(["plot_from_file", "-i", "results.pkl", "-o", "results", "--format", "png"])
+    assert "BN_DDPG" in capsys.readouterr().out
+    assert Path("results.png").stat().st_size > 1000
+    plots.close("all")
+
+
+def test_benchmark_evaluates_bn_ddpg(logs):
+    output = run("benchmark", "--log-dir", "logs", "--no-hub", "-n", "400", "--num-threads", "1", cwd=logs)
+    assert "Evaluating bn_ddpg on Pendulum-v1..." in output
+    table = (logs / "logs/benchmark/benchmark.md").read_text()
+    assert "|bn_ddpg|Pendulum-v1|" in table.replace(" ", "")
+    assert (logs / "benchmark.md").read_text() == table
+
+
+class FakeHub:
+    """Stands in for the hub's client: repositories are folders on this machine."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def create_repo(self, repo_id, **kwargs):
+        (self.folder / repo_id).mkdir(parents=True)
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(self, repo_id, local_dir, **kwargs):
+        Path(local_dir).mkdir(parents=True)
+
+    def upload_folder(self, repo_id, folder_path, **kwargs):
+        shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
+
+
+def test_push_to_hub_and_load_from_hub(logs, tmp_path_factory, monkeypatch):
+    """Nothing leaves this machine: both commands get a stand-in for the hub, and the model comes back as it went."""
+    hub = FakeHub(tmp_path_factory.mktemp("hub"))
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
+    monkeypatch.setattr("huggingface_sb3.load_from_hub", lambda repo, name: str(hub.folder / repo / name))
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(logs)
+    cli.main(["push_to_hub", "--env", "Pendulum-v1", "-f", "logs", "-orga", "me", "--no-render"])
+    (hub.folder / "me/bn_ddpg-Pendulum-v1/vec_normalize.pkl").touch()  # the Zoo asks for it, whether it was pushed or not
+    card = (hub.folder / "me/bn_ddpg-Pendulum-v1/README.md").read_text()
+    assert "**BNDDPG** Agent playing **Pendulum-v1**" in card
+    assert "pip install sb3-bn-ddpg[zoo]" in card
+    assert "python -m sb3_bn_ddpg enjoy --algo bn_ddpg --env Pendulum-v1" in card
+    assert "rl_zoo3." not in card
+
+    cli.main(["load_from_hub", "--env", "Pendulum-v1", "-f", "back", "-orga", "me"])
+    sent = BNDDPG.load("logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
+    back = BNDDPG.load("back/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
+    observation = np.array([0.5, 0.5, 1.0], dtype=np.float32)
+    assert back.predict(observation)[0] == sent.predict(observation)[0]
+
+
+@pytest.mark.parametrize("command", ["push_to_hub", "load_from_hub"])
+def test_hub_commands_check_their_arguments(command, tmp_path):
+    output = subprocess.run(
+        [sys.executable, "-m", "sb3_bn_ddpg", command, "--env", "Pendulum-v1"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert output.returncode == 2
+    assert "the following arguments are required: -f/--folder" in output.stderr

@@ -1,0 +1,26 @@
+"""Running the command line as its users do: in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Small networks and an early start: a run learns something within a few hundred steps
+TINY = ["-params", "learning_starts:50", "buffer_size:5000", "policy_kwargs:dict(net_arch=[16, 16])"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start a command of ``bn-ddpg`` in the folder."""
+    command = [sys.executable, "-m", "sb3_bn_ddpg", *arguments]
+    return subprocess.Popen(
+        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
+    """Run a command of ``bn-ddpg`` in the folder and return what it printed."""
+    process = start(*arguments, cwd=cwd)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == returncode, output
+    return output
