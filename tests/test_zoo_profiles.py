@@ -1,0 +1,136 @@
+"""The hyperparameter files: which environments they cover, that every entry builds a model, and that a wheel has them."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import yaml
+
+pytest.importorskip("rl_zoo3")
+
+import rl_zoo3
+from rl_zoo3 import exp_manager
+
+from sb3_bn_ddpg import BNDDPG, zoo
+
+try:
+    import shimmy  # noqa: F401  # registers the environments of dm_control if that is installed
+except ImportError:
+    pass
+
+zoo.register()
+
+FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in zoo.PROFILES}
+ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if env_id != "default"]
+SUITE = ["pendulum-swingup", "cartpole-swingup", "cartpole-balance", "cartpole-two_poles", "cartpole-three_poles", "cheetah-run", "walker-walk", "hopper-stand", "reacher-easy", "point_mass-easy", "quadruped-walk", "manipulator-bring_ball"]
+
+
+def model_of(profile, env_id, folder, **kwargs):
+    """The model that the Zoo would train with an entry."""
+    arguments = {"log_folder": str(folder), "eval_freq": -1, "verbose": 0, "config": str(zoo.profile_path(profile))} | kwargs
+    manager = exp_manager.ExperimentManager(Namespace(env=env_id), zoo.ALGO, env_id, **arguments)
+    return manager.setup_experiment()[0]
+
+
+@pytest.mark.parametrize(("profile", "env_id"), ENTRIES)
+def test_entry_builds_a_model(profile, env_id, tmp_path):
+    if env_id not in gym.registry:
+        pytest.skip(f"the package that registers {env_id} is not installed")
+    spec = gym.spec(env_id)
+    versions = [
+        other.version for other in gym.registry.values() if (other.namespace, other.name) == (spec.namespace, spec.name)
+    ]
+    assert spec.version == max(versions)
+    try:
+        gym.make(env_id).close()
+    except (gym.error.DependencyNotInstalled, ModuleNotFoundError):
+        # All that can be told without the simulator: that it exists, and for how long an episode lasts
+        assert spec.max_episode_steps is not None
+        return
+    model = model_of(profile, env_id, tmp_path)
+    entry = FILES[profile][env_id]
+    assert model.batch_size == entry["batch_size"]
+    assert model.action_noise.sigma == entry["action_noise"]["sigma"]
+    assert model.learning_starts <= entry["n_timesteps"] / 10
+
+
+def test_unlisted_environment_gets_the_default(tmp_path):
+    assert "Ant-v4" not in FILES["tuned"]
+    gym.register("Unlisted-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
+    assert model_of("tuned", "Unlisted-v0", tmp_path).batch_size == FILES["tuned"]["default"]["batch_size"]
+
+
+def test_tuned_profile_covers_the_zoos_file():
+    zoos = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams/ddpg.yml").read_text())
+    assert "MountainCarContinuous-v0" in zoos
+    for env_id in zoos:
+        name = re.sub(r"-v4$", "-v5", env_id)  # Gymnasium's MuJoCo environments
+        assert name in FILES["tuned"]
+
+
+def test_tuned_profile_covers_mujoco():
+    mujoco = [
+        spec.id for spec in gym.registry.values() if "gymnasium.envs.mujoco" in str(spec.entry_point) and spec.version == 5
+    ]
+    assert len(mujoco) == 11
+    assert set(mujoco) <= FILES["tuned"].keys()
+
+
+@pytest.mark.parametrize("profile", zoo.PROFILES)
+def test_profiles_cover_the_papers_tasks(profile):
+    assert {f"dm_control/{task}-v0" for task in SUITE} <= FILES[profile].keys()
+
+
+@pytest.mark.parametrize("env_id", ["default", *(env_id for profile, env_id in ENTRIES if profile == "paper")])
+def test_paper_profile_is_the_papers(env_id):
+    """Section 7 of the paper; and where the class has a default, that is the same."""
+    entry = FILES["paper"][env_id]
+    assert entry["learning_rate"] == 1e-4
+    assert entry["critic_learning_rate"] == 1e-3
+    assert entry["critic_weight_decay"] == 1e-2
+    assert (entry["gamma"], entry["tau"], entry["batch_size"], entry["buffer_size"]) == (0.99, 0.001, 64, 1e6)
+    assert entry["action_noise"] == {"type": "ou", "theta": 0.15, "sigma": 0.2, "dt": 1.0}
+    assert entry["policy_kwargs"] == {"net_arch": [400, 300], "normalization": "batch"}
+    assert entry["n_timesteps"] == 2.5e6
+    defaults = {name: parameter.default for name, parameter in inspect.signature(BNDDPG).parameters.items()}
+    for name in entry.keys() & defaults.keys() - {"policy", "action_noise", "policy_kwargs"}:
+        assert entry[name] == defaults[name]
+
+
+def test_paper_profile_builds_the_default_model(tmp_path):
+    """The noise and the networks too are those of BNDDPG without arguments."""
+    from_file, default = model_of("paper", "Pendulum-v1", tmp_path), BNDDPG("MlpPolicy", "Pendulum-v1")
+    assert repr(from_file.action_noise) == repr(default.action_noise)
+    assert str(from_file.policy) == str(default.policy)
+    assert from_file.use_target_networks == default.use_target_networks
+
+
+def test_unknown_profile():
+    with pytest.raises(ValueError, match="`profile='best'` is not allowed: it must be one of 'tuned', 'paper'"):
+        zoo.profile_path("best")
+
+
+@pytest.mark.slow
+def test_wheel_ships_the_profiles(tmp_path):
+    pytest.importorskip("hatchling")
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, root]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    code = "from sb3_bn_ddpg import zoo; print(*(zoo.profile_path(name) for name in zoo.PROFILES), sep='\\n')"
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert [Path(line).is_relative_to(installed) for line in output.split()] == [True, True]
+    for line, profile in zip(output.split(), zoo.PROFILES, strict=True):
+        assert Path(line).read_text() == zoo.profile_path(profile).read_text()

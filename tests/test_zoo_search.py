@@ -1,0 +1,120 @@
+"""Searches, in processes of their own: three trials in each kind of storage, then a model of the best; Ctrl-C and after."""
+
+import re
+import shlex
+import signal
+import time
+
+import optuna
+import pytest
+import yaml
+from zoo_runs import TINY, run, start
+
+pytest.importorskip("rl_zoo3")
+
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.zoo.studies import finished_trials, open_storage
+
+pytestmark = pytest.mark.slow
+
+SEARCH = ["train", "--env", "Pendulum-v1", "--optimize", "-n", "100", "--n-evaluations", "1", "--eval-episodes", "1"]
+
+
+def only_study(storage):
+    """The one study in a storage."""
+    opened = open_storage(storage)
+    (name,) = optuna.get_all_study_names(opened)
+    return optuna.load_study(study_name=name, storage=opened)
+
+
+@pytest.mark.parametrize("storage", [None, "journal/study.log", "sqlite:///study.db"])
+def test_three_trials_then_train_from_the_best(storage, tmp_path):
+    where = [] if storage is None else ["--storage", storage, "--study-name", "mine"]
+    output = run(*SEARCH, "--n-trials", "3", *where, *TINY, cwd=tmp_path)
+    address = {None: f"sqlite:///{tmp_path}/logs/optuna.db", "journal/study.log": f"{tmp_path}/journal/study.log"}
+    study = only_study(address.get(storage, f"sqlite:///{tmp_path}/study.db"))
+    assert len(finished_trials(study)) == 3
+    best = study.best_trial
+
+    report = output[output.index("Best of 3 finished trials: ") :]
+    assert report.startswith(f"Best of 3 finished trials: {best.number}, with {best.value:.2f}\n")
+    assert "fig" not in output  # the Zoo's plots would have opened in a browser
+    (written,) = re.findall("Written: (.*)", report)
+    best_file, *plots = (tmp_path / name for name in written.split())
+    assert [plot.name for plot in plots] == ["history.png", "importances.png"]
+    for plot in plots:
+        assert plot.read_bytes().startswith(b"\x89PNG")
+    assert best_file.read_text() in report
+    hyperparams = yaml.safe_load(best_file.read_text())["Pendulum-v1"]
+    assert hyperparams["learning_rate"] == best.params["learning_rate"]
+    assert hyperparams["buffer_size"] == 5000
+
+    # The commands that the report offers train the same model; with the default storage, its name can be left out
+    commands = [shlex.split(command) for command in re.findall("bn-ddpg (train .*)", report)]
+    assert len(commands) == 2
+    if storage is not None:
+        commands = commands[1:]
+    # Trial 0 is one that the Zoo itself takes for none
+    trials = [best] * len(commands)
+    if storage is None:
+        commands.append(["train", "--env", "Pendulum-v1", "--trial-id", "0"])
+        trials.append(study.trials[0])
+    for number, (command, trial) in enumerate(zip(commands, trials, strict=True), start=2):  # folder 1 is the search's
+        run(*command, "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
+        model = BNDDPG.load(tmp_path / f"logs/bn_ddpg/Pendulum-v1_{number}/Pendulum-v1.zip")
+        assert model.learning_rate(1.0) == trial.params["learning_rate"]
+        assert model.critic_learning_rate(1.0) == trial.params["critic_learning_rate"]
+        assert model.critic_weight_decay == trial.params["critic_weight_decay"]
+        assert model.gamma == 1 - trial.params["one_minus_gamma"]
+        assert model.tau == trial.params["tau"]
+        assert model.policy_kwargs["normalization"] == trial.params["normalization"]
+        assert (model.action_noise is None) == (trial.params["noise_type"] is None)
+
+
+def test_two_jobs_in_one_process(tmp_path):
+    output = run(*SEARCH, "--n-trials", "4", "--n-jobs", "2", "--no-optim-plots", *TINY, cwd=tmp_path)
+    assert "Best of 4 finished trials" in output
+    assert ".png" not in output
+
+
+def test_search_of_another_algorithm(tmp_path):
+    small = ["-params", "learning_starts:50", "buffer_size:5000"]
+    output = run(*SEARCH, "--algo", "ddpg", "--n-trials", "1", "--no-optim-plots", *small, cwd=tmp_path)
+    assert "Best of 1 finished trials" in output
+    assert only_study(f"sqlite:///{tmp_path}/logs/optuna.db").study_name.startswith("ddpg_Pendulum-v1_")
+
+
+def test_ctrl_c_loses_nothing_and_the_same_command_resumes(tmp_path):
+    command = [*SEARCH, "--n-trials", "50", "--seed", "3", *TINY]
+    storage = f"sqlite:///{tmp_path}/logs/optuna.db"
+    process = start(*command, cwd=tmp_path)
+    wait_for(lambda: (tmp_path / "logs/optuna.db").exists() and len(finished_trials(only_study(storage))) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    finished = finished_trials(only_study(storage))
+    assert f"Best of {len(finished)} finished trials" in output
+    assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+    total = len(only_study(storage).trials) + 1
+    command[command.index("50")] = "1"
+    run(*command, cwd=tmp_path)
+    study = only_study(storage)
+    assert len(study.trials) == total
+    assert [trial.params for trial in finished_trials(study)[: len(finished)]] == [trial.params for trial in finished]
+    # The same seed must not try the same hyperparameters again
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == total
+
+
+def wait_for(condition, process, seconds=120):
+    """Wait until a condition holds, as long as the process lives."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (ValueError, KeyError):  # no study yet
+            pass
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.2)
