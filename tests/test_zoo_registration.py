@@ -1,0 +1,337 @@
+"""What ``register()`` changes inside a process: the algorithm, its noise and schedules in files, its search space."""
+
+from argparse import Namespace
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import pytest
+import torch as th
+import yaml
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+
+pytest.importorskip("rl_zoo3")
+
+import rl_zoo3.train
+from rl_zoo3 import ALGOS, exp_manager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+
+from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
+from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
+from sb3_bn_ddpg.zoo.studies import finished_trials, load_study, open_storage
+
+zoo.register()
+
+NO_HER = {"using_her_replay_buffer": False, "her_kwargs": {}}
+
+
+class NaNRewards(gym.Wrapper):
+    """An environment that breaks at its twentieth step."""
+
+    def __init__(self, env, is_broken=True):
+        super().__init__(env)
+        self.steps_left = 20 if is_broken else np.inf
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        self.steps_left -= 1
+        return observation, np.nan if self.steps_left <= 0 else reward, terminated, truncated, info
+
+
+def make_nan_rewards(is_broken=True):
+    return NaNRewards(gym.make("Pendulum-v1"), is_broken)
+
+
+gym.register("NaNRewards-v0", make_nan_rewards, max_episode_steps=200)
+
+
+def manager_of(folder, env_id="Pendulum-v1", algo="bn_ddpg", entry=None, **kwargs):
+    """The Zoo's manager for an environment; ``entry`` is written to a file as its only one."""
+    if entry is not None:
+        path = folder / "entry.yml"
+        path.write_text(yaml.safe_dump({env_id: {"n_timesteps": 100, "policy": "MlpPolicy", **entry}}))
+        kwargs["config"] = str(path)
+    arguments = {"log_folder": str(folder / "logs"), "eval_freq": -1, "verbose": 0} | kwargs
+    return exp_manager.ExperimentManager(Namespace(env=env_id), algo, env_id, **arguments)
+
+
+def model_of(folder, **kwargs):
+    return manager_of(folder, **kwargs).setup_experiment()[0]
+
+
+def trials(n_trials, **kwargs):
+    """Sampled hyperparameters and their trials."""
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    asked = [study.ask() for _ in range(n_trials)]
+    return [
+        (HYPERPARAMS_SAMPLER["bn_ddpg"](trial, **({"n_actions": 1, "n_envs": 1, "additional_args": NO_HER} | kwargs)), trial)
+        for trial in asked
+    ]
+
+
+def test_register_twice_is_harmless():
+    before = (list(ALGOS), list(HYPERPARAMS_SAMPLER), exp_manager.ExperimentManager)
+    zoo.register()
+    assert (list(ALGOS), list(HYPERPARAMS_SAMPLER), exp_manager.ExperimentManager) == before
+    assert ALGOS["bn_ddpg"] is BNDDPG
+    assert rl_zoo3.train.ExperimentManager is exp_manager.ExperimentManager
+    assert exp_manager.ExperimentManager.__base__.__module__ == "rl_zoo3.exp_manager"
+
+
+def test_other_algorithms_keep_their_files(tmp_path):
+    assert manager_of(tmp_path, algo="ddpg").config.endswith("rl_zoo3/hyperparams/ddpg.yml")
+    assert manager_of(tmp_path).config == str(zoo.profile_path("tuned"))
+
+
+# --- Noise and schedules in a file
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"action_noise": "ou"}, OrnsteinUhlenbeckNoise(np.zeros(1))),
+        ({"noise_type": "ou"}, OrnsteinUhlenbeckNoise(np.zeros(1))),
+        ({"noise_type": "ou", "noise_std": 0.3}, OrnsteinUhlenbeckNoise(np.zeros(1), sigma=0.3)),
+        ({"action_noise": {"theta": 0.3, "dt": 0.5}}, OrnsteinUhlenbeckNoise(np.zeros(1), theta=0.3, dt=0.5)),
+        (
+            {"action_noise": {"type": "ou", "sigma": 0.1, "initial_noise": [0.5]}},
+            OrnsteinUhlenbeckNoise(np.zeros(1), sigma=0.1, initial_noise=np.array([0.5])),
+        ),
+        ({"action_noise": {"type": "normal", "sigma": 0.3}}, NormalActionNoise(np.zeros(1), np.full(1, 0.3))),
+        ({"noise_type": "normal", "noise_std": 0.3}, NormalActionNoise(np.zeros(1), np.full(1, 0.3))),
+        (
+            {"noise_type": "ornstein-uhlenbeck", "noise_std": 0.3},
+            OrnsteinUhlenbeckActionNoise(np.zeros(1), np.full(1, 0.3), dt=1e-2),
+        ),
+        ({"action_noise": None}, None),
+        ({"noise_type": None, "noise_std": 0.3}, None),
+    ],
+)
+def test_noise_of_a_file(entry, expected, tmp_path):
+    noise = model_of(tmp_path, entry=entry).action_noise
+    assert repr(noise) == repr(expected)
+    if isinstance(expected, OrnsteinUhlenbeckNoise):
+        assert noise.initial_noise == expected.initial_noise
+
+
+@pytest.mark.parametrize(
+    ("sigma", "at_start", "at_half", "at_end"),
+    [("lin_0.4", 0.4, 0.2, 0.0), ({"start": 0.4, "end": 0.1, "end_fraction": 0.5}, 0.4, 0.1, 0.1)],
+)
+def test_sigma_schedule_of_a_file(sigma, at_start, at_half, at_end, tmp_path):
+    noise = model_of(tmp_path, entry={"action_noise": {"sigma": sigma}}).action_noise
+    for progress_remaining, expected in ((1.0, at_start), (0.5, at_half), (0.0, at_end)):
+        noise.update_progress(progress_remaining)
+        assert noise.sigma == pytest.approx(expected)
+
+
+def test_learning_rate_schedules_of_a_file(tmp_path):
+    model = model_of(tmp_path, entry={"learning_rate": "lin_1.0e-3", "critic_learning_rate": "lin_2.0e-3"})
+    assert (model.lr_schedule(0.5), model.critic_lr_schedule(0.5)) == (0.5e-3, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("file_noise", "command_line", "sigma"),
+    [
+        ({"noise_type": "normal", "noise_std": 0.1}, {"action_noise": {"sigma": 0.5}}, 0.5),
+        ({"action_noise": {"sigma": 0.1}}, {"noise_type": "ou", "noise_std": 0.5}, 0.5),
+        ({"action_noise": {"sigma": 0.1}}, {"action_noise": {"sigma": 0.5}}, 0.5),
+    ],
+)
+def test_noise_of_the_command_line_replaces_the_files(file_noise, command_line, sigma, tmp_path):
+    model, saved = manager_of(tmp_path, entry=file_noise, hyperparams=command_line).setup_experiment()
+    assert isinstance(model.action_noise, OrnsteinUhlenbeckNoise)
+    assert model.action_noise.sigma == sigma
+    assert {key: saved[key] for key in saved if "noise" in key} == command_line
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"action_noise": "white"}, "`action_noise='white'` is not allowed: it must be one of 'ou'"),
+        (
+            {"action_noise": {"type": "white"}},
+            r"`action_noise\['type'\]='white'` is not allowed: it must be one of 'ou', 'normal'",
+        ),
+        (
+            {"action_noise": {"type": "normal", "dt": 1}},
+            r"`action_noise\['dt'\]=1` is not allowed: with type 'normal' its keys are",
+        ),
+        (
+            {"action_noise": {"type": "normal"}},
+            r"`action_noise\['sigma'\]=None` is not allowed: it must be a finite number >= 0",
+        ),
+        ({"action_noise": {"sigma": "0.2_lin"}}, r"`action_noise\['sigma'\]='0.2_lin'` is not allowed"),
+        ({"action_noise": {"sigma": {"start": 1}}}, "a schedule needs 'start', 'end' and 'end_fraction'"),
+        ({"action_noise": {"dt": 0}}, "`dt=0` is not allowed"),
+        (
+            {"noise_type": "white"},
+            "`noise_type='white'` is not allowed: it must be one of 'normal', 'ornstein-uhlenbeck', 'ou'",
+        ),
+        ({"noise_type": "normal"}, "`noise_std=None` is not allowed: it must be a finite number >= 0"),
+        ({"noise_std": 0.1}, "`noise_std=0.1` is not allowed without `noise_type`"),
+        ({"noise_type": "ou", "action_noise": "ou"}, "`action_noise='ou'` is not allowed beside `noise_type='ou'`"),
+        ({"learning_rate": "1e-3"}, "`learning_rate='1e-3'` is not allowed: it must be a number >= 0 or 'lin_<number>'"),
+        ({"critic_learning_rate": "lin_-1"}, "`critic_learning_rate='lin_-1'` is not allowed"),
+        ({"critic_learning_rate": -1}, "`critic_learning_rate"),
+    ],
+)
+def test_wrong_entries_of_a_file(entry, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        model_of(tmp_path, entry=entry)
+
+
+# --- The search space
+
+
+def test_sampler_covers_what_a_search_should_vary():
+    (_, trial), *_ = trials(1)
+    assert set(trial.params) == {
+        *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
+        *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum"),
+        *("noise_type", "noise_sigma", "noise_dt"),
+    }
+
+
+def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_path):
+    """What the search tried is what ``--trial-id`` trains, whatever the sample."""
+    sampler = optuna.samplers.RandomSampler(seed=1)
+    study = optuna.create_study(storage=open_storage(str(tmp_path / "study.log")), study_name="all", sampler=sampler)
+    tried = []
+
+    def objective(trial):
+        sampled = HYPERPARAMS_SAMPLER["bn_ddpg"](trial, 1, 1, NO_HER)
+        model = BNDDPG("MlpPolicy", "Pendulum-v1", **sampled)
+        tried.append((trial.params, repr(model.action_noise), str(model.policy)))
+        assert trial.user_attrs["gamma"] == model.gamma
+        return 0.0
+
+    study.optimize(objective, n_trials=40)
+    for name, values in {"noise_type": 3, "normalization": 4, "net_arch": 4, "updates_per_step": 4}.items():
+        assert len({params[name] for params, *_ in tried}) == values
+    for trial_id, (params, noise, policy) in enumerate(tried):
+        kwargs = dict(storage=str(tmp_path / "study.log"), study_name="all", trial_id=trial_id)
+        model, saved = manager_of(tmp_path, entry={"noise_type": "normal", "noise_std": 0.1}, **kwargs).setup_experiment()
+        assert (repr(model.action_noise), str(model.policy)) == (noise, policy)
+        assert model.gamma == 1 - params["one_minus_gamma"]
+        assert model.learning_rate(1.0) == params["learning_rate"]
+        assert model.critic_learning_rate(1.0) == params["critic_learning_rate"]
+        assert model.critic_weight_decay == params["critic_weight_decay"]
+        assert model.tau == params["tau"]
+        assert model.batch_size == 2 ** params["batch_size_pow"]
+        assert model.train_freq.frequency == 2 ** params["train_freq_pow"]
+        assert model.gradient_steps == max(int(model.train_freq.frequency * params["updates_per_step"]), 1)
+        assert not {"noise_type", "noise_std"} & saved.keys()
+
+
+@pytest.mark.parametrize(
+    "policy_kwargs", [{"action_layer": 1, "net_arch": [8]}, "dict(action_layer=1, net_arch=[8], activation_fn=nn.Tanh)"]
+)
+def test_sampled_policy_kwargs_keep_the_files_other_entries(policy_kwargs, tmp_path):
+    """In the search, and again when a trial is trained."""
+    entry = {"policy_kwargs": policy_kwargs, "learning_starts": 50, "buffer_size": 1000}
+    seen = []
+
+    class Spy(BNDDPG):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(self.policy_kwargs)
+
+    ALGOS["bn_ddpg"] = Spy
+    try:
+        search = manager_of(
+            tmp_path, entry=entry, optimize_hyperparameters=True, n_trials=1, n_eval_episodes=1, no_optim_plots=True
+        )
+        search.setup_experiment()
+        search.hyperparameters_optimization()
+        retrained = manager_of(tmp_path, entry=entry, trial_id=0).setup_experiment()[0]
+        (best_file,) = tmp_path.glob("logs/bn_ddpg/optuna/*/best.yml")
+        pasted = manager_of(tmp_path, config=str(best_file)).setup_experiment()[0]
+    finally:
+        ALGOS["bn_ddpg"] = BNDDPG
+    assert len(seen) == 3
+    for kwargs in seen:
+        assert kwargs["action_layer"] == 1
+        assert kwargs["net_arch"] != [8]
+        assert "norm_momentum" in kwargs
+        assert kwargs.get("activation_fn") is (th.nn.Tanh if isinstance(policy_kwargs, str) else None)
+        assert kwargs == retrained.policy_kwargs == pasted.policy_kwargs
+
+
+def test_hindsight_replay_is_sampled_and_comes_back():
+    her = {"using_her_replay_buffer": True, "her_kwargs": {"copy_info_dict": True}}
+    for sampled, trial in trials(5, additional_args=her):
+        assert sampled["replay_buffer_kwargs"]["copy_info_dict"]
+        converted = HYPERPARAMS_CONVERTER["bn_ddpg"](trial.params)["replay_buffer_kwargs"]
+        assert set(converted) == {"n_sampled_goal", "goal_selection_strategy"}
+        assert converted.items() <= sampled["replay_buffer_kwargs"].items()
+
+
+def test_threads_do_not_share_policy_kwargs():
+    with file_policy_kwargs({"action_layer": 1}):
+        assert all(sampled["policy_kwargs"]["action_layer"] == 1 for sampled, _ in trials(2))
+    assert all("action_layer" not in sampled["policy_kwargs"] for sampled, _ in trials(2))
+
+
+def test_trials_do_not_share_the_files_noise(tmp_path):
+    noise = OrnsteinUhlenbeckNoise(np.zeros(1), seed=1)
+    models = [BNDDPG("MlpPolicy", "Pendulum-v1", action_noise=noise) for _ in range(2)]
+    assert len({id(noise), *(id(model.action_noise) for model in models)}) == 3
+
+
+# --- Searches that go wrong
+
+
+@pytest.mark.parametrize("env_kwargs", [{}, {"env_kwargs": {"is_broken": False}, "eval_env_kwargs": {"is_broken": True}}])
+def test_nan_trials_are_pruned(env_kwargs, tmp_path, capsys):
+    """NaN in training, and NaN in the evaluation only: neither ends the search, nor counts as a result."""
+    entry = {"learning_starts": 50, "buffer_size": 1000}
+    kwargs = dict(
+        optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, pruner="none", storage=str(tmp_path / "nan.log")
+    )
+    search = manager_of(tmp_path, "NaNRewards-v0", entry=entry, **kwargs, **env_kwargs)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    assert "No trial has finished yet" in capsys.readouterr().out
+    study = load_study(kwargs["storage"], None, str(tmp_path), "bn_ddpg", "NaNRewards-v0")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "PRUNED"]
+    assert finished_trials(study) == []
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"trial_id": -1}, "`trial_id=-1` is not allowed"),
+        ({"trial_id": 0}, "`storage=None` is not allowed: there is no file 'logs/optuna.db'"),
+        ({"trial_id": 0, "storage": "nowhere.log"}, "`storage='nowhere.log'` is not allowed: there is no file 'nowhere.log'"),
+        ({"trial_id": 0, "storage": "study"}, "`storage='study'` is not allowed: it must be a path that ends in '.log' or"),
+        ({"trial_id": 1, "storage": "one.log"}, "`trial_id=1` is not allowed: it must be an integer >= 0 and <= 0"),
+        ({"trial_id": 0, "storage": "one.log"}, "`trial_id=0` is not allowed: the trial was never started"),
+        ({"trial_id": 0, "storage": "one.log", "study_name": "two"}, "`study_name='two'` is not allowed: it must be one of"),
+        ({"trial_id": 0, "storage": "two.log"}, "it must be one of the studies in 'two.log': 'bn_ddpg_Pendulum-v1_a', 'bn_"),
+    ],
+)
+def test_wrong_trial(kwargs, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = optuna.create_study(storage=open_storage("one.log"), study_name="bn_ddpg_Pendulum-v1_a")
+    study.add_trial(optuna.create_trial(state=optuna.trial.TrialState.WAITING))
+    for name in "ab":
+        optuna.create_study(storage=open_storage("two.log"), study_name=f"bn_ddpg_Pendulum-v1_{name}")
+    with pytest.raises(ValueError, match=message):
+        model_of(tmp_path, **({"log_folder": "logs"} | kwargs))
+
+
+def test_searches_whose_trials_cannot_be_compared_are_kept_apart(tmp_path):
+    """The same command resumes its study; with another number of steps or other fixed hyperparameters it is another one."""
+    names = []
+    for kwargs in ({}, {}, {"n_timesteps": 60}, {"hyperparams": {"learning_starts": 51}}, {"n_eval_episodes": 2}):
+        entry = {"learning_starts": 50, "buffer_size": 1000}
+        arguments = {"optimize_hyperparameters": True, "n_trials": 1, "n_eval_episodes": 1, "no_optim_plots": True} | kwargs
+        search = manager_of(tmp_path, entry=entry, **arguments)
+        search.setup_experiment()
+        search.hyperparameters_optimization()
+        names.append(search.study_name)
+    assert names[0] == names[1]
+    assert len(set(names)) == 4
+    storage = open_storage(f"sqlite:///{tmp_path}/logs/optuna.db")
+    assert len(optuna.load_study(study_name=names[0], storage=storage).trials) == 2
