@@ -6,6 +6,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
@@ -69,7 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     sys.argv = [f"bn-ddpg {name}", *arguments]
     script_fixes = importlib.import_module("sb3_bn_ddpg.zoo.script_fixes")
     script_fixes.provide_generate_metadata()
-    with script_fixes.own_child_processes(), script_fixes.own_model_card():
+    with ExitStack() as fixes:
+        fixes.enter_context(script_fixes.own_child_processes())
+        fixes.enter_context(script_fixes.own_model_card())
+        if name in ("enjoy", "record_video"):
+            fixes.enter_context(script_fixes.small_replay_buffer())
         if command.function is None:
             runpy.run_module(command.module, run_name="__main__")
         else:

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from stable_baselines3.common.buffers import ReplayBuffer
 from zoo_runs import TINY, run
 
 pytest.importorskip("rl_zoo3")
+
+from rl_zoo3 import ALGOS
 
 from sb3_bn_ddpg import BNDDPG, cli
 
@@ -75,11 +78,25 @@ def test_resume_goes_on_with_networks_and_replay_buffer(logs):
     assert resumed.actor.mu[1].weight.shape == first.actor.mu[1].weight.shape  # 16 units, not the file's 400
 
 
-@pytest.mark.parametrize("which", [[], ["--load-best"], ["--load-checkpoint", "300"]])
+@pytest.mark.parametrize("which", [["--load-best"], ["--load-checkpoint", "300"]])
 def test_enjoy(trained, which):
     output = run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "400", *which, cwd=trained)
     assert "2 Episodes" in output
     assert "Mean reward: -" in output
+
+
+def test_enjoy_needs_no_memory_for_the_replay_buffer(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    sizes = []
+    init = ReplayBuffer.__init__
+    monkeypatch.setattr(
+        ReplayBuffer, "__init__", lambda self, size, *args, **kw: sizes.append(size) or init(self, size, *args, **kw)
+    )
+    cli.main(["enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "10"])
+    BNDDPG.load("logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
+    assert sizes == [1, 5000]
+    assert ALGOS["bn_ddpg"] is BNDDPG
 
 
 def test_another_algorithm_is_one_word_away(tmp_path):

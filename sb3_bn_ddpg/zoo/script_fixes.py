@@ -5,11 +5,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import repocard
+from rl_zoo3.utils import ALGOS
 
+from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.zoo.profiles import ALGO
 
 
@@ -34,6 +38,20 @@ def own_child_processes() -> Iterator[None]:
         yield
     finally:
         subprocess.call = call
+
+
+@contextmanager
+def small_replay_buffer() -> Iterator[None]:
+    """
+    Let ``enjoy`` and ``record_video`` load a model without the memory of its replay buffer, as the Zoo does for the off-policy
+    algorithms that it lists by name.
+    """
+    # All that these two scripts ask of an algorithm
+    ALGOS[ALGO] = SimpleNamespace(load=partial(BNDDPG.load, buffer_size=1))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        ALGOS[ALGO] = BNDDPG
 
 
 @contextmanager
