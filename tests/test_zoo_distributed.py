@@ -8,14 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import optuna
 import pytest
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import TrialState
-from zoo_runs import TINY, run, start
+from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -66,16 +65,6 @@ def database():
     finally:
         subprocess.run([*control, "stop", "-m", "immediate"], check=True, cwd=folder, **account)
         shutil.rmtree(folder)
-
-
-def wait_for(condition, *processes, seconds=150):
-    """Wait until a condition holds, as long as the processes live."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for process in processes:
-            assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.2)
 
 
 def test_workers_share_a_study_and_survive_a_killed_one(database, tmp_path):

@@ -3,12 +3,11 @@
 import re
 import shlex
 import signal
-import time
 
 import optuna
 import pytest
 import yaml
-from zoo_runs import TINY, run, start
+from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -25,6 +24,11 @@ def only_study(storage):
     opened = open_storage(storage)
     (name,) = optuna.get_all_study_names(opened)
     return optuna.load_study(study_name=name, storage=opened)
+
+
+def n_finished(storage):
+    """How many trials of the one study have finished, if there is one yet."""
+    return len(finished_trials(only_study(storage))) if optuna.get_all_study_names(open_storage(storage)) else 0
 
 
 @pytest.mark.parametrize("storage", [None, "journal/study.log", "sqlite:///study.db"])
@@ -88,7 +92,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_resumes(tmp_path):
     command = [*SEARCH, "--n-trials", "50", "--seed", "3", *TINY]
     storage = f"sqlite:///{tmp_path}/logs/optuna.db"
     process = start(*command, cwd=tmp_path)
-    wait_for(lambda: (tmp_path / "logs/optuna.db").exists() and len(finished_trials(only_study(storage))) >= 2, process)
+    wait_for(lambda: (tmp_path / "logs/optuna.db").exists() and n_finished(storage) >= 2, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -104,17 +108,3 @@ def test_ctrl_c_loses_nothing_and_the_same_command_resumes(tmp_path):
     assert [trial.params for trial in finished_trials(study)[: len(finished)]] == [trial.params for trial in finished]
     # The same seed must not try the same hyperparameters again
     assert len({trial.params["learning_rate"] for trial in study.trials}) == total
-
-
-def wait_for(condition, process, seconds=120):
-    """Wait until a condition holds, as long as the process lives."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except (ValueError, KeyError):  # no study yet
-            pass
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, "the condition never held"
-        time.sleep(0.2)

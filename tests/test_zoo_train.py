@@ -1,6 +1,7 @@
 """The Zoo's scripts on a model of bn_ddpg, in processes of their own: train, resume, enjoy, film, plot, benchmark."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from stable_baselines3.common.buffers import ReplayBuffer
-from zoo_runs import TINY, run
+from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -76,6 +77,15 @@ def test_resume_goes_on_with_networks_and_replay_buffer(logs):
     assert resumed.replay_buffer.pos == 800
     assert resumed._n_updates == first._n_updates + 150
     assert resumed.actor.mu[1].weight.shape == first.actor.mu[1].weight.shape  # 16 units, not the file's 400
+
+
+def test_ctrl_c_saves_what_was_learned(tmp_path):
+    process = start("train", "--env", "Pendulum-v1", "-n", "10000000", "--eval-freq", "-1", *TINY, cwd=tmp_path)
+    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)  # an episode is over
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 0
 
 
 @pytest.mark.parametrize("which", [["--load-best"], ["--load-checkpoint", "300"]])

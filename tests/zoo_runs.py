@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Small networks and an early start: a run learns something within a few hundred steps
@@ -24,3 +26,13 @@ def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
     output, _ = process.communicate(timeout=300)
     assert process.returncode == returncode, output
     return output
+
+
+def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], seconds: float = 150) -> None:
+    """Wait until a condition holds, as long as the processes live."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        for process in processes:
+            assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.2)

@@ -4,10 +4,14 @@ import contextlib
 import io
 import math
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import optuna
@@ -55,6 +59,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
+        self._is_interrupted = False
 
     # --- Reading hyperparameters
 
@@ -150,6 +155,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: The mean reward of its last evaluation
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
         """
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         with file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             value = super().objective(trial)
         if math.isnan(value):
@@ -192,7 +199,8 @@ class BNDDPGExperimentManager(ExperimentManager):
 
         optuna.create_study = create_study_in_storage
         try:
-            super().hyperparameters_optimization()
+            with self._remembered_interrupt():
+                super().hyperparameters_optimization()
         except ValueError:
             # The Zoo asks for the best trial even if there is none, as after an early Ctrl-C
             if not studies or finished_trials(studies[0]):
@@ -211,6 +219,26 @@ class BNDDPGExperimentManager(ExperimentManager):
             "env_kwargs": self.env_kwargs,
             "eval_env_kwargs": self.eval_env_kwargs,
         }
+
+    @contextlib.contextmanager
+    def _remembered_interrupt(self) -> Iterator[None]:
+        """
+        Remember a Ctrl-C until the next trial would start. One that falls into a garbage collection is ignored by Python, and
+        Optuna collects garbage after every trial.
+        """
+
+        def interrupt(signal_number: int, frame: FrameType | None) -> None:
+            self._is_interrupted = True
+            raise KeyboardInterrupt
+
+        if threading.current_thread() is not threading.main_thread():  # to which signals go
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     def _report(self, study: optuna.Study, with_plots: bool) -> None:
         """

@@ -50,7 +50,7 @@ def sample_bn_ddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     trial.suggest_float("critic_learning_rate", 1e-5, 1e-2, log=True)
     trial.suggest_float("critic_weight_decay", 1e-6, 1e-1, log=True)
     trial.suggest_float("tau", 5e-4, 8e-2, log=True)
-    trial.suggest_int("batch_size_pow", 4, 10)
+    trial.suggest_int("batch_size_pow", 4, 9)
     trial.suggest_int("train_freq_pow", 0, 3)
     trial.suggest_categorical("updates_per_step", [0.25, 0.5, 1.0, 2.0])
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
