@@ -267,6 +267,21 @@ def test_hindsight_replay_is_sampled_and_comes_back():
         assert converted.items() <= sampled["replay_buffer_kwargs"].items()
 
 
+@pytest.mark.parametrize(("noise_type", "expected"), [("normal", 0.3), (None, 0.1)])
+def test_trial_of_the_zoos_ddpg_can_be_trained(noise_type, expected, tmp_path):
+    """Its sampler leaves words behind that its constructor does not know; without noise, it keeps the file's."""
+    params = {"one_minus_gamma": 0.01, "batch_size_pow": 4, "train_freq": 1, "tau": 0.01, "learning_rate": 1e-3}
+    params |= {"net_arch": "small", "noise_type": noise_type, "noise_std": 0.3}
+    storage = open_storage(f"sqlite:///{tmp_path}/logs/optuna.db")
+    study = optuna.create_study(storage=storage, study_name="ddpg_Pendulum-v1_a")
+    study.enqueue_trial(params)
+    study.optimize(lambda trial: len(HYPERPARAMS_SAMPLER["ddpg"](trial, 1, 1, NO_HER)), n_trials=1)
+    entry = {"noise_type": "normal", "noise_std": 0.1, "buffer_size": 1000}
+    model = model_of(tmp_path, algo="ddpg", entry=entry, trial_id=0)
+    assert model.action_noise._sigma == expected
+    assert model.gamma == 0.99
+
+
 def test_threads_do_not_share_policy_kwargs():
     with file_policy_kwargs({"action_layer": 1}):
         assert all(sampled["policy_kwargs"]["action_layer"] == 1 for sampled, _ in trials(2))

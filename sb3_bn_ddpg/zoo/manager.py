@@ -121,8 +121,18 @@ class BNDDPGExperimentManager(ExperimentManager):
             trial = study.trials[trial_id]
         if not trial.params:
             raise ValueError(f"`trial_id={trial_id}` is not allowed: the trial was never started ({trial.state.name})")
-        params: dict[str, Any] = HYPERPARAMS_CONVERTER[self.algo](trial.params) if convert else trial.params
-        return params
+        return self._converted(trial.params) if convert else trial.params
+
+    def _converted(self, params: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param params: The parameters of a trial
+        :return: Its hyperparameters
+        """
+        hyperparams: dict[str, Any] = HYPERPARAMS_CONVERTER[self.algo](params)
+        if "noise_type" in hyperparams and hyperparams["noise_type"] is None:
+            # The Zoo's own algorithms: they searched with the file's noise, and do not know these two arguments
+            del hyperparams["noise_type"], hyperparams["noise_std"]
+        return hyperparams
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -250,9 +260,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         folder = Path(self.log_path) / "optuna" / study.study_name
         folder.mkdir(parents=True, exist_ok=True)
         best_file = folder / "best.yml"
-        from_trial = HYPERPARAMS_CONVERTER[self.algo](study.best_trial.params)
-        hyperparams = merge_hyperparams(self._file_hyperparams, from_trial)
+        from_trial = self._converted(study.best_trial.params)
+        hyperparams = self._file_hyperparams | from_trial
         if self.algo == ALGO:
+            hyperparams = merge_hyperparams(self._file_hyperparams, from_trial)
             _settle_noise_spelling(hyperparams, from_trial)
         write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
         files = [best_file, *(write_plots(study, folder) if with_plots else [])]

@@ -13,7 +13,6 @@ from typing import Any
 from huggingface_hub import repocard
 from rl_zoo3.utils import ALGOS
 
-from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.zoo.profiles import ALGO
 
 
@@ -46,12 +45,13 @@ def small_replay_buffer() -> Iterator[None]:
     Let ``enjoy`` and ``record_video`` load a model without the memory of its replay buffer, as the Zoo does for the off-policy
     algorithms that it lists by name.
     """
-    # All that these two scripts ask of an algorithm
-    ALGOS[ALGO] = SimpleNamespace(load=partial(BNDDPG.load, buffer_size=1))  # type: ignore[assignment]
+    algorithm = ALGOS[ALGO]
+    # Loading is all that these two scripts ask of an algorithm
+    ALGOS[ALGO] = SimpleNamespace(load=partial(algorithm.load, buffer_size=1))  # type: ignore[assignment]
     try:
         yield
     finally:
-        ALGOS[ALGO] = BNDDPG
+        ALGOS[ALGO] = algorithm
 
 
 @contextmanager
