@@ -67,7 +67,8 @@ class BNDDPG(OffPolicyAlgorithm):
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
-        (see :data:`~sb3_bn_ddpg.normalization.Statistics`)
+        (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
+        evaluation", so the default is the minibatch of next states.
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -120,7 +121,7 @@ class BNDDPG(OffPolicyAlgorithm):
         critic_learning_rate: float | Schedule = 1e-3,
         critic_weight_decay: float = 1e-2,
         use_target_networks: bool = True,
-        target_statistics: Statistics = "running",
+        target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
         actor_loss_actor_statistics: Statistics = "batch_update",
@@ -306,7 +307,8 @@ class BNDDPG(OffPolicyAlgorithm):
         finally:
             self.action_noise = noise
         # The first steps must not see the progress at which an earlier call of learn ended
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if self._total_timesteps > 0:
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         _check_finite("observation", self._last_obs, self.num_timesteps)
         return result
 
