@@ -340,7 +340,7 @@ class BNDDPG(OffPolicyAlgorithm):
         :param gradient_steps: Number of gradient steps
         :param batch_size: Number of transitions in each of them
         """
-        # Switch to train mode (dropout; every pass sets the mode of its batch-norm layers itself)
+        # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
         self._update_optimizers()
         statistics = self._pass_statistics

@@ -247,7 +247,7 @@ def test_identity(normalization):
         policy_kwargs=dict(net_arch=[64, 64], normalization=normalization),
         seed=0,
     )
-    model.learn(1500)
+    model.learn(800)
     mean_return, _ = evaluate_policy(model, env, n_eval_episodes=5, warn=False)
     assert mean_return > 90  # of 100
 

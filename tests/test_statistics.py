@@ -225,7 +225,7 @@ def test_training_mode_reaches_actor_and_critic_only(make_model):
 
 
 def test_targets_stay_in_evaluation_mode_while_learning(make_model):
-    """Their dropout never drops, and after an update on batch statistics their norm layers do not keep training mode."""
+    """Their dropout never drops, and a pass on batch statistics does not leave their norm layers in training mode."""
     model = make_model(policy_kwargs=dict(SMALL, activation_fn=lambda: nn.Dropout(0.5)))
     model.learn(60)
     for target in (model.actor_target, model.critic_target):
