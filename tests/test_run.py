@@ -252,18 +252,16 @@ def test_identity(normalization):
     assert mean_return > 90  # of 100
 
 
+def test_mujoco(make_model):
+    model = make_model(gym.make("HalfCheetah-v5"))
+    model.learn(40)
+    assert model.actor.mu[0].num_features == 17
+
+
 @pytest.mark.slow
 def test_pendulum_is_learned():
-    """A real task, well above the -1,200 of a random policy, at a fifth of the quick start's training."""
-    model = BNDDPG(
-        "MlpPolicy",
-        gym.make("Pendulum-v1"),
-        learning_rate=1e-3,
-        tau=0.005,
-        critic_weight_decay=0.0,
-        policy_kwargs=dict(net_arch=[64, 64]),
-        seed=0,
-    )
-    model.learn(8000)
+    """A real task with the networks of the paper, from the -1,100 of a random policy."""
+    model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, tau=0.005, critic_weight_decay=0.0, seed=0)
+    model.learn(6000)
     mean_return, _ = evaluate_policy(model, gym.make("Pendulum-v1"), n_eval_episodes=10, warn=False)
-    assert mean_return > -500
+    assert mean_return > -300
