@@ -55,6 +55,14 @@ class NormalizationConfig:
         check_number("norm_eps", self.eps, low=0, low_open=True)
         check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
 
+    @property
+    def replaces_bias(self) -> bool:
+        """
+        Whether a bias before the normalisation would be without effect: batch norm subtracts the mean, and its beta
+        does the bias's work. (Layer norm subtracts a mean over units, batch renorm partly the running mean.)
+        """
+        return self.kind == "batch"
+
     def input_layers(self, num_features: int) -> list[nn.Module]:
         """
         :param num_features: Number of entries of the state (or of the features extracted from it)
