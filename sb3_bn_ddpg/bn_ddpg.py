@@ -344,8 +344,6 @@ class BNDDPG(OffPolicyAlgorithm):
         :param gradient_steps: Number of gradient steps
         :param batch_size: Number of transitions in each of them
         """
-        # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
-        self.policy.set_training_mode(True)
         self._update_optimizers()
         is_measured = -self._n_updates % DIAGNOSTICS_INTERVAL < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
@@ -389,6 +387,8 @@ class BNDDPG(OffPolicyAlgorithm):
                     print(f"Updating by autograd: {reason}")
         if self._can_update_fast and self._fast_update is not None:
             return self._fast_update.gradient_step(batch, self.gamma, self.tau)
+        # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
+        self.policy.set_training_mode(True)
         return gradient_step(nets, batch, self.gamma, self.tau, statistics)
 
     def learn(

@@ -28,7 +28,7 @@ class FixedBuffer:
         return self.batch
 
 
-def sb3_pair() -> tuple[BNDDPG, DDPG]:
+def sb3_pair(fast_update: bool) -> tuple[BNDDPG, DDPG]:
     """BNDDPG without batch norm, laid out as SB3's networks, and SB3's DDPG, with the same weights."""
     common = dict(learning_rate=1e-3, tau=0.05, gamma=0.97, buffer_size=100, device="cpu", seed=1)
     env = VectorEnv(obs_dim=5, action_dim=3)
@@ -37,6 +37,7 @@ def sb3_pair() -> tuple[BNDDPG, DDPG]:
         env,
         critic_learning_rate=1e-3,
         critic_weight_decay=0.0,
+        fast_update=fast_update,
         policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init=0.5),
         **common,
     )
@@ -64,8 +65,9 @@ def assert_same_weights(model: BNDDPG, sb3: DDPG, **tolerance: float) -> None:
             np.testing.assert_allclose(value.numpy(), expected.numpy(), err_msg=f"{name}.{key}", **tolerance)
 
 
-def test_one_gradient_step_equals_sb3s():
-    model, sb3 = sb3_pair()
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_one_gradient_step_equals_sb3s(fast_update):
+    model, sb3 = sb3_pair(fast_update)
     before = copy.deepcopy(model.policy.state_dict())
     model.train(gradient_steps=1, batch_size=48)
     sb3.train(gradient_steps=1, batch_size=48)
@@ -76,9 +78,10 @@ def test_one_gradient_step_equals_sb3s():
         assert moved > 1e-5, key
 
 
-def test_ten_gradient_steps_equal_sb3s():
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_ten_gradient_steps_equal_sb3s(fast_update):
     """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does."""
-    model, sb3 = sb3_pair()
+    model, sb3 = sb3_pair(fast_update)
     model.train(gradient_steps=10, batch_size=48)
     sb3.train(gradient_steps=10, batch_size=48)
     assert_same_weights(model, sb3, rtol=1e-3, atol=2e-5)
@@ -105,7 +108,7 @@ def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
         monkeypatch.setattr(
             update, "td_target", lambda nets, batch, *args: td_target(nets, batch._replace(dones=0 * batch.dones), *args)
         )
-    model, sb3 = sb3_pair()
+    model, sb3 = sb3_pair(fast_update=False)
     model.train(gradient_steps=1, batch_size=48)
     sb3.train(gradient_steps=1, batch_size=48)
     with pytest.raises(AssertionError):
