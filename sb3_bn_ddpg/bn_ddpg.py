@@ -1,6 +1,7 @@
 """The algorithm: its parameters, its training loop and its exploration."""
 
 import copy
+import math
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -211,7 +212,9 @@ class BNDDPG(OffPolicyAlgorithm):
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
         check_number("gradient_steps", self.gradient_steps, low=-1, integer=True)
-        check_number("n_steps", self.n_steps, low=1, integer=True)
+        # SB3 has no n-step replay buffer for dictionaries
+        is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
+        check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
         check_choice("use_target_networks", self.use_target_networks, (True, False))

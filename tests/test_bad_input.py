@@ -6,6 +6,7 @@ import pytest
 from conftest import SMALL, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
@@ -228,6 +229,12 @@ def test_dictionary_observation():
     with pytest.raises(ValueError, match=r"`observation\['a'\]=.* of environment 0 at step 3 "):
         model.learn(30)
     assert model.replay_buffer.pos == 2
+
+
+def test_n_steps_of_dictionaries():
+    """SB3 has no replay buffer for them."""
+    with pytest.raises(ValueError, match=r"`n_steps=3` is not allowed: it must be an integer >= 1 and <= 1"):
+        BNDDPG("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), n_steps=3)
 
 
 def test_unknown_policy_and_environment():

@@ -31,6 +31,17 @@ def test_one_and_many_agree(make_model, normalization):
     assert all(th.equal(value, state[key]) for key, value in model.policy.state_dict().items())
 
 
+def test_prediction_leaves_training_mode_wherever_it_is(make_model):
+    """Also if one layer alone was put in training mode, by hand."""
+    model = make_model()
+    model.learn(40)
+    model.policy.set_training_mode(False)
+    model.actor.mu[2].train()
+    before = model.actor.mu[2].running_mean.clone()
+    model.predict(np.full((3, 4), 50.0, dtype=np.float32))
+    assert th.equal(model.actor.mu[2].running_mean, before)
+
+
 def test_prediction_uses_running_statistics(make_model):
     """By hand: a shift of the actor's running mean of the state is a shift of the state."""
     model = make_model(policy_kwargs=dict(SMALL, final_init=0.5))
