@@ -1,6 +1,7 @@
 """The algorithm: its parameters, its training loop and its exploration."""
 
 import copy
+import math
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -17,10 +18,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
+from sb3_bn_ddpg.fast_update import FastUpdate, UnsupportedError
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
-from sb3_bn_ddpg.update import Networks, PassStatistics, UpdateInfo, gradient_step
+from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms and statistics drift are measured once in so many updates: they cost as much as a tenth of one."""
@@ -65,9 +67,12 @@ class BNDDPG(OffPolicyAlgorithm):
         are spared): with Adam, this times the weight is added to the gradient of the loss
     :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
-        (see :data:`~sb3_bn_ddpg.normalization.Statistics`)
+        (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
+        evaluation", so the default is the minibatch of next states.
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -120,7 +125,8 @@ class BNDDPG(OffPolicyAlgorithm):
         critic_learning_rate: float | Schedule = 1e-3,
         critic_weight_decay: float = 1e-2,
         use_target_networks: bool = True,
-        target_statistics: Statistics = "running",
+        fast_update: bool = True,
+        target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
         actor_loss_actor_statistics: Statistics = "batch_update",
@@ -165,6 +171,7 @@ class BNDDPG(OffPolicyAlgorithm):
         self.critic_learning_rate = critic_learning_rate
         self.critic_weight_decay = critic_weight_decay
         self.use_target_networks = use_target_networks
+        self.fast_update = fast_update
         self.target_statistics = target_statistics
         self.target_statistics_sync = target_statistics_sync
         self.critic_loss_statistics = critic_loss_statistics
@@ -184,6 +191,8 @@ class BNDDPG(OffPolicyAlgorithm):
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._networks = Networks(self.actor, self.critic, self.actor_target, self.critic_target)
+        self._fast_update: FastUpdate | None = None
+        self._can_update_fast = self.fast_update
         if self.actor.norm_layers or self.critic.norm_layers:
             check_number("batch_size", self.batch_size, low=2, integer=True)  # one state has no variance
         self._update_optimizers()
@@ -203,19 +212,18 @@ class BNDDPG(OffPolicyAlgorithm):
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
         check_number("gradient_steps", self.gradient_steps, low=-1, integer=True)
-        check_number("n_steps", self.n_steps, low=1, integer=True)
+        # SB3 has no n-step replay buffer for dictionaries
+        is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
+        check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
+        check_choice("fast_update", self.fast_update, (True, False))
         if not isinstance(self.train_freq, TrainFreq):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             check_number("train_freq", frequency, low=1, integer=True)
             check_choice("train_freq", unit, ("step", "episode"))
-        self._pass_statistics  # noqa: B018  # checks the five words
-
-    @property
-    def _pass_statistics(self) -> PassStatistics:
-        return PassStatistics(
+        self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
             self.critic_loss_statistics,
@@ -306,7 +314,8 @@ class BNDDPG(OffPolicyAlgorithm):
         finally:
             self.action_noise = noise
         # The first steps must not see the progress at which an earlier call of learn ended
-        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        if self._total_timesteps > 0:
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         _check_finite("observation", self._last_obs, self.num_timesteps)
         return result
 
@@ -338,10 +347,7 @@ class BNDDPG(OffPolicyAlgorithm):
         :param gradient_steps: Number of gradient steps
         :param batch_size: Number of transitions in each of them
         """
-        # Switch to train mode (dropout; every pass sets the mode of its batch-norm layers itself)
-        self.policy.set_training_mode(True)
         self._update_optimizers()
-        statistics = self._pass_statistics
         is_measured = -self._n_updates % DIAGNOSTICS_INTERVAL < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
         assert self.replay_buffer is not None
@@ -349,7 +355,7 @@ class BNDDPG(OffPolicyAlgorithm):
         infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            infos.append(gradient_step(self._networks, batch, self.gamma, self.tau, statistics))
+            infos.append(self._gradient_step(batch))
         self._n_updates += gradient_steps
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -366,6 +372,27 @@ class BNDDPG(OffPolicyAlgorithm):
                 self.logger.record(f"train/{name}_statistics_drift", drift)
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
+
+    def _gradient_step(self, batch: Batch) -> UpdateInfo:
+        """
+        One gradient step, by the fast update where it can be used.
+
+        :param batch: Transitions sampled from the replay buffer
+        :return: Losses and values of this step
+        """
+        nets, statistics = self._networks, self._pass_statistics
+        if self._can_update_fast and not (self._fast_update and self._fast_update.is_current(nets, statistics)):
+            try:
+                self._fast_update = FastUpdate(nets, statistics)
+            except UnsupportedError as reason:
+                self._can_update_fast = False
+                if self.verbose >= 1:
+                    print(f"Updating by autograd: {reason}")
+        if self._can_update_fast and self._fast_update is not None:
+            return self._fast_update.gradient_step(batch, self.gamma, self.tau)
+        # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
+        self.policy.set_training_mode(True)
+        return gradient_step(nets, batch, self.gamma, self.tau, statistics)
 
     def learn(
         self: SelfBNDDPG,
@@ -398,7 +425,8 @@ class BNDDPG(OffPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        networks = ["actor", "critic", "actor_target", "critic_target", "_networks"]
+        networks = ["actor", "critic", "actor_target", "critic_target"]
+        networks += ["_networks", "_fast_update", "_can_update_fast", "_pass_statistics"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -1,7 +1,7 @@
 """Normalisation layers: making them, choosing the statistics a forward pass uses, and following them to the targets."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -55,6 +55,14 @@ class NormalizationConfig:
         check_number("norm_eps", self.eps, low=0, low_open=True)
         check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
 
+    @property
+    def replaces_bias(self) -> bool:
+        """
+        Whether a bias before the normalisation would be without effect: batch norm subtracts the mean, and its beta
+        does the bias's work. (Layer norm subtracts a mean over units, batch renorm partly the running mean.)
+        """
+        return self.kind == "batch"
+
     def input_layers(self, num_features: int) -> list[nn.Module]:
         """
         :param num_features: Number of entries of the state (or of the features extracted from it)
@@ -99,9 +107,7 @@ class StatisticsMixin(nn.Module):
 
     def forward_with(self, statistics: Statistics, *inputs: Any) -> Any:
         """
-        One forward pass that normalises with, and updates, exactly the statistics it says.
-
-        It sets the mode of the batch-norm layers and leaves it set: every pass of the update states its own.
+        One forward pass that normalises with, and updates, exactly the statistics it says, whatever mode the network is in.
 
         :param statistics: See :data:`Statistics`
         :param inputs: The inputs of ``forward``
@@ -110,12 +116,15 @@ class StatisticsMixin(nn.Module):
         if statistics == "running_update":
             with th.no_grad():
                 self.forward_with("batch_update", *inputs)
-        for layer in self.norm_layers:
-            layer.train(statistics in ("batch", "batch_update"))
-        if statistics == "batch":
-            with self._discarded_updates():
+        modes = [layer.training for layer in self.norm_layers]
+        try:
+            for layer in self.norm_layers:
+                layer.training = statistics in ("batch", "batch_update")
+            with self._discarded_updates() if statistics == "batch" else nullcontext():
                 return self(*inputs)
-        return self(*inputs)
+        finally:
+            for layer, mode in zip(self.norm_layers, modes, strict=True):
+                layer.training = mode
 
     @contextmanager
     def _discarded_updates(self) -> Iterator[None]:

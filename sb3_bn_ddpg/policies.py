@@ -1,5 +1,6 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
+from functools import cached_property
 from typing import Any
 
 import torch as th
@@ -370,9 +371,15 @@ class BNDDPGPolicy(BasePolicy):
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """
-        self.actor.set_training_mode(mode)
-        self.critic.set_training_mode(mode)
-        self.training = mode
+        # SB3 asks at every step of the environment, mostly for the mode that all modules are in already
+        if self.training != mode or any(module.training != mode for module in self._online_modules):
+            self.actor.set_training_mode(mode)
+            self.critic.set_training_mode(mode)
+            self.training = mode
+
+    @cached_property
+    def _online_modules(self) -> list[nn.Module]:
+        return [*self.actor.modules(), *self.critic.modules()]
 
 
 MlpPolicy = BNDDPGPolicy

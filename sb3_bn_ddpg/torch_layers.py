@@ -19,32 +19,38 @@ def hidden_layers(
     """
     modules: list[nn.Module] = []
     for n_units in net_arch:
-        modules += [fan_in_linear(input_dim, n_units), *normalization.hidden_layers(n_units), activation_fn()]
+        modules += [
+            fan_in_linear(input_dim, n_units, bias=not normalization.replaces_bias),
+            *normalization.hidden_layers(n_units),
+            activation_fn(),
+        ]
         input_dim = n_units
     return modules
 
 
-def fan_in_linear(in_features: int, out_features: int) -> nn.Linear:
+def fan_in_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     """
     A linear map with the paper's initialisation of hidden layers.
 
     :param in_features: Number of inputs (the fan-in f)
     :param out_features: Number of outputs
+    :param bias: Whether it has a bias
     :return: The layer, weights and biases drawn from U[-1/sqrt(f), 1/sqrt(f)]
     """
-    return uniform_linear(in_features, out_features, bound=in_features**-0.5)
+    return uniform_linear(in_features, out_features, bound=in_features**-0.5, bias=bias)
 
 
-def uniform_linear(in_features: int, out_features: int, bound: float) -> nn.Linear:
+def uniform_linear(in_features: int, out_features: int, bound: float, bias: bool = True) -> nn.Linear:
     """
     A linear map with uniformly distributed weights and biases; the paper's output layers have a bound of 3e-3.
 
     :param in_features: Number of inputs
     :param out_features: Number of outputs
     :param bound: Largest absolute value
+    :param bias: Whether it has a bias
     :return: The layer, weights and biases drawn from U[-bound, bound]
     """
-    linear = nn.Linear(in_features, out_features)
-    nn.init.uniform_(linear.weight, -bound, bound)
-    nn.init.uniform_(linear.bias, -bound, bound)
+    linear = nn.Linear(in_features, out_features, bias=bias)
+    for param in linear.parameters():
+        nn.init.uniform_(param, -bound, bound)
     return linear

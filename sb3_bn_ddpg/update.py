@@ -29,7 +29,7 @@ class PassStatistics:
     :raises ValueError: if a value is unknown, or the combination never updates a network's running statistics
     """
 
-    target: Statistics = "running"
+    target: Statistics = "batch"
     target_sync: StatisticsSync | None = "copy"
     critic_loss: Statistics = "batch_update"
     actor_loss_actor: Statistics = "batch_update"
@@ -134,7 +134,8 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
     :return: The targets, of shape ``(batch_size, 1)``
     """
     discounts = gamma if batch.discounts is None else batch.discounts
-    # Both normalise s' with the target networks' running statistics and update nothing (default)
+    # Both normalise with the statistics of the next states s' and update nothing (default): the running statistics are
+    # for "exploration or evaluation" (section 3), and those of the online network do not fit the targets' older weights
     next_actions = nets.actor_target.forward_with(statistics.target, batch.next_observations)
     next_q_values = nets.critic_target.forward_with(statistics.target, batch.next_observations, next_actions)[0]
     target: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values

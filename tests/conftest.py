@@ -1,0 +1,74 @@
+"""What every test file uses: one torch thread a process, a small network, and a filled replay buffer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+
+from sb3_bn_ddpg import BNDDPG
+
+SMALL = dict(net_arch=[16, 12])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    # Tests run side by side: more threads only make them wait for each other
+    th.set_num_threads(1)
+
+
+class VectorEnv(gym.Env):
+    """Random states, actions and rewards of given dimensions; episodes of ``ep_length`` steps, cut off, not terminated."""
+
+    def __init__(self, obs_dim: int = 4, action_dim: int = 2, ep_length: int = 20, high: float = 1.0) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (obs_dim,))
+        self.action_space = spaces.Box(-high, high, (action_dim,))
+        self.ep_length = ep_length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self.steps += 1
+        return self._observation(), float(self.np_random.normal()), False, self.steps >= self.ep_length, {}
+
+    def _observation(self) -> np.ndarray:
+        # Off centre and unequally scaled, so that running statistics have somewhere to go
+        dim = self.observation_space.shape[0]
+        return (self.np_random.normal(size=dim) * np.arange(1, dim + 1) + 2).astype(np.float32)
+
+
+@pytest.fixture
+def make_model() -> Callable[..., BNDDPG]:
+    """A function that makes a small seeded model; keyword arguments override."""
+
+    def make(env: Any = None, **kwargs: Any) -> BNDDPG:
+        arguments: dict[str, Any] = dict(
+            buffer_size=1000, learning_starts=20, batch_size=16, policy_kwargs=SMALL, seed=0, device="cpu"
+        )
+        return BNDDPG("MlpPolicy", VectorEnv() if env is None else env, **(arguments | kwargs))
+
+    return make
+
+
+def random_batch(model: Any, size: int = 32, seed: int = 0) -> ReplayBufferSamples:
+    """Transitions between random states of the model's spaces, some of them terminal."""
+    generator = th.Generator().manual_seed(seed)
+    obs_shape, action_shape = (size, *model.observation_space.shape), (size, *model.action_space.shape)
+
+    def normal(*shape: int) -> th.Tensor:
+        return th.randn(*shape, generator=generator)
+
+    return ReplayBufferSamples(
+        observations=normal(*obs_shape) * 2 + 1,
+        actions=normal(*action_shape).clamp(-1, 1),
+        next_observations=normal(*obs_shape) * 2 + 1.5,
+        dones=(normal(size, 1) > 1).float(),
+        rewards=normal(size, 1),
+    )

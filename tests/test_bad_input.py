@@ -1,0 +1,244 @@
+"""Bad input fails with a ``ValueError`` that names argument, value and what is allowed, before anything is stored."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import SMALL, VectorEnv
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import SimpleMultiObsEnv
+from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+
+from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed"),
+    [
+        ("learning_rate", -1e-3, ">= 0"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("learning_rate", "fast", "a finite number"),
+        ("learning_rate", lambda progress_remaining: -progress_remaining, ">= 0"),
+        ("critic_learning_rate", -1e-3, ">= 0"),
+        ("critic_learning_rate", lambda progress_remaining: progress_remaining - 0.5, ">= 0"),
+        ("critic_weight_decay", -1e-2, ">= 0"),
+        ("buffer_size", 0, ">= 1"),
+        ("learning_starts", -1, ">= 0"),
+        ("batch_size", 0, ">= 1"),
+        ("batch_size", 1, ">= 2"),
+        ("batch_size", 2.5, "an integer"),
+        ("tau", 1.5, "<= 1"),
+        ("tau", -0.1, ">= 0"),
+        ("gamma", 1.01, "<= 1"),
+        ("gamma", None, "a finite number"),
+        ("train_freq", 0, ">= 1"),
+        ("train_freq", (1, "minute"), "'step', 'episode'"),
+        ("gradient_steps", -2, ">= -1"),
+        ("n_steps", 0, ">= 1"),
+        ("action_noise", "pink", "'ou'"),
+        ("action_noise", 0.2, "ActionNoise"),
+        ("action_noise", NormalActionNoise(np.zeros(3), np.ones(3)), "(2,)"),
+        ("action_noise", NormalActionNoise(np.zeros(1), np.ones(1)), "(2,)"),  # SB3 would broadcast it
+        ("action_noise", OrnsteinUhlenbeckNoise(np.zeros(3)), "(1, 2)"),
+        ("action_noise", VectorizedActionNoise(OrnsteinUhlenbeckNoise(np.zeros(2)), 1), "must not be wrapped"),
+        ("use_target_networks", "yes", "True, False"),
+        ("target_statistics", "moving", "'running', 'batch', 'running_update', 'batch_update'"),
+        ("target_statistics_sync", "never", "'copy', 'polyak', None"),
+        ("critic_loss_statistics", "running", "'batch_update', 'running_update'"),
+        ("actor_loss_actor_statistics", "batch", "'batch_update', 'running_update'"),
+        ("actor_loss_critic_statistics", None, "'running', 'batch', 'running_update', 'batch_update'"),
+    ],
+)
+def test_arguments(make_model, argument, value, allowed):
+    with pytest.raises(ValueError, match="is not allowed") as error:
+        make_model(**{argument: value})
+    message = str(error.value)
+    assert message.startswith(f"`{argument}")
+    assert allowed in message
+    if not callable(value):
+        assert repr(value[1] if argument == "train_freq" and value else value)[:40] in message
+
+
+def test_targets_without_any_statistics(make_model):
+    with pytest.raises(ValueError, match=r"`target_statistics_sync=None` is not allowed with `target_statistics='running'`"):
+        make_model(target_statistics="running", target_statistics_sync=None)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "allowed"),
+    [
+        ("normalization", "group", "'batch', 'batch_renorm', 'layer', None"),
+        ("norm_momentum", 0, "> 0"),
+        ("norm_momentum", 1.1, "<= 1"),
+        ("norm_eps", 0, "> 0"),
+        ("renorm_warmup_steps", -1, ">= 0"),
+        ("final_init", 0, "> 0"),
+        ("action_layer", 0, ">= 1"),
+        ("net_arch", [64, 0], ">= 1"),
+        ("net_arch", [64, 3.5], "an integer"),
+        ("net_arch", 64, "list"),
+        ("net_arch", dict(pi=[64]), "dict(pi=[...], qf=[...])"),
+        ("net_arch", dict(pi=64, qf=[64]), "lists of integers"),
+    ],
+)
+def test_policy_arguments(make_model, argument, value, allowed):
+    with pytest.raises(ValueError, match="is not allowed") as error:
+        make_model(policy_kwargs={argument: value})
+    message = str(error.value)
+    assert message.startswith(f"`{argument}=")
+    assert allowed in message
+
+
+@pytest.mark.parametrize("normalization", ["layer", None])
+def test_batch_of_one_is_allowed_without_batch_norm(make_model, normalization):
+    make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization)).learn(30)
+
+
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm"])
+def test_batch_of_one_with_batch_norm(make_model, normalization):
+    with pytest.raises(ValueError, match=r"`batch_size=1` is not allowed: it must be an integer >= 2"):
+        make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization))
+
+
+class ActionEnv(VectorEnv):
+    def __init__(self, action_space: spaces.Space) -> None:
+        super().__init__()
+        self.action_space = action_space
+
+
+@pytest.mark.parametrize(
+    "action_space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiBinary(2),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(np.array([-1, -np.inf]), np.array([1, 1]), dtype=np.float64),
+        spaces.Box(np.array([-1.0, 1.0]), np.array([1.0, 1.0]), dtype=np.float64),
+    ],
+)
+def test_action_spaces(action_space):
+    with pytest.raises(ValueError, match="`env` with the action space") as error:
+        BNDDPG("MlpPolicy", ActionEnv(action_space))
+    assert str(action_space) in str(error.value)
+    assert "finite bounds" in str(error.value)
+
+
+def test_action_space_of_a_named_environment():
+    with pytest.raises(ValueError, match="Discrete"):
+        BNDDPG("MlpPolicy", "CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "allowed"),
+    [
+        (dict(mean=np.array([np.nan])), "finite numbers"),
+        (dict(mean="zero"), "finite numbers"),
+        (dict(sigma=-0.1), ">= 0"),
+        (dict(sigma=np.array([0.1, -0.1])), ">= 0"),
+        (dict(sigma=np.ones(3)), "broadcast to the shape (2,)"),
+        (dict(sigma=lambda progress_remaining: -1.0), ">= 0"),
+        (dict(theta=-0.1), ">= 0"),
+        (dict(dt=0), "> 0"),
+        (dict(theta=0.5, dt=4.0), "< 2"),
+        (dict(initial_noise=np.zeros(3)), "broadcast"),
+        (dict(n_envs=0), ">= 1"),
+        (dict(seed=-1), ">= 0"),
+    ],
+)
+def test_noise_arguments(kwargs, allowed):
+    with pytest.raises(ValueError, match="is not allowed") as error:
+        OrnsteinUhlenbeckNoise(**(dict(mean=np.zeros(2)) | kwargs))
+    message = str(error.value)
+    assert allowed in message
+    assert next(iter(kwargs)) in message
+
+
+def test_reset_of_an_unknown_environment():
+    with pytest.raises(ValueError, match=r"`indices=2` is not allowed: it must be an integer >= 0 and <= 1"):
+        OrnsteinUhlenbeckNoise(np.zeros(2), n_envs=2).reset(indices=[2])
+
+
+class FaultyEnv(VectorEnv):
+    """Returns a bad number in one field at one step."""
+
+    def __init__(self, field: str, value: float, at_step: int = 7, ep_length: int = 1000) -> None:
+        super().__init__(ep_length=ep_length)
+        self.field, self.value, self.at_step = field, value, at_step
+        self.total_steps = 0
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.total_steps += 1
+        if self.total_steps == self.at_step:
+            if self.field == "reward":
+                reward = self.value
+            else:
+                obs[1] = self.value
+        return obs, reward, terminated, truncated, info
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("field", ["reward", "observation"])
+def test_numbers_of_the_environment(make_model, field, value):
+    model = make_model(FaultyEnv(field, value))
+    with pytest.raises(ValueError, match=rf"`{field}=.*{value}.*` of environment 0 at step 7 is not allowed"):
+        model.learn(30)
+    assert model.replay_buffer.pos == 6  # nothing of the bad step was stored
+    assert np.isfinite(model.replay_buffer.observations).all()
+    assert np.isfinite(model.replay_buffer.next_observations).all()
+    assert np.isfinite(model.replay_buffer.rewards).all()
+
+
+def test_the_environment_is_named(make_model):
+    env = make_vec_env(lambda: FaultyEnv("reward", np.nan, at_step=10**6), n_envs=3)
+    env.envs[2].unwrapped.at_step = 4
+    with pytest.raises(ValueError, match="of environment 2 at step 12 "):
+        make_model(env).learn(60)
+
+
+def test_terminal_observation(make_model):
+    """The last observation of an episode, which the vectorised environment hides behind the first of the next."""
+    model = make_model(FaultyEnv("observation", np.nan, at_step=5, ep_length=5))
+    with pytest.raises(ValueError, match=r"`terminal_observation=.*nan.*` of environment 0 at step 5 "):
+        model.learn(30)
+    assert model.replay_buffer.pos == 4
+
+
+def test_first_observation(make_model):
+    class Env(VectorEnv):
+        def reset(self, **kwargs):
+            return np.full(4, np.nan, dtype=np.float32), super().reset(**kwargs)[1]
+
+    with pytest.raises(ValueError, match=r"`observation=.* of environment 0 at step 0 "):
+        make_model(Env()).learn(30)
+
+
+def test_dictionary_observation():
+    class Env(VectorEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3))
+
+        def _observation(self):
+            sample = self.observation_space.sample()
+            if getattr(self, "steps", 0) == 3:
+                sample["a"][0] = np.nan
+            return sample
+
+    model = BNDDPG("MultiInputPolicy", Env(), buffer_size=100, policy_kwargs=SMALL)
+    with pytest.raises(ValueError, match=r"`observation\['a'\]=.* of environment 0 at step 3 "):
+        model.learn(30)
+    assert model.replay_buffer.pos == 2
+
+
+def test_n_steps_of_dictionaries():
+    """SB3 has no replay buffer for them."""
+    with pytest.raises(ValueError, match=r"`n_steps=3` is not allowed: it must be an integer >= 1 and <= 1"):
+        BNDDPG("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), n_steps=3)
+
+
+def test_unknown_policy_and_environment():
+    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+        BNDDPG("LstmPolicy", VectorEnv())
+    with pytest.raises(gym.error.Error, match="doesn't exist"):
+        BNDDPG("MlpPolicy", "NoSuchEnv-v0")

@@ -1,0 +1,253 @@
+"""The hand-derived gradient step against its definition by autograd: same numbers, same files, and the way back."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import SMALL, VectorEnv, random_batch
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+import sb3_bn_ddpg.fast_update as fast_update
+from sb3_bn_ddpg import BNDDPG
+
+CONFIGURATIONS = {
+    "default": dict(),
+    "no batch norm": dict(policy_kwargs=dict(normalization=None)),
+    "SB3's layout": dict(policy_kwargs=dict(normalization=None, action_layer=1)),
+    "action at the input": dict(policy_kwargs=dict(action_layer=1)),
+    "one hidden layer": dict(policy_kwargs=dict(net_arch=[20])),
+    "linear": dict(policy_kwargs=dict(net_arch=[])),
+    "linear without batch norm": dict(policy_kwargs=dict(net_arch=[], normalization=None)),
+    "three hidden layers": dict(policy_kwargs=dict(net_arch=dict(pi=[20, 8, 6], qf=[16, 12, 10]), action_layer=3)),
+    "momentum": dict(policy_kwargs=dict(norm_momentum=0.01, norm_eps=1e-3)),
+    "betas": dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01))),
+    "no weight decay": dict(critic_weight_decay=0.0, learning_rate=1e-3),
+    "no target networks": dict(use_target_networks=False),
+    "no target networks, updating": dict(use_target_networks=False, target_statistics="batch_update"),
+    "running targets": dict(target_statistics="running"),
+    "Polyak-averaged statistics": dict(target_statistics="running", target_statistics_sync="polyak"),
+    "targets' own statistics": dict(target_statistics="batch_update", target_statistics_sync=None),
+    "critic on the batch": dict(actor_loss_critic_statistics="batch"),
+    "critic updating": dict(actor_loss_critic_statistics="batch_update"),
+}
+
+
+class DoubleExtractor(FlattenExtractor):
+    """SB3 hands observations over in float32; the comparison is in float64."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).double()
+
+
+class PlainExtractor(FlattenExtractor):
+    """Might do anything: the fast update does not look inside."""
+
+
+def pair(monkeypatch, double: bool = True, **kwargs) -> tuple[BNDDPG, BNDDPG]:
+    """The same model twice, updating fast and by autograd."""
+    policy_kwargs = dict(net_arch=[16, 12]) | kwargs.pop("policy_kwargs", {})
+    if double:
+        monkeypatch.setattr(fast_update, "FlattenExtractor", DoubleExtractor)
+        policy_kwargs["features_extractor_class"] = DoubleExtractor
+    models = []
+    for fast in (True, False):
+        model = BNDDPG(
+            "MlpPolicy", VectorEnv(), fast_update=fast, buffer_size=10, seed=0, policy_kwargs=policy_kwargs, tau=0.01, **kwargs
+        )
+        if double:
+            model.policy.double()
+        models.append(model)
+    return models[0], models[1]
+
+
+def batches(model: BNDDPG, n: int, double: bool = True):
+    for seed in range(n):
+        batch = random_batch(model, seed=seed)
+        yield type(batch)(*(entry if entry is None or not double else entry.double() for entry in batch))
+
+
+def assert_close(first, second, **tolerance) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_allclose(value.numpy(), second[key].numpy(), err_msg=key, **tolerance)
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_hundred_updates_equal_the_reference(monkeypatch, name):
+    """
+    Parameters, statistics, optimizer state, targets and what is reported, in float64: a direction without gradient, as the
+    shift of an input that batch norm subtracts again, drifts by rounding in float32: Adam divides by the gradient's size.
+    """
+    fast, reference = pair(monkeypatch, **copy.deepcopy(CONFIGURATIONS[name]))
+    start = copy.deepcopy(fast.policy.state_dict())
+    for batch in batches(fast, 100):
+        fast_info, info = fast._gradient_step(batch), reference._gradient_step(batch)
+        np.testing.assert_allclose([x.item() for x in fast_info], [x.item() for x in info], rtol=1e-8, atol=1e-10)
+    assert fast._fast_update is not None
+    assert reference._fast_update is None
+    assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
+    assert any(not th.equal(value, start[key]) for key, value in fast.policy.state_dict().items())
+    for network in ("actor", "critic"):
+        ours, theirs = (getattr(model, network).optimizer.state_dict()["state"] for model in (fast, reference))
+        assert ours.keys() == theirs.keys()
+        for key, state in theirs.items():
+            assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
+            assert state["step"] == 100
+
+
+@pytest.mark.parametrize("name", ["default", "no batch norm", "one hidden layer", "critic on the batch"])
+def test_float32(monkeypatch, name):
+    """In the type that is used, with the paper's widths: each step's gradients and report, from the same parameters."""
+    kwargs = copy.deepcopy(CONFIGURATIONS[name])
+    kwargs["policy_kwargs"] = dict(net_arch=[400, 300]) | kwargs.get("policy_kwargs", {})
+    fast, reference = pair(monkeypatch, double=False, **kwargs)
+    for batch in batches(fast, 20, double=False):
+        # A copy, for PyTorch's optimizers take over the very tensors that they load
+        reference.set_parameters(copy.deepcopy(fast.get_parameters()))
+        fast_info, info = fast._gradient_step(batch), reference._gradient_step(batch)
+        np.testing.assert_allclose([x.item() for x in fast_info], [x.item() for x in info], rtol=1e-4, atol=1e-5)
+        for network in ("actor", "critic"):
+            params = zip(getattr(fast, network).parameters(), getattr(reference, network).parameters(), strict=True)
+            for param, reference_param in params:
+                scale = reference_param.grad.abs().max().item()
+                np.testing.assert_allclose(param.grad, reference_param.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+
+
+def test_n_step_discounts(monkeypatch):
+    fast, reference = pair(monkeypatch)
+    for batch in batches(fast, 3):
+        batch = batch._replace(discounts=th.rand(len(batch.rewards), 1, dtype=th.float64))
+        fast._gradient_step(batch)
+        reference._gradient_step(batch)
+    assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-9, atol=1e-11)
+
+
+def test_it_is_the_default_and_learns(make_model):
+    model = make_model()
+    model.learn(60)
+    assert model._fast_update is not None
+
+
+def test_switching_between_the_paths(monkeypatch):
+    """Ten steps fast, ten by autograd, ten fast: as thirty by autograd. Each path finds the other's optimizer state."""
+    mixed, reference = pair(monkeypatch)
+    for index, batch in enumerate(batches(mixed, 30)):
+        mixed._can_update_fast = index // 10 != 1
+        mixed._gradient_step(batch)
+        reference._gradient_step(batch)
+    assert_close(mixed.policy.state_dict(), reference.policy.state_dict(), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_saved_by_one_path_and_loaded_by_the_other(make_model, tmp_path, first):
+    """Ten updates, save, load into the other path, ten more: as twenty on one path (in float32, so with some room)."""
+    model = make_model(fast_update=first, policy_kwargs=dict(SMALL, normalization=None))
+    whole = make_model(fast_update=True, policy_kwargs=dict(SMALL, normalization=None))
+    model.learn(0)
+    whole.learn(0)
+    all_batches = list(batches(model, 20, double=False))
+    for batch in all_batches[:10]:
+        model._gradient_step(batch)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), fast_update=not first)
+    for batch in all_batches[10:]:
+        loaded._gradient_step(batch)
+    for batch in all_batches:
+        whole._gradient_step(batch)
+    assert (loaded._fast_update is None) == first
+    assert_close(loaded.policy.state_dict(), whole.policy.state_dict(), rtol=1e-3, atol=1e-5)
+    steps = {float(state["step"]) for state in loaded.actor.optimizer.state_dict()["state"].values()}
+    assert steps == {20}
+
+
+@pytest.mark.parametrize("change", ["parameters", "optimizer", "policy"])
+def test_state_set_from_outside_counts(make_model, change):
+    """What is loaded into policy or optimizer in the middle is what the next step starts from."""
+    model, other = make_model(seed=0), make_model(seed=1)
+    for batch in batches(model, 5, double=False):
+        model._gradient_step(batch)
+        other._gradient_step(batch)
+    # Copies, for PyTorch's optimizers take over the very tensors that they load
+    ours, theirs = copy.deepcopy(model.get_parameters()), copy.deepcopy(other.get_parameters())
+    if change == "parameters":
+        model.set_parameters(theirs)
+    elif change == "policy":
+        model.policy.load_state_dict(theirs["policy"])
+        other.set_parameters(ours | {"policy": theirs["policy"]})
+    else:
+        model.actor.optimizer.load_state_dict(theirs["actor.optimizer"])
+        model.critic.optimizer.load_state_dict(theirs["critic.optimizer"])
+        other.policy.load_state_dict(ours["policy"])
+    for batch in batches(model, 3, double=False):
+        model._gradient_step(batch)
+        other._gradient_step(batch)
+    for key, value in model.policy.state_dict().items():
+        assert th.equal(value, other.policy.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        (dict(policy_kwargs=dict(SMALL, normalization="layer")), "LayerNorm"),
+        (dict(policy_kwargs=dict(SMALL, normalization="batch_renorm")), "BatchRenorm1d"),
+        (dict(policy_kwargs=dict(SMALL, activation_fn=nn.Tanh)), "Tanh"),
+        (dict(policy_kwargs=dict(SMALL, activation_fn=nn.Tanh, normalization=None)), "Tanh"),
+        (dict(policy_kwargs=dict(SMALL, optimizer_class=th.optim.SGD)), "SGD"),
+        (dict(policy_kwargs=dict(SMALL, optimizer_class=th.optim.AdamW)), "AdamW"),
+        (dict(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(amsgrad=True))), "Adam with options"),
+        (dict(policy_kwargs=dict(SMALL, features_extractor_class=PlainExtractor)), "PlainExtractor"),
+        (dict(policy_kwargs=dict(SMALL, share_features_extractor=True)), "share"),
+        (dict(critic_loss_statistics="running_update"), "running_update"),
+    ],
+)
+def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, kwargs, reason):
+    model = make_model(verbose=1, **kwargs)
+    model.learn(40)
+    assert model._fast_update is None
+    output = capsys.readouterr().out
+    assert output.count("Updating by autograd") == 1
+    assert reason in output
+
+
+def test_frozen_parameters_stay_frozen(make_model):
+    model = make_model()
+    model.actor.mu[1].weight.requires_grad_(False)
+    before = model.actor.mu[1].weight.clone()
+    model.learn(40)
+    assert model._fast_update is None
+    assert th.equal(model.actor.mu[1].weight, before)
+
+
+def test_moments_do_not_decay_into_denormal_numbers(make_model):
+    """Units that no longer have a gradient: their moments end at zero, where Adam left alone keeps denormals for ever."""
+    model = make_model(learning_rate=0.0, critic_learning_rate=0.0, critic_weight_decay=0.0)
+    (first,) = batches(model, 1, double=False)
+    model._gradient_step(first)
+    nothing = first._replace(observations=first.observations * 0, rewards=first.rewards * 0, dones=first.dones * 0 + 1)
+    for _ in range(1500):
+        model._gradient_step(nothing)
+    tiny = np.finfo(np.float32).tiny
+    for storage in (model._fast_update.actor_storage, model._fast_update.critic_storage):
+        moment = storage.exp_avg.abs().numpy()
+        assert ((moment > 0) & (moment < tiny)).sum() == 0
+        assert (moment == 0).any()
+
+
+def test_modules_see_every_step(make_model):
+    """The policy's own forward pass, state_dict and copies follow the storage without being told."""
+    model = make_model()
+    obs = np.ones((1, 4), dtype=np.float32)
+    seen = []
+    for batch in batches(model, 3, double=False):
+        model._gradient_step(batch)
+        seen.append(model.policy.state_dict()["actor.mu.1.weight"].clone())
+        duplicate = copy.deepcopy(model.policy)
+        np.testing.assert_array_equal(duplicate.predict(obs)[0], model.predict(obs)[0])
+    assert not th.equal(seen[0], seen[1])
+    assert not th.equal(seen[1], seen[2])
+    # A copy is a copy: training the one does not move the other
+    before = duplicate.state_dict()["actor.mu.1.weight"].clone()
+    model._gradient_step(batch)
+    assert th.equal(duplicate.state_dict()["actor.mu.1.weight"], before)

@@ -1,0 +1,253 @@
+"""What is saved comes back: models, policies by themselves, replay buffers, parameters, noise and statistics."""
+
+import io
+import pathlib
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import SMALL, VectorEnv, random_batch
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.policies import Actor, Critic
+
+OBSERVATIONS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+
+UNUSUAL_POLICY = dict(
+    net_arch=dict(pi=[9], qf=[8, 7, 6]),
+    activation_fn=th.nn.Tanh,
+    normalization="batch_renorm",
+    norm_momentum=0.05,
+    norm_eps=1e-3,
+    renorm_warmup_steps=12,
+    final_init=0.1,
+    action_layer=3,
+    optimizer_class=th.optim.AdamW,
+    optimizer_kwargs=dict(betas=(0.8, 0.9)),
+)
+
+
+def assert_same_state(first, second) -> None:
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        assert th.equal(value, second[key]), key
+
+
+@pytest.mark.parametrize("policy_kwargs", [SMALL, UNUSUAL_POLICY])
+def test_save_and_load(make_model, tmp_path, policy_kwargs):
+    model = make_model(
+        policy_kwargs=policy_kwargs,
+        critic_learning_rate=LinearSchedule(2e-3, 1e-3, 1.0),
+        critic_weight_decay=0.03,
+        target_statistics="running_update",
+        target_statistics_sync=None,
+        actor_loss_critic_statistics="batch",
+        action_noise=OrnsteinUhlenbeckNoise(np.zeros(2), sigma=LinearSchedule(0.4, 0.1, 1.0)),
+    )
+    model.learn(60)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv())
+
+    assert_same_state(model.policy.state_dict(), loaded.policy.state_dict())
+    np.testing.assert_array_equal(model.predict(OBSERVATIONS)[0], loaded.predict(OBSERVATIONS)[0])
+    assert model.policy_kwargs == loaded.policy_kwargs
+    assert model._pass_statistics == loaded._pass_statistics
+    assert loaded.critic_weight_decay == 0.03
+    assert loaded.critic_lr_schedule(1.0) == 2e-3
+    assert loaded.critic_lr_schedule(0.0) == pytest.approx(1e-3)
+    for name in ("actor", "critic"):
+        ours, theirs = (getattr(m, name).optimizer.state_dict() for m in (model, loaded))
+        assert ours["param_groups"] == theirs["param_groups"]
+        for key, state in ours["state"].items():
+            assert_same_state(state, theirs["state"][key])
+    loaded.learn(40, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 100
+
+
+def test_loaded_model_makes_the_same_update(make_model, tmp_path):
+    """Parameters, optimizer state and statistics together: the next gradient steps agree to the bit."""
+    model = make_model(learning_rate=1e-3)
+    model.learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv())
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.set_logger(model.logger)
+    for algorithm in (model, loaded):
+        algorithm.set_random_seed(3)
+        algorithm.train(5, 16)
+    assert_same_state(model.policy.state_dict(), loaded.policy.state_dict())
+
+
+def test_noise_is_resumed(make_model, tmp_path):
+    """State and generator of the noise are saved; SB3's re-seeding of loaded models leaves them alone."""
+    model = make_model(VectorEnv(ep_length=1000), gradient_steps=0)
+    model.learn(33)
+    model.save(tmp_path / "model")
+    env = VectorEnv(ep_length=1000)
+    loaded = BNDDPG.load(tmp_path / "model", env=env, force_reset=False)
+    np.testing.assert_array_equal(loaded.action_noise.noise_prev, model.action_noise.noise_prev)
+    expected = np.concatenate([model.action_noise() for _ in range(5)])
+    np.testing.assert_array_equal(np.concatenate([loaded.action_noise() for _ in range(5)]), expected)
+
+
+def test_load_without_environment_predicts(make_model, tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model")
+    np.testing.assert_array_equal(model.predict(OBSERVATIONS)[0], loaded.predict(OBSERVATIONS)[0])
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_load_with_another_number_of_environments(make_model, tmp_path, n_envs):
+    model = make_model(make_vec_env(VectorEnv, n_envs=2))
+    model.learn(40)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=make_vec_env(VectorEnv, n_envs=n_envs))
+    loaded.learn(60)
+    assert loaded.action_noise.n_envs == n_envs
+
+
+def test_arguments_changed_by_load_count_and_are_checked(make_model, tmp_path):
+    model = make_model()
+    model.learn(40)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(
+        tmp_path / "model", env=VectorEnv(), critic_weight_decay=0.0, critic_learning_rate=5e-4, action_noise=None
+    )
+    loaded.learn(40)
+    assert [group["weight_decay"] for group in loaded.critic.optimizer.param_groups] == [0, 0]
+    assert [group["lr"] for group in loaded.critic.optimizer.param_groups] == [5e-4, 5e-4]
+    with pytest.raises(ValueError, match=r"`tau=7` is not allowed"):
+        BNDDPG.load(tmp_path / "model", tau=7)
+
+
+def test_load_accepts_the_same_policy_kwargs(make_model, tmp_path):
+    """Nothing is added to the user's dictionary, so SB3's comparison with the saved one holds."""
+    policy_kwargs = dict(SMALL)
+    model = make_model(policy_kwargs=policy_kwargs)
+    assert policy_kwargs == SMALL
+    model.save(tmp_path / "model")
+    BNDDPG.load(tmp_path / "model", policy_kwargs=dict(SMALL))
+    with pytest.raises(ValueError, match="policy kwargs do not equal"):
+        BNDDPG.load(tmp_path / "model", policy_kwargs=dict(net_arch=[3]))
+
+
+def test_save_to_a_stream_and_to_a_path(make_model, tmp_path):
+    model = make_model()
+    stream = io.BytesIO()
+    model.save(stream)
+    stream.seek(0)
+    model.save(pathlib.Path(tmp_path / "folder" / "model.zip"))
+    for source in (stream, str(tmp_path / "folder" / "model")):
+        assert_same_state(model.policy.state_dict(), BNDDPG.load(source).policy.state_dict())
+
+
+def test_without_target_networks(make_model, tmp_path):
+    model = make_model(use_target_networks=False)
+    model.learn(60)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv())
+    assert loaded.policy.actor_target is loaded.policy.actor
+    assert_same_state(model.policy.state_dict(), loaded.policy.state_dict())
+    loaded.learn(40)
+
+
+def test_replay_buffer(make_model, tmp_path):
+    model = make_model()
+    model.learn(60)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    expected = model.replay_buffer
+    model.replay_buffer = None
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    assert model.replay_buffer.pos == expected.pos == 60
+    np.testing.assert_array_equal(model.replay_buffer.observations, expected.observations)
+
+
+def test_get_and_set_parameters(make_model):
+    model, other = make_model(seed=0), make_model(seed=1)
+    model.learn(40)
+    parameters = model.get_parameters()
+    assert list(parameters) == ["policy", "actor.optimizer", "critic.optimizer"]  # SB3's own DDPG's
+    other.set_parameters(parameters)
+    assert_same_state(model.policy.state_dict(), other.policy.state_dict())
+    with pytest.raises(ValueError, match="invalid object name"):
+        other.set_parameters({"nonsense": {}}, exact_match=False)
+    with pytest.raises(ValueError, match="do not match"):
+        other.set_parameters({"policy": parameters["policy"]})
+
+
+def test_set_env(make_model):
+    model = make_model()
+    model.learn(40)
+    env = VectorEnv(ep_length=3)
+    model.set_env(env)
+    model.learn(20, reset_num_timesteps=False)
+    assert model.num_timesteps == 60
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(VectorEnv(obs_dim=5))
+
+
+class WideExtractor(FlattenExtractor):
+    def __init__(self, observation_space, width: int) -> None:
+        super().__init__(observation_space)
+        self._features_dim = width
+        self.linear = th.nn.Linear(observation_space.shape[0], width)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.linear(super().forward(observations))
+
+
+@pytest.mark.parametrize("share_features_extractor", [False, True])
+def test_policy_by_itself(make_model, tmp_path, share_features_extractor):
+    """A policy saved alone loads with its buffers and with every argument it was made with."""
+    policy_kwargs = dict(
+        UNUSUAL_POLICY,
+        features_extractor_class=WideExtractor,
+        features_extractor_kwargs=dict(width=11),
+        share_features_extractor=share_features_extractor,
+        normalize_images=False,
+    )
+    model = make_model(policy_kwargs=policy_kwargs)
+    model.learn(60)
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = MlpPolicy.load(tmp_path / "policy.pt")
+    assert_same_state(model.policy.state_dict(), loaded.state_dict())
+    np.testing.assert_array_equal(model.predict(OBSERVATIONS)[0], loaded.predict(OBSERVATIONS)[0])
+    arguments = loaded._get_constructor_parameters()
+    for name, value in policy_kwargs.items():
+        assert arguments[name] == value, name
+    # None is forgotten: the signature and the saved arguments agree
+    import inspect
+
+    assert set(inspect.signature(MlpPolicy.__init__).parameters) - {"self"} == set(arguments)
+    assert isinstance(loaded.actor.optimizer, th.optim.AdamW)
+
+
+@pytest.mark.parametrize(("name", "cls"), [("actor", Actor), ("critic", Critic)])
+def test_network_by_itself(make_model, tmp_path, name, cls):
+    model = make_model(policy_kwargs=UNUSUAL_POLICY)
+    model.learn(60)
+    network = getattr(model, name)
+    network.save(tmp_path / "network.pt")
+    loaded = cls.load(tmp_path / "network.pt")
+    assert_same_state(network.state_dict(), loaded.state_dict())
+    batch = random_batch(model)
+    inputs = [batch.observations] + ([batch.actions] if name == "critic" else [])
+    with th.no_grad():
+        for net in (network, loaded):
+            net.set_training_mode(False)
+        ours, theirs = network(*inputs), loaded(*inputs)
+    assert th.equal(ours[0], theirs[0])
+
+
+def test_real_environment_by_its_name(tmp_path):
+    model = BNDDPG("MlpPolicy", "Pendulum-v1", policy_kwargs=SMALL, learning_starts=20, buffer_size=100, batch_size=8)
+    model.learn(60)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
+    loaded.learn(30)

@@ -1,0 +1,243 @@
+"""Batch norm, pass by pass: which statistics each forward pass normalises with, which it updates, and what targets get."""
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import SMALL, random_batch
+from torch import nn
+
+from sb3_bn_ddpg.normalization import NormalizationConfig, StatisticsMixin
+from sb3_bn_ddpg.update import PassStatistics, actor_loss, gradient_step, move_targets, td_target
+
+NORMALIZATIONS = ["batch", "batch_renorm"]
+NAMES = ("actor", "critic", "actor_target", "critic_target")
+
+
+def buffers(model) -> dict[str, dict[str, th.Tensor]]:
+    return {name: {key: b.clone() for key, b in getattr(model, name).named_buffers()} for name in NAMES}
+
+
+def moved(model, before) -> set[str]:
+    """The networks of which any statistic changed; all of a network's layers must move, or none."""
+    result = set()
+    for name in NAMES:
+        changes = [not th.equal(buffer, before[name][key]) for key, buffer in getattr(model, name).named_buffers()]
+        assert all(changes) or not any(changes), name
+        if any(changes):
+            result.add(name)
+    return result
+
+
+@pytest.fixture
+def trained(make_model):
+    """A function: a model whose statistics have left their initial values, the targets' included."""
+
+    def make(normalization="batch", **kwargs):
+        policy_kwargs = dict(SMALL, normalization=normalization, renorm_warmup_steps=5)
+        model = make_model(policy_kwargs=policy_kwargs, **kwargs)
+        model.learn(40)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_acting_moves_nothing(trained, normalization):
+    model = trained(normalization)
+    before = buffers(model)
+    model.policy.set_training_mode(True)  # as an update leaves it
+    model.predict(np.full((3, 4), 50.0, dtype=np.float32))
+    model.gradient_steps = 0
+    model.learn(30)  # collects, never trains
+    assert moved(model, before) == set()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_td_target_moves_nothing(trained, normalization):
+    model = trained(normalization)
+    before = buffers(model)
+    td_target(model._networks, random_batch(model), 0.99, PassStatistics())
+    assert moved(model, before) == set()
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    ("statistics", "expected"),
+    [
+        (dict(), {"actor"}),
+        (dict(actor_loss_actor="running_update"), {"actor"}),
+        (dict(actor_loss_critic="batch"), {"actor"}),
+        (dict(actor_loss_critic="batch_update"), {"actor", "critic"}),
+        (dict(actor_loss_critic="running_update"), {"actor", "critic"}),
+    ],
+)
+def test_actor_loss_moves(trained, normalization, statistics, expected):
+    model = trained(normalization)
+    before = buffers(model)
+    actor_loss(model._networks, random_batch(model), PassStatistics(**statistics)).backward()
+    assert moved(model, before) == expected
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("running", set()),
+        ("batch", set()),
+        ("running_update", {"actor_target", "critic_target"}),
+        ("batch_update", {"actor_target", "critic_target"}),
+    ],
+)
+def test_target_statistics_move(trained, normalization, target, expected):
+    model = trained(normalization)
+    before = buffers(model)
+    td_target(model._networks, random_batch(model), 0.99, PassStatistics(target=target))
+    assert moved(model, before) == expected
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_critic_loss_moves_the_critic_once(trained, normalization, monkeypatch):
+    """In a whole default step the critic's counter advances by one, the actor's by one, and the targets get both."""
+    model = trained(normalization)
+    counter = "num_batches_tracked" if normalization == "batch" else "steps"
+
+    def counts() -> dict[str, set[int]]:
+        return {
+            name: {int(buffer) for key, buffer in getattr(model, name).named_buffers() if counter in key} for name in NAMES
+        }
+
+    assert counts() == {name: {20} for name in NAMES}
+    gradient_step(model._networks, random_batch(model), 0.99, 0.001, model._pass_statistics)
+    # With batch renorm these are the step counters, which switch a layer from its warm-up to renormalisation
+    assert counts() == {name: {21} for name in NAMES}
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_statistics_are_copied_to_the_targets_exactly(trained, normalization):
+    model = trained(normalization)
+    state = buffers(model)
+    assert len(state["actor"]) == 9
+    assert len(state["critic"]) == 6
+    for name in ("actor", "critic"):
+        for key, value in state[name].items():
+            assert th.equal(value, state[f"{name}_target"][key]), key
+            assert not th.equal(value, th.zeros_like(value)), key
+
+
+def test_polyak_and_no_sync(trained):
+    model = trained(target_statistics_sync="polyak", target_statistics="batch")
+    for sync, share in (("polyak", 0.25), (None, 0.0)):
+        with th.no_grad():
+            for buffer in model.actor.buffers():
+                buffer.copy_(th.full_like(buffer, 8))
+            for buffer in model.actor_target.buffers():
+                buffer.copy_(th.full_like(buffer, 4))
+        move_targets(model._networks, 0.25, PassStatistics(target="batch", target_sync=sync))
+        for key, buffer in model.actor_target.named_buffers():
+            expected = 8 if sync and "num_batches" in key else 4 + share * 4
+            assert th.equal(buffer, th.full_like(buffer, expected)), key
+
+
+class OneLayer(StatisticsMixin):
+    """A single normalisation layer, whose output can be calculated by hand."""
+
+    def __init__(self, kind: str, momentum: float = 0.2, warmup_steps: int = 1000) -> None:
+        super().__init__()
+        (self.norm,) = NormalizationConfig(kind, momentum, 1e-5, warmup_steps).hidden_layers(3)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return self.norm(x)
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("statistics", ["running", "batch", "running_update", "batch_update"])
+def test_what_a_pass_normalises_with(kind, statistics):
+    """The four words, calculated by hand on one layer."""
+    network = OneLayer(kind)
+    mean, var = (buffer for buffer in network.buffers() if buffer.ndim)
+    mean += 1.5
+    var *= 4
+    x = th.randn(10, 3, generator=th.Generator().manual_seed(0)) * 3 - 1
+    new_mean, new_var = 0.8 * mean + 0.2 * x.mean(0), 0.8 * var + 0.2 * x.var(0)
+    with_mean, with_var = {
+        "running": (mean.clone(), var.clone()),
+        # PyTorch's batch norm normalises with the biased variance, sb3-contrib's batch renorm with the unbiased one
+        "batch": (x.mean(0), x.var(0, unbiased=kind == "batch_renorm")),
+        "running_update": (new_mean, new_var),
+    }[statistics.replace("batch_update", "batch")]
+    after = (new_mean, new_var) if statistics.endswith("update") else (mean.clone(), var.clone())
+
+    output = network.forward_with(statistics, x)
+    assert th.allclose(output, (x - with_mean) / (with_var + 1e-5).sqrt(), atol=1e-5)
+    mean, var = (buffer for buffer in network.buffers() if buffer.ndim)
+    assert th.allclose(mean, after[0])
+    assert th.allclose(var, after[1])
+
+
+def test_discarded_updates_leave_the_backward_pass_intact():
+    """A pass on batch statistics, then one that updates, then both backward: autograd's saved buffers are untouched."""
+    network = OneLayer("batch")
+    x = th.randn(10, 3, requires_grad=True)
+    first = network.forward_with("running", x)
+    second = network.forward_with("batch", x)
+    (first.sum() + second.square().sum()).backward()
+    assert x.grad is not None
+
+
+def test_statistics_of_custom_extractors_count():
+    """Layers are found by their type, wherever they are, and a layer without running statistics is left alone."""
+    network = OneLayer("batch")
+    network.extractor = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2))
+    assert network.norm_layers == (network.norm, network.extractor[0])
+
+
+@pytest.mark.parametrize("kind", NORMALIZATIONS)
+@pytest.mark.parametrize("n_updates", [1, 3])
+def test_drift_by_its_definition(kind, n_updates):
+    network = OneLayer(kind)
+    earlier = network.running_statistics()
+    assert network.statistics_drift(earlier) is None  # nothing was updated
+    x = th.randn(50, 3, generator=th.Generator().manual_seed(0)) * 2 + 1
+    for _ in range(n_updates):
+        network.forward_with("batch_update", x)
+    running = th.distributions.Normal(th.zeros(3), th.ones(3))
+    batch = th.distributions.Normal(x.mean(0), x.std(0))
+    expected = th.distributions.kl_divergence(batch, running).mean().item()
+    assert network.statistics_drift(earlier) == pytest.approx(expected, rel=1e-3)
+
+
+def test_drift_vanishes_when_statistics_agree():
+    network = OneLayer("batch", momentum=1.0)
+    x = th.randn(50, 3)
+    network.forward_with("batch_update", x)
+    earlier = network.running_statistics()
+    network.forward_with("batch_update", x)
+    assert network.statistics_drift(earlier) == pytest.approx(0, abs=1e-5)
+
+
+def test_training_mode_reaches_actor_and_critic_only(make_model):
+    model = make_model()
+    for mode in (True, False):
+        model.policy.set_training_mode(mode)
+        assert all(module.training == mode for name in ("actor", "critic") for module in getattr(model, name).modules())
+        assert not any(module.training for module in model.actor_target.modules())
+        assert not any(module.training for module in model.critic_target.modules())
+
+
+def test_targets_stay_in_evaluation_mode_while_learning(make_model):
+    """Their dropout never drops, and a pass on batch statistics does not leave their norm layers in training mode."""
+    model = make_model(policy_kwargs=dict(SMALL, activation_fn=lambda: nn.Dropout(0.5)))
+    model.learn(60)
+    for target in (model.actor_target, model.critic_target):
+        assert not any(module.training for module in target.modules())
+
+
+def test_batch_renorm_target_on_running_statistics_in_warmup(make_model):
+    """Whatever the step counter says, an entry's target does not depend on the rest of the batch."""
+    model = make_model(policy_kwargs=dict(SMALL, normalization="batch_renorm", renorm_warmup_steps=10**6))
+    model.learn(60)
+    batch = random_batch(model, size=8)
+    single = type(batch)(*(None if entry is None else entry[:1] for entry in batch))
+    statistics = PassStatistics(target="running")
+    whole = td_target(model._networks, batch, 0.99, statistics)
+    assert th.allclose(whole[:1], td_target(model._networks, single, 0.99, statistics), atol=1e-6)

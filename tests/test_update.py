@@ -1,0 +1,293 @@
+"""One gradient step: against SB3's DDPG, against finite differences, and against Algorithm 1 written out."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import VectorEnv, random_batch
+from gymnasium import spaces
+from stable_baselines3 import DDPG
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.utils import polyak_update
+
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.policies import MlpPolicy
+from sb3_bn_ddpg.update import Networks, PassStatistics, actor_loss, gradient_step, td_target
+
+
+class FixedBuffer:
+    """A replay buffer that returns one batch, whoever asks."""
+
+    def __init__(self, batch: ReplayBufferSamples) -> None:
+        self.batch = batch
+
+    def sample(self, batch_size, env=None) -> ReplayBufferSamples:
+        return self.batch
+
+
+def sb3_pair(fast_update: bool) -> tuple[BNDDPG, DDPG]:
+    """BNDDPG without batch norm, laid out as SB3's networks, and SB3's DDPG, with the same weights."""
+    common = dict(learning_rate=1e-3, tau=0.05, gamma=0.97, buffer_size=100, device="cpu", seed=1)
+    env = VectorEnv(obs_dim=5, action_dim=3)
+    model = BNDDPG(
+        "MlpPolicy",
+        env,
+        critic_learning_rate=1e-3,
+        critic_weight_decay=0.0,
+        fast_update=fast_update,
+        policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init=0.5),
+        **common,
+    )
+    sb3 = DDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[24, 16]), **common)
+    assert len(model.critic.state_net) == 0
+    for name in ("actor", "actor_target", "critic", "critic_target"):
+        ours, theirs = getattr(model, name).state_dict(), getattr(sb3, name).state_dict()
+        getattr(sb3, name).load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
+    # Targets that differ from the online networks, so that a mix-up of the two shows
+    for algorithm in (model, sb3):
+        generator = th.Generator().manual_seed(5)
+        for target in (algorithm.actor_target, algorithm.critic_target):
+            for param in target.parameters():
+                param.data += 0.1 * th.randn(param.shape, generator=generator)
+    for algorithm in (model, sb3):
+        algorithm.learn(0)  # sets up the logger
+        algorithm.replay_buffer = FixedBuffer(random_batch(model, size=48))
+    return model, sb3
+
+
+def assert_same_weights(model: BNDDPG, sb3: DDPG, **tolerance: float) -> None:
+    for name in ("actor", "actor_target", "critic", "critic_target"):
+        ours, theirs = getattr(model, name).state_dict(), getattr(sb3, name).state_dict()
+        for (key, value), expected in zip(ours.items(), theirs.values(), strict=True):
+            np.testing.assert_allclose(value.numpy(), expected.numpy(), err_msg=f"{name}.{key}", **tolerance)
+
+
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_one_gradient_step_equals_sb3s(fast_update):
+    model, sb3 = sb3_pair(fast_update)
+    before = copy.deepcopy(model.policy.state_dict())
+    model.train(gradient_steps=1, batch_size=48)
+    sb3.train(gradient_steps=1, batch_size=48)
+    assert_same_weights(model, sb3, rtol=1e-5, atol=1e-6)
+    # Adam's first step moves every parameter by about the learning rate: nothing may have stood still
+    for key, value in model.policy.state_dict().items():
+        moved = (value - before[key]).abs().max().item()
+        assert moved > 1e-5, key
+
+
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_ten_gradient_steps_equal_sb3s(fast_update):
+    """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does."""
+    model, sb3 = sb3_pair(fast_update)
+    model.train(gradient_steps=10, batch_size=48)
+    sb3.train(gradient_steps=10, batch_size=48)
+    assert_same_weights(model, sb3, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
+def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
+    """The test above is worth something: each of these mistakes makes it fail."""
+    import sb3_bn_ddpg.update as update
+
+    if flaw == "sign":
+        monkeypatch.setattr(update, "actor_loss", lambda *args: -actor_loss(*args))
+    elif flaw == "detach":  # the target carries a gradient into the critic
+        monkeypatch.setattr(
+            update, "td_target", lambda nets, batch, *args: td_target(nets, batch, *args) + 0.5 * q_of_batch(nets, batch)
+        )
+    elif flaw == "online":
+        monkeypatch.setattr(
+            update,
+            "td_target",
+            lambda nets, *args: td_target(Networks(nets.actor, nets.critic, nets.actor, nets.critic), *args),
+        )
+    else:
+        monkeypatch.setattr(
+            update, "td_target", lambda nets, batch, *args: td_target(nets, batch._replace(dones=0 * batch.dones), *args)
+        )
+    model, sb3 = sb3_pair(fast_update=False)
+    model.train(gradient_steps=1, batch_size=48)
+    sb3.train(gradient_steps=1, batch_size=48)
+    with pytest.raises(AssertionError):
+        assert_same_weights(model, sb3, rtol=1e-5, atol=1e-6)
+
+
+def q_of_batch(nets: Networks, batch: ReplayBufferSamples) -> th.Tensor:
+    return nets.critic(batch.observations, batch.actions)[0]
+
+
+class DoubleExtractor(FlattenExtractor):
+    """SB3 hands observations over in float32; finite differences need float64."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).double()
+
+
+def double_networks(**kwargs) -> tuple[Networks, ReplayBufferSamples]:
+    """Networks in float64 with statistics, gamma and beta away from where they start, and a batch for them."""
+    th.manual_seed(3)
+    policy = MlpPolicy(
+        spaces.Box(-np.inf, np.inf, (4,)),
+        spaces.Box(-1, 1, (2,)),
+        lambda progress_remaining: 1e-3,
+        features_extractor_class=DoubleExtractor,
+        final_init=0.5,
+        activation_fn=th.nn.Tanh,  # smooth: at a kink of ReLU finite differences are wrong
+        **(dict(net_arch=[9, 7]) | kwargs),
+    ).double()
+    for name, value in policy.state_dict().items():
+        if "mean" in name or "bias" in name:
+            value += 0.3 * th.randn_like(value)
+        elif "var" in name:
+            value *= 1 + th.rand_like(value)
+    policy.set_training_mode(True)
+    nets = Networks(policy.actor, policy.critic, policy.actor_target, policy.critic_target)
+    generator = th.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> th.Tensor:
+        return th.randn(*shape, generator=generator, dtype=th.float64)
+
+    batch = ReplayBufferSamples(normal(12, 4), normal(12, 2), normal(12, 4), th.zeros(12, 1), normal(12, 1))
+    return nets, batch
+
+
+@pytest.mark.parametrize("critic_statistics", ["running", "batch", "batch_update"])
+@pytest.mark.parametrize("actor_statistics", ["batch_update", "running_update"])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", None])
+def test_gradient_of_the_actor_through_the_critic(normalization, actor_statistics, critic_statistics):
+    """Every entry of dL/dtheta by central differences in float64, with the statistics of each choice."""
+    nets, batch = double_networks(normalization=normalization, renorm_warmup_steps=1000)
+    statistics = PassStatistics(actor_loss_actor=actor_statistics, actor_loss_critic=critic_statistics)
+    buffers = copy.deepcopy([dict(nets.actor.named_buffers()), dict(nets.critic.named_buffers())])
+
+    def loss() -> th.Tensor:
+        # From the same statistics every time: a pass may move the running ones
+        for network, saved in zip((nets.actor, nets.critic), buffers, strict=True):
+            for name, buffer in network.named_buffers():
+                buffer.copy_(saved[name])
+        return actor_loss(nets, batch, statistics)
+
+    loss().backward(inputs=nets.actor_parameters)
+    if actor_statistics == "running_update":
+        # The running statistics, once updated, are constants of the loss
+        buffers[0] = copy.deepcopy(dict(nets.actor.named_buffers()))
+        statistics = SimpleNamespace(actor_loss_actor="running", actor_loss_critic=critic_statistics)
+    epsilon, n_nonzero = 1e-6, 0
+    for name, param in nets.actor.named_parameters():
+        numeric = th.empty(param.numel(), dtype=th.float64)
+        for i in range(param.numel()):
+            original = param.data.view(-1)[i].item()
+            values = []
+            for shift in (epsilon, -epsilon):
+                param.data.view(-1)[i] = original + shift
+                values.append(loss().item())
+            param.data.view(-1)[i] = original
+            numeric[i] = (values[0] - values[1]) / (2 * epsilon)
+        np.testing.assert_allclose(param.grad.view(-1).numpy(), numeric.numpy(), rtol=1e-4, atol=1e-8, err_msg=name)
+        n_nonzero += int((numeric.abs() > 1e-5).sum())
+    assert n_nonzero > 0
+    assert all(param.grad is None for param in nets.critic.parameters())
+
+
+def test_step_is_algorithm_1():
+    """The whole step, batch norm on, against the paper's Algorithm 1 written out with plain autograd."""
+    nets, batch = double_networks()
+    batch = batch._replace(dones=(th.arange(12.0).view(12, 1) % 3 == 0).double())
+    expected = copy.deepcopy(nets)
+    # copy.deepcopy of an optimizer follows the copied parameters only within one deepcopy of both
+    for network, original in ((expected.actor, nets.actor), (expected.critic, nets.critic)):
+        groups = original.optimizer.param_groups
+        by_name = {id(param): name for name, param in original.named_parameters()}
+        own = dict(network.named_parameters())
+        network.optimizer = th.optim.Adam(
+            [dict(group, params=[own[by_name[id(param)]] for param in group["params"]]) for group in groups]
+        )
+    info = gradient_step(nets, batch, gamma=0.9, tau=0.01, statistics=PassStatistics())
+
+    actor, critic, actor_target, critic_target = expected.actor, expected.critic, expected.actor_target, expected.critic_target
+    with th.no_grad():
+        # Statistics of the minibatch, in copies: the targets' running ones are not updated by this pass
+        actor_copy, critic_copy = copy.deepcopy(actor_target).train(), copy.deepcopy(critic_target).train()
+        next_q = critic_copy(batch.next_observations, actor_copy(batch.next_observations))[0]
+        y = batch.rewards + 0.9 * (1 - batch.dones) * next_q
+    critic.train()
+    q_values = critic(batch.observations, batch.actions)[0]
+    critic_loss = (y - q_values).square().sum() / len(y)
+    critic.zero_grad()
+    critic_loss.backward()
+    critic.optimizer.step()
+    # The deterministic policy gradient (equation 6): mean of grad_a Q(s, a) times grad_theta mu(s), ascended
+    actor.train()
+    critic.eval()
+    actions = actor(batch.observations)
+    leaf = actions.detach().requires_grad_()
+    (action_gradient,) = th.autograd.grad(critic(batch.observations, leaf)[0].sum(), leaf)
+    actor.zero_grad()
+    actions.backward(-action_gradient / len(y))
+    actor.optimizer.step()
+    for network, target in ((actor, actor_target), (critic, critic_target)):
+        for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+            target_param.data = 0.01 * param.data + 0.99 * target_param.data
+        for buffer, target_buffer in zip(network.buffers(), target.buffers(), strict=True):
+            target_buffer.copy_(buffer)
+
+    for name in ("actor", "critic", "actor_target", "critic_target"):
+        ours, theirs = getattr(nets, name).state_dict(), getattr(expected, name).state_dict()
+        for key, value in ours.items():
+            np.testing.assert_allclose(value.numpy(), theirs[key].numpy(), rtol=1e-7, atol=1e-10, err_msg=f"{name}.{key}")
+    assert info.critic_loss.item() == pytest.approx(critic_loss.item())
+    assert info.q_value.item() == pytest.approx(q_values.mean().item())
+    assert info.td_target.item() == pytest.approx(y.mean().item())
+
+
+def test_n_step_discounts_replace_gamma():
+    nets, batch = double_networks()
+    discounts = th.linspace(0.1, 0.9, 12, dtype=th.float64).view(12, 1)
+    plain = td_target(nets, batch, 1.0, PassStatistics()) - batch.rewards
+    discounted = td_target(nets, batch._replace(discounts=discounts), 0.123, PassStatistics()) - batch.rewards
+    assert th.allclose(discounted, plain * discounts)
+
+
+def test_without_target_networks_the_online_ones_give_the_target(make_model):
+    model = make_model(use_target_networks=False)
+    assert model.actor_target is model.actor is model.policy.actor_target
+    assert model.critic_target is model.critic is model.policy.critic_target
+    model.learn(60)
+    batch = random_batch(model)
+    model.policy.set_training_mode(False)
+    with th.no_grad():
+        next_q = model.critic(batch.next_observations, model.actor(batch.next_observations))[0]
+    expected = batch.rewards + (1 - batch.dones) * 0.99 * next_q
+    assert th.allclose(td_target(model._networks, batch, 0.99, PassStatistics(target="running")), expected)
+
+
+def test_shared_features_extractor_is_trained_by_the_actor_and_moved_once():
+    class Extractor(FlattenExtractor):
+        def __init__(self, observation_space):
+            super().__init__(observation_space)
+            self.linear = th.nn.Linear(self.features_dim, self.features_dim)
+
+        def forward(self, observations):
+            return self.linear(super().forward(observations))
+
+    model = BNDDPG(
+        "MlpPolicy",
+        VectorEnv(),
+        buffer_size=100,
+        tau=0.1,
+        policy_kwargs=dict(net_arch=[8, 8], features_extractor_class=Extractor, share_features_extractor=True),
+    )
+    linear, target = model.actor.features_extractor.linear, model.actor_target.features_extractor.linear
+    assert model.critic.features_extractor.linear is linear
+    assert model.critic_target.features_extractor.linear is target
+    in_critic = {id(param) for group in model.critic.optimizer.param_groups for param in group["params"]}
+    assert id(linear.weight) not in in_critic
+    before, target_before = linear.weight.detach().clone(), target.weight.detach().clone()
+    gradient_step(model._networks, random_batch(model), 0.99, 0.1, PassStatistics())
+    assert not th.equal(linear.weight, before)
+    expected = [target_before.clone()]
+    polyak_update([linear.weight], expected, 0.1)
+    assert th.allclose(target.weight, expected[0])
