@@ -73,6 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     with ExitStack() as fixes:
         fixes.enter_context(script_fixes.own_child_processes())
         fixes.enter_context(script_fixes.own_model_card())
+        fixes.enter_context(script_fixes.optional_hub_files())
         if name in ("enjoy", "record_video"):
             fixes.enter_context(script_fixes.small_replay_buffer())
         if command.function is None:

@@ -14,6 +14,7 @@ from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
+from huggingface_hub.errors import EntryNotFoundError
 from rl_zoo3 import ALGOS
 
 from sb3_bn_ddpg import BNDDPG, cli
@@ -174,6 +175,12 @@ class FakeHub:
     def snapshot_download(self, repo_id, local_dir, **kwargs):
         Path(local_dir).mkdir(parents=True)
 
+    def download(self, repo_id, filename):
+        path = self.folder / repo_id / filename
+        if not path.is_file():
+            raise EntryNotFoundError(f"404: {filename}")
+        return str(path)
+
     def upload_folder(self, repo_id, folder_path, **kwargs):
         shutil.copytree(folder_path, self.folder / repo_id, dirs_exist_ok=True)
 
@@ -182,11 +189,10 @@ def test_push_to_hub_and_load_from_hub(logs, tmp_path_factory, monkeypatch):
     """Nothing leaves this machine: both commands get a stand-in for the hub, and the model comes back as it went."""
     hub = FakeHub(tmp_path_factory.mktemp("hub"))
     monkeypatch.setattr("huggingface_hub.HfApi", lambda: hub)
-    monkeypatch.setattr("huggingface_sb3.load_from_hub", lambda repo, name: str(hub.folder / repo / name))
+    monkeypatch.setattr("huggingface_sb3.load_from_hub", hub.download)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.chdir(logs)
     cli.main(["push_to_hub", "--env", "Pendulum-v1", "-f", "logs", "-orga", "me", "--no-render"])
-    (hub.folder / "me/bn_ddpg-Pendulum-v1/vec_normalize.pkl").touch()  # the Zoo asks for it, whether it was pushed or not
     card = (hub.folder / "me/bn_ddpg-Pendulum-v1/README.md").read_text()
     assert "**BNDDPG** Agent playing **Pendulum-v1**" in card
     assert "pip install sb3-bn-ddpg[zoo]" in card

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from huggingface_hub import repocard
+from huggingface_hub.errors import EntryNotFoundError
+from requests.exceptions import HTTPError
 from rl_zoo3.utils import ALGOS
 
 from sb3_bn_ddpg.zoo.profiles import ALGO
@@ -73,6 +75,29 @@ def own_model_card() -> Iterator[None]:
         yield
     finally:
         repocard.metadata_save = metadata_save
+
+
+@contextmanager
+def optional_hub_files() -> Iterator[None]:
+    """
+    Let ``load_from_hub`` go on when a model has no file of VecNormalize's statistics: rl-zoo3 2.9 waits for the error of an
+    earlier version of the hub's client.
+    """
+    hub: Any = importlib.import_module("huggingface_sb3")
+    load_from_hub = hub.load_from_hub
+
+    def load_or_http_error(repo_id: str, filename: str) -> str:
+        try:
+            path: str = load_from_hub(repo_id, filename)
+        except EntryNotFoundError as error:
+            raise HTTPError(str(error)) from error
+        return path
+
+    hub.load_from_hub = load_or_http_error
+    try:
+        yield
+    finally:
+        hub.load_from_hub = load_from_hub
 
 
 def provide_generate_metadata() -> None:
