@@ -16,7 +16,6 @@ class Contender:
     :param environment: Virtual environment it runs in: ``"main"`` is the one that runs the benchmark
     :param kwargs: Arguments of the constructor, besides those every contender gets
     :param learns: Whether it can run ``learn()``
-    :param distributions: Packages whose versions are recorded for it
     """
 
     label: str
@@ -26,29 +25,28 @@ class Contender:
     environment: str = "main"
     kwargs: dict[str, Any] = field(default_factory=dict)
     learns: bool = True
-    distributions: tuple[str, ...] = ("torch", "numpy", "gymnasium", "mujoco")
 
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "main": ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "mujoco"),
+    "jax": ("sbx-rl", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "mujoco"),
+    "tianshou": ("tianshou", "torch", "numpy", "gymnasium", "mujoco"),
+}
+"""Of each virtual environment, those whose versions are recorded."""
 
 SB3 = "sb3_subject:SB3Subject"
 
 CONTENDERS: dict[str, Contender] = {
-    "bnddpg": Contender("BNDDPG", SB3, "sb3_bn_ddpg", "BNDDPG", distributions=("sb3-bn-ddpg", "torch", "numpy")),
+    "bnddpg": Contender("BNDDPG", SB3, "sb3_bn_ddpg", "BNDDPG"),
     "bnddpg_no_norm": Contender(
         "BNDDPG, no batch norm", SB3, "sb3_bn_ddpg", "BNDDPG", kwargs=dict(policy_kwargs=dict(normalization=None))
     ),
-    "sb3_ddpg": Contender("SB3 DDPG", SB3, "stable_baselines3", "DDPG", distributions=("stable-baselines3",)),
+    "sb3_ddpg": Contender("SB3 DDPG", SB3, "stable_baselines3", "DDPG"),
     "sb3_td3": Contender("SB3 TD3", SB3, "stable_baselines3", "TD3"),
-    "crossq": Contender("sb3-contrib CrossQ", SB3, "sb3_contrib", "CrossQ", distributions=("sb3-contrib",)),
-    "sbx_ddpg": Contender(
-        "SBX DDPG (JAX)", SB3, "sbx", "DDPG", environment="jax", distributions=("sbx-rl", "jax", "jaxlib", "flax", "numpy")
-    ),
+    "crossq": Contender("sb3-contrib CrossQ", SB3, "sb3_contrib", "CrossQ"),
+    "sbx_ddpg": Contender("SBX DDPG (JAX)", SB3, "sbx", "DDPG", environment="jax"),
     "tianshou_ddpg": Contender(
-        "Tianshou DDPG",
-        "tianshou_subject:TianshouSubject",
-        "tianshou.algorithm",
-        "DDPG",
-        environment="tianshou",
-        distributions=("tianshou", "torch", "numpy"),
+        "Tianshou DDPG", "tianshou_subject:TianshouSubject", "tianshou.algorithm", "DDPG", environment="tianshou"
     ),
     "floor": Contender("Floor (matrix products)", "floor:FloorSubject", "torch", learns=False),
 }

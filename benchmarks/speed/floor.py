@@ -60,7 +60,11 @@ def update_products(obs_dim: int, action_dim: int, net_arch: tuple[int, ...], ba
     """
     first, second = net_arch
     actor = [("actor 1", batch, obs_dim, first), ("actor 2", batch, first, second), ("actor 3", batch, second, action_dim)]
-    critic = [("critic 1", batch, obs_dim, first), ("critic 2", batch, first + action_dim, second), ("critic 3", batch, second, 1)]
+    critic = [
+        ("critic 1", batch, obs_dim, first),
+        ("critic 2", batch, first + action_dim, second),
+        ("critic 3", batch, second, 1),
+    ]
     return [
         *(_forward(f"target {name}", *sizes) for name, *sizes in actor + critic),
         *(_forward(*layer) for layer in critic),

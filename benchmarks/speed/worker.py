@@ -4,6 +4,7 @@ import gc
 import importlib
 import json
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.contenders import CONTENDERS, Contender
+from benchmarks.speed.contenders import CONTENDERS, PACKAGES, Contender
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = Path(__file__).parent / "envs"
@@ -153,9 +154,10 @@ class Requests:
 
     def versions(self) -> dict[str, Any]:
         """
-        :return: The versions of its packages
+        :return: The versions of Python and of the packages that matter in its virtual environment
         """
-        return {"versions": {name: version(name) for name in self.contender.distributions}}
+        packages = {name: version(name) for name in PACKAGES[self.contender.environment]}
+        return {"versions": {"Python": platform.python_version()} | packages}
 
 
 def main(name: str, threads: int) -> None:
