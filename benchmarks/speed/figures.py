@@ -57,6 +57,14 @@ def select(rows: pd.DataFrame, **case: object) -> pd.DataFrame:
     return rows
 
 
+def threads_text(threads: int) -> str:
+    """
+    :param threads: A number of threads
+    :return: It in words
+    """
+    return "1 thread" if threads == 1 else f"{threads} threads"
+
+
 def slope(x: pd.Series, y: pd.Series, points: int) -> float:
     """
     The exponent of the power law that fits the largest sizes, where fixed costs no longer hide it.

@@ -20,13 +20,14 @@ class Field:
     :param names: Names of the contenders
     :param threads: Threads and cores of each
     :param store: Where the measurements go
+    :param failed: Receives the names of those that failed
     """
 
-    def __init__(self, names: list[str], threads: int, store: Store) -> None:
+    def __init__(self, names: list[str], threads: int, store: Store, failed: set[str]) -> None:
         self.names = names
         self.threads = threads
         self.store = store
-        self.failed: set[str] = set()
+        self.failed = failed
 
     def __enter__(self) -> "Field":
         self.stack = ExitStack()

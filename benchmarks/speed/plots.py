@@ -10,7 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.figures import select, slope
+from benchmarks.speed.figures import select, slope, threads_text
 
 COLORS = dict(zip(CONTENDERS, plt.get_cmap("tab10").colors, strict=False))
 DIMENSIONS = {(3, 1): "small (3-1)", (17, 6): "cheetah (17-6)", (348, 17): "humanoid (348-17)"}
@@ -72,7 +72,7 @@ def plot_train(figures: pd.DataFrame, path: Path) -> None:
                 if len(own):
                     line(axes, contender, own["batch_size"], own, CONTENDERS[contender].label)
             log_axes(axes, sorted(panel["batch_size"].unique()), "batch size", "updates/s")
-            axes.set_title(f"{DIMENSIONS[obs_dim, action_dim]}, {n_threads} thread{'s' * (n_threads > 1)}", fontsize="medium")
+            axes.set_title(f"{DIMENSIONS[obs_dim, action_dim]}, {threads_text(n_threads)}", fontsize="medium")
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -95,7 +95,7 @@ def plot_learn(figures: pd.DataFrame, path: Path) -> None:
         errors = [own["median"] - own["low"], own["high"] - own["median"]]
         labels = [CONTENDERS[name].label for name in names]
         axes.barh(labels, own["median"], xerr=errors, color=[COLORS[name] for name in names], capsize=2)
-        axes.set(title=f"{n_threads} thread{'s' * (n_threads > 1)}", xlabel="environment steps/s, HalfCheetah-v5, batch 64")
+        axes.set(title=threads_text(n_threads), xlabel="environment steps/s, HalfCheetah-v5, batch 64")
         axes.grid(axis="x", alpha=0.3)
     row[0, 0].invert_yaxis()
     figure.savefig(path, dpi=110)

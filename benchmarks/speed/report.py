@@ -9,14 +9,14 @@ import pandas as pd
 
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.contenders import BASELINE, CONTENDERS, JAX_BASELINE
-from benchmarks.speed.figures import ratio, read, select, summary
+from benchmarks.speed.figures import ratio, read, select, summary, threads_text
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_learn, plot_scale, plot_train, scale_lines
 
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
 """Around the part of the README that the report replaces."""
 
-MISSING = "–"
-RATE = "median (quartiles), × SB3 DDPG, × SBX DDPG"
+MISSING = "-"
+RATE = "median (quartiles), x SB3 DDPG, x SBX DDPG"
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def rate_cell(rows: pd.DataFrame, contender: str) -> str:
     if own.empty:
         return MISSING
     median, low, high = (number(own[column].item()) for column in ("median", "low", "high"))
-    ratios = ", ".join(f"× {number(ratio(rows, contender, other))}" for other in (BASELINE, JAX_BASELINE))
+    ratios = ", ".join(f"{number(ratio(rows, contender, other))} x" for other in (BASELINE, JAX_BASELINE))
     return f"**{median}** ({low} to {high}), {ratios}"
 
 
@@ -123,7 +123,7 @@ def bars_table(rows: pd.DataFrame) -> str:
     lines = []
     for bar in BARS:
         value = bar.measured(rows)
-        bound = f"at least {bar.bound:g} ×" if bar.other else f"at most {bar.bound:g} s"
+        bound = f"at least {bar.bound:g} x" if bar.other else f"at most {bar.bound:g} s"
         verdict = "not measured" if math.isnan(value) else "met" if bar.met(value) else "**missed**"
         lines.append([bar.text, bound, number(value), verdict])
     return table(["Bar", "Asked", "Measured", ""], lines)
@@ -147,7 +147,7 @@ def train_tables(rows: pd.DataFrame) -> list[str]:
                 for name in present(case)
             ]
             calls = "" if per_call == 1 else f", {per_call} updates in a call"
-            heading = f"### {title.capitalize()}, {threads} thread{'s' * (threads > 1)}{calls}\n\n"
+            heading = f"### {title.capitalize()}, {threads_text(threads)}{calls}\n\n"
             tables.append(heading + table(["Updates/s", *(f"batch {batch}" for batch in batches)], lines))
     return tables
 
@@ -163,7 +163,7 @@ def learn_table(rows: pd.DataFrame) -> str:
         [CONTENDERS[name].label, *(rate_cell(select(rows, threads=count), name) for count in threads)]
         for name in present(rows)
     ]
-    return table(["Steps/s", *(f"{count} thread{'s' * (count > 1)}" for count in threads)], lines)
+    return table(["Steps/s", *map(threads_text, threads)], lines)
 
 
 def start_table(figures: pd.DataFrame) -> str:

@@ -2,8 +2,6 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +32,11 @@ def main() -> None:
     store, names = Store(folder), arguments.contenders
     failed: set[str] = set()
     for threads in profile.threads:
-        with field(names, threads, store, failed) as contenders:
+        with Field(names, threads, store, failed) as contenders:
             for dimensions in profile.dimensions:
                 measure_train(contenders, profile, dimensions)
         if threads in profile.learn_threads:
-            with field([name for name in names if CONTENDERS[name].learns], threads, store, failed) as contenders:
+            with Field([name for name in names if CONTENDERS[name].learns], threads, store, failed) as contenders:
                 measure_learn(contenders, profile)
     measure_start(names, profile, store, failed)
     scale.measure(names, profile, store, failed)
@@ -48,20 +46,6 @@ def main() -> None:
     if failed:
         console.print(f"[red]Not measured, or not in full: {', '.join(sorted(failed))}[/red]")
         sys.exit(1)
-
-
-@contextmanager
-def field(names: list[str], threads: int, store: Store, failed: set[str]) -> Iterator[Field]:
-    """
-    :param names: Names of the contenders
-    :param threads: Threads and cores of each
-    :param store: Where the measurements go
-    :param failed: Receives the names of those that failed
-    :yield: The contenders, each in a running worker
-    """
-    with Field(names, threads, store) as contenders:
-        yield contenders
-    failed |= contenders.failed
 
 
 def measure_train(contenders: Field, profile: Profile, dimensions: tuple[int, int]) -> None:
@@ -160,7 +144,7 @@ def measure_start(names: list[str], profile: Profile, store: Store, failed: set[
             row = replace(key, contender=name, round=number)
             if row in store:
                 continue
-            with field([name], row.threads, store, failed) as contenders:
+            with Field([name], row.threads, store, failed) as contenders:
                 imports = contenders.ask(name, "import_library")
                 construct = contenders.ask(name, "construct", batch_size=row.batch_size)
                 contenders.ask(name, "fill")

@@ -1,7 +1,5 @@
 """How the rates change with batch size, width and the number of environments, and what a full replay buffer takes."""
 
-from contextlib import ExitStack
-
 from tqdm import tqdm
 
 from benchmarks.speed.contenders import BASELINE, FLOOR, OURS
@@ -25,19 +23,15 @@ def measure(names: list[str], profile: Profile, store: Store, failed: set[str]) 
     :param failed: Receives the names of those that failed
     """
     threads = max(profile.threads)
-    with ExitStack() as stack:
-        if profile.scale_batches or profile.scale_widths:
-            rated = [name for name in (OURS, BASELINE, FLOOR) if name in names]
-            contenders = stack.enter_context(Field(rated, threads, store))
-            measure_batches(contenders, profile)
-            measure_widths(contenders, profile)
-            failed |= contenders.failed
+    rated = [name for name in (OURS, BASELINE, FLOOR) if name in names]
+    with Field(rated, threads, store, failed) as contenders:
+        measure_batches(contenders, profile)
+        measure_widths(contenders, profile)
     learners = [name for name in (OURS, BASELINE) if name in names]
     for n_envs in tqdm(profile.scale_envs, desc="environments"):
         # New processes each time, so that no environments of an earlier size are left
-        with Field(learners, threads, store) as contenders:
+        with Field(learners, threads, store, failed) as contenders:
             measure_envs(contenders, profile, n_envs)
-        failed |= contenders.failed
     if profile.buffer_size and OURS in names:
         measure_buffer(profile, store, failed)
 
@@ -116,7 +110,7 @@ def measure_buffer(profile: Profile, store: Store, failed: set[str]) -> None:
         key = Key("buffer_memory", OURS, 1, variant=dtype)
         if key in store:
             continue
-        with Field([OURS], 1, store) as contenders:
+        with Field([OURS], 1, store, failed) as contenders:
             contenders.ask(OURS, "construct", buffer_size=10)  # what is loaded at the first construction is not the buffer's
             before = contenders.ask(OURS, "memory")
             contenders.ask(OURS, "construct", buffer_size=profile.buffer_size, obs_dtype=dtype)
@@ -124,4 +118,3 @@ def measure_buffer(profile: Profile, store: Store, failed: set[str]) -> None:
             after = contenders.ask(OURS, "memory")
             if before is not None and after is not None:
                 store.add(key, after["resident"] - before["resident"], count=profile.buffer_size)
-        failed |= contenders.failed

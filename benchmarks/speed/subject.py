@@ -38,7 +38,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Transitions:
-    """N synthetic transitions: standard normal states and rewards, uniform actions, one in a hundred the last of its episode."""
+    """N synthetic transitions: standard normal states and rewards, uniform actions, one in a hundred ends its episode."""
 
     observations: Array
     next_observations: Array

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.speed.contenders import CONTENDERS, PACKAGES, Contender
@@ -35,12 +36,13 @@ class Worker:
 
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
+        self.folder = TemporaryDirectory()
         self.process = subprocess.Popen(
             [python_of(CONTENDERS[name]), "-m", "benchmarks.speed.worker", name, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            cwd=ROOT,
-            env=os.environ | thread_variables(threads),
+            cwd=self.folder.name,  # MuJoCo leaves its log where it runs
+            env=os.environ | thread_variables(threads) | {"PYTHONPATH": str(ROOT)},
             text=True,
         )
 
@@ -68,6 +70,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.process.communicate()  # closes its input, at which it ends
+        self.folder.cleanup()
 
     def __enter__(self) -> "Worker":
         return self
