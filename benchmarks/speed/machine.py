@@ -20,7 +20,7 @@ def write_machine(folder: Path, names: list[str]) -> None:
     """
     rows = [
         ("Processor", processor()),
-        ("Cores for this process", str(len(psutil.Process().cpu_affinity()))),
+        ("Cores for this process", str(cores())),
         ("Memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
         ("System", f"{platform.system()} {platform.machine()}"),
     ]
@@ -31,6 +31,15 @@ def write_machine(folder: Path, names: list[str]) -> None:
         rows.append((f"Versions, {environment} environment", ", ".join(f"{key} {value}" for key, value in versions.items())))
     with (folder / "machine.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("name", "value"), *rows])
+
+
+def cores() -> int:
+    """
+    :return: The number of cores that this process may use
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.figures import select, slope, threads_text
@@ -49,6 +50,8 @@ def log_axes(axes: Axes, sizes: list[int], x_label: str, y_label: str) -> None:
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     axes.tick_params(axis="x", labelsize="small")
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.grid(alpha=0.3)
 
 

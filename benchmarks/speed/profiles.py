@@ -27,7 +27,7 @@ class Profile:
     """
 
     rounds: int = 7
-    slice_seconds: float = 0.4
+    slice_seconds: float = 0.3
     warm_up: int = 1000
     warm_up_batch: int = 100
     threads: tuple[int, ...] = (2, 1)
@@ -36,7 +36,7 @@ class Profile:
     batches: tuple[int, ...] = (64, 256)
     calls: tuple[int, ...] = ()
     learn_warm_up: int = 600
-    start_rounds: int = 3
+    start_rounds: int = 2
     scale_batches: tuple[int, ...] = ()
     scale_widths: tuple[int, ...] = ()
     scale_envs: tuple[int, ...] = ()
@@ -47,8 +47,7 @@ class Profile:
 PROFILES = {
     "quick": Profile(),
     "full": Profile(
-        rounds=9,
-        slice_seconds=1.0,
+        slice_seconds=0.7,
         dimensions=((17, 6), (3, 1), (348, 17)),
         batches=(64, 256, 16, 1024),
         calls=(64, 256),

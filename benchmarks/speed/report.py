@@ -52,6 +52,8 @@ def write(folder: Path, readme: Path) -> None:
         parts.append("![Environment steps/s](learn.png)\n\n" + learn_table(rows))
     if len(select(figures, figure="peak_memory")):
         parts.append("## Start and memory\n\n" + start_table(figures))
+    if len(select(figures, figure="first_call")):
+        parts.append(first_call_table(figures))
     if any(len(select(figures, figure=name)) for name in SCALES):
         plot_scale(figures, readme.with_name("scale.png"))
         parts.append("## Scale\n\n![Rates over sizes, with slopes](scale.png)")
@@ -182,6 +184,21 @@ def start_table(figures: pd.DataFrame) -> str:
         medians = select(figures, contender=name).set_index("figure")["median"]
         lines.append([CONTENDERS[name].label, *(number(medians[key] / unit) for key, (_, unit) in columns.items())])
     return table(["Batch 256", *(title for title, _ in columns.values())], lines)
+
+
+def first_call_table(figures: pd.DataFrame) -> str:
+    """
+    :param figures: The summary
+    :return: Seconds of the first call of ``train()`` with a new batch size, which the rates leave out
+    """
+    case = select(figures, figure="first_call", obs_dim=17, per_call=1)
+    case = select(case, threads=case["threads"].max())
+    seconds = case.pivot_table(index="contender", columns="batch_size", values="median").reindex(present(case))
+    title = "Seconds of the first `train()` with each batch size, which the rates leave out (batch 64 came first):\n\n"
+    lines = [
+        [CONTENDERS[str(name)].label, *map(number, row)] for name, row in zip(seconds.index, seconds.to_numpy(), strict=True)
+    ]
+    return title + table(["", *(f"batch {batch}" for batch in seconds.columns)], lines)
 
 
 def scale_tables(figures: pd.DataFrame) -> list[str]:

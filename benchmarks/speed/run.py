@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from benchmarks.speed import report, scale
 from benchmarks.speed.contenders import CONTENDERS
+from benchmarks.speed.figures import threads_text
 from benchmarks.speed.interleave import Field, console
 from benchmarks.speed.machine import write_machine
 from benchmarks.speed.profiles import PROFILES, Profile
@@ -66,31 +67,34 @@ def measure_train(contenders: Field, profile: Profile, dimensions: tuple[int, in
     names = sorted(
         {name for case in cases for name in contenders.unfinished(case, profile.rounds)}, key=contenders.names.index
     )
-    for name in tqdm(names, desc=f"warm-up {dimensions[0]}-{dimensions[1]}, {contenders.threads} threads"):
+    for name in tqdm(names, desc=f"models {dimensions[0]}-{dimensions[1]}, {threads_text(contenders.threads)}"):
         contenders.ask(name, "import_library")
         contenders.ask(name, "construct", obs_dim=dimensions[0], action_dim=dimensions[1])
         contenders.ask(name, "fill")
-        contenders.ask(name, "update", count=profile.warm_up, batch_size=cases[0].batch_size)
+    warm: set[str] = set()
     for case in cases:
-        warm_up_batch(contenders, profile, case)
+        unfinished = contenders.unfinished(case, profile.rounds)
+        for name in tqdm(unfinished, desc=f"warm-up, batch {case.batch_size}"):
+            warm_up(contenders, name, case, profile.warm_up_batch if name in warm else profile.warm_up)
+        warm |= set(unfinished)
         measure_updates(contenders, case, profile.rounds, profile.slice_seconds)
 
 
-def warm_up_batch(contenders: Field, profile: Profile, case: Key) -> None:
+def warm_up(contenders: Field, name: str, case: Key, updates: int) -> None:
     """
-    Some updates of a new batch size; the first of them, which compiles, is recorded.
+    Updates before those that count; the time of the first call, which may compile, is recorded.
 
     :param contenders: The contenders
-    :param profile: The extent
-    :param case: The key of the measurement that follows
+    :param name: The one to warm up
+    :param case: What is measured next
+    :param updates: Number of updates after the first call, rounded to whole calls
     """
     arguments = dict(batch_size=case.batch_size, per_call=case.per_call)
-    for name in contenders.unfinished(case, profile.rounds):
-        first = contenders.ask(name, "update", count=case.per_call, **arguments)
-        first_call = replace(case, figure="first_call", contender=name)
-        if first is not None and first_call not in contenders.store:
-            contenders.store.add(first_call, first["seconds"], case.per_call, first["seconds"])
-        contenders.ask(name, "update", count=max(profile.warm_up_batch // case.per_call, 1) * case.per_call, **arguments)
+    first = contenders.ask(name, "update", count=case.per_call, **arguments)
+    row = replace(case, figure="first_call", contender=name)
+    if first is not None and row not in contenders.store:
+        contenders.store.add(row, first["seconds"], case.per_call, first["seconds"])
+    contenders.ask(name, "update", count=max(updates // case.per_call, 1) * case.per_call, **arguments)
 
 
 def measure_updates(contenders: Field, case: Key, rounds: int, slice_seconds: float) -> None:
@@ -100,7 +104,9 @@ def measure_updates(contenders: Field, case: Key, rounds: int, slice_seconds: fl
     :param rounds: Number of rounds
     :param slice_seconds: Time of one measurement
     """
-    name = f"{case.figure} {case.obs_dim}-{case.action_dim}, {case.width}, batch {case.batch_size}, {case.threads} threads"
+    name = (
+        f"{case.figure} {case.obs_dim}-{case.action_dim}, {case.width}, batch {case.batch_size}, {threads_text(case.threads)}"
+    )
     with tqdm(total=rounds, desc=name) as progress:
         contenders.measure(
             case,
@@ -122,10 +128,10 @@ def measure_learn(contenders: Field, profile: Profile) -> None:
     :param profile: The extent
     """
     key = Key("learn", "", contenders.threads)
-    for name in tqdm(contenders.unfinished(key, profile.rounds), desc=f"warm-up learn, {contenders.threads} threads"):
+    for name in tqdm(contenders.unfinished(key, profile.rounds), desc=f"warm-up learn, {threads_text(contenders.threads)}"):
         contenders.ask(name, "construct", n_envs=0, buffer_size=1_000_000, batch_size=key.batch_size)
         contenders.ask(name, "learn", count=profile.learn_warm_up)
-    with tqdm(total=profile.rounds, desc=f"learn, {contenders.threads} threads") as progress:
+    with tqdm(total=profile.rounds, desc=f"learn, {threads_text(contenders.threads)}") as progress:
         contenders.measure(key, profile.rounds, profile.slice_seconds, "learn", on_round=progress.update)
 
 
