@@ -7,7 +7,11 @@ ENV ?= Pendulum-v1
 STEPS ?= 12000
 SEED ?= 0
 
-.PHONY: help train test check format constraints clean
+# The speed benchmark: quick or full
+SPEED := benchmarks/speed
+PROFILE ?= quick
+
+.PHONY: help train test check format constraints bench-speed clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,11 +38,28 @@ constraints: $(VENV)/ready-to-test ## Renew the tested versions (CUDA packages f
 		--no-header --no-annotate --no-emit-index-url --constraint - | grep -vE '^(nvidia|cuda|triton)' > constraints.new
 	mv constraints.new constraints.txt
 
+bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=full: about an hour)
+	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
+
+$(SPEED)/envs/jax/ready: constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt sbx-rl==0.28.0 "gymnasium[mujoco]" psutil
+	touch $@
+
+# Tianshou asks for an older pandas than ours: only what decides the speed is held to the tested versions
+$(SPEED)/envs/tianshou/ready: constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	grep -E '^(gymnasium|mujoco|numpy|torch)==' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet torch==2.13.0
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt tianshou==2.0.1 "gymnasium[mujoco]" psutil
+	touch $@
+
 clean: ## Remove the environment and every cache
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/ready-to-train: EXTRAS := plots
-$(VENV)/ready-to-test: EXTRAS := distributed,dm-control,mujoco,plots,tests,zoo
+$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,mujoco,plots,tests,zoo
 
 $(VENV)/ready-to-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -262,6 +262,6 @@ def test_mujoco(make_model):
 def test_pendulum_is_learned():
     """A real task with the networks of the paper, from the -1,100 of a random policy."""
     model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, tau=0.005, critic_weight_decay=0.0, seed=0)
-    model.learn(6000)
+    model.learn(9000)
     mean_return, _ = evaluate_policy(model, gym.make("Pendulum-v1"), n_eval_episodes=10, warn=False)
     assert mean_return > -300

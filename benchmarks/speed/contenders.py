@@ -41,6 +41,7 @@ CONTENDERS: dict[str, Contender] = {
     "bnddpg_no_norm": Contender(
         "BNDDPG, no batch norm", SB3, "sb3_bn_ddpg", "BNDDPG", kwargs=dict(policy_kwargs=dict(normalization=None))
     ),
+    "bnddpg_autograd": Contender("BNDDPG by autograd", SB3, "sb3_bn_ddpg", "BNDDPG", kwargs=dict(fast_update=False)),
     "sb3_ddpg": Contender("SB3 DDPG", SB3, "stable_baselines3", "DDPG"),
     "sb3_td3": Contender("SB3 TD3", SB3, "stable_baselines3", "TD3"),
     "crossq": Contender("sb3-contrib CrossQ", SB3, "sb3_contrib", "CrossQ"),
