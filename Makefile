@@ -12,23 +12,23 @@ SEED ?= 0
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-train: $(VENV)/installed ## Train on Pendulum-v1, evaluate beside a random policy, save the model and the learning curve
+train: $(VENV)/ready-to-train ## Train on Pendulum-v1, evaluate beside a random policy, save the model and the learning curve
 	$(BIN)/python docs/examples/quickstart.py --env $(ENV) --timesteps $(STEPS) --seed $(SEED)
 
 # One torch thread a worker: more only wait for each other. `make test ARGS="-k noise"` runs a part.
-test: $(VENV)/installed ## Run the tests
+test: $(VENV)/ready-to-test ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
-check: $(VENV)/installed ## Formatting, lint and types; fails on any finding
+check: $(VENV)/ready-to-test ## Formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed ## Format the code and mend what lint can mend
+format: $(VENV)/ready-to-test ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-constraints: $(VENV)/installed ## Renew the tested versions (CUDA packages follow from torch's own)
+constraints: $(VENV)/ready-to-test ## Renew the tested versions (CUDA packages follow from torch's own)
 	$(BIN)/pip install uv
 	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
 		--no-header --no-annotate --no-emit-index-url --constraint - | grep -vE '^(nvidia|cuda|triton)' > constraints.new
@@ -37,10 +37,13 @@ constraints: $(VENV)/installed ## Renew the tested versions (CUDA packages follo
 clean: ## Remove the environment and every cache
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/ready-to-train: EXTRAS := plots
+$(VENV)/ready-to-test: EXTRAS := distributed,dm-control,mujoco,plots,tests,zoo
+
+$(VENV)/ready-to-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "Python 3.10 or newer is needed; name it by: make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[mujoco,plots,tests]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@

@@ -1,0 +1,53 @@
+"""What the measurements were made on: the machine and the versions, without names of hosts, users or folders."""
+
+import csv
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+from benchmarks.speed.contenders import CONTENDERS
+from benchmarks.speed.worker import Worker
+
+
+def write_machine(folder: Path, names: list[str]) -> None:
+    """
+    Write ``machine.csv``.
+
+    :param folder: Where it goes
+    :param names: The contenders that were measured, whose versions are asked for
+    """
+    rows = [
+        ("Processor", processor()),
+        ("Cores for this process", str(cores())),
+        ("Memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
+        ("System", f"{platform.system()} {platform.machine()}"),
+    ]
+    environments = {CONTENDERS[name].environment: name for name in names}
+    for environment, name in environments.items():
+        with Worker(name, 1) as worker:
+            versions = worker.ask("versions")["versions"]
+        rows.append((f"Versions, {environment} environment", ", ".join(f"{key} {value}" for key, value in versions.items())))
+    with (folder / "machine.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("name", "value"), *rows])
+
+
+def cores() -> int:
+    """
+    :return: The number of cores that this process may use
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    """
+    :return: The processor's model
+    """
+    if os.path.exists("/proc/cpuinfo"):  # elsewhere, platform knows it
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()

@@ -1,0 +1,243 @@
+"""The report: ``python -m benchmarks.speed.report FOLDER`` makes the tables and plots of a run from its CSV files alone."""
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.speed.bars import BARS
+from benchmarks.speed.contenders import BASELINE, CONTENDERS, JAX_BASELINE
+from benchmarks.speed.figures import ratio, read, select, summary, threads_text
+from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_learn, plot_scale, plot_train, scale_lines
+
+BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
+"""Around the part of the README that the report replaces."""
+
+MISSING = "-"
+RATE = "median (quartiles), x SB3 DDPG, x SBX DDPG"
+
+
+def main() -> None:
+    """Parse the command line and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the CSV files")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).with_name("README.md"))
+    arguments = parser.parse_args()
+    write(arguments.folder, arguments.readme)
+
+
+def write(folder: Path, readme: Path) -> None:
+    """
+    Replace the results in the README, and its plots.
+
+    :param folder: A run's results
+    :param readme: The README; if it does not exist, it will consist of the results
+    """
+    rows = read(folder)
+    figures = summary(rows)
+    parts = [
+        "## Machine and versions\n\n" + machine_table(folder),
+        "## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows),
+    ]
+    readme.parent.mkdir(parents=True, exist_ok=True)
+    if len(select(figures, figure="train")):
+        plot_train(figures, readme.with_name("train.png"))
+        parts.append(f"## Updates/s of `train()`\n\nEach cell: {RATE}.\n\n![Updates/s over the batch size](train.png)")
+        parts += train_tables(rows)
+    if len(select(figures, figure="learn")):
+        plot_learn(figures, readme.with_name("learn.png"))
+        parts.append(f"## Environment steps/s of `learn()`\n\nHalfCheetah-v5, batch 64, one update a step. Each cell: {RATE}.")
+        parts.append("![Environment steps/s](learn.png)\n\n" + learn_table(rows))
+    if len(select(figures, figure="peak_memory")):
+        parts.append("## Start and memory\n\n" + start_table(figures))
+    if len(select(figures, figure="first_call")):
+        parts.append(first_call_table(figures))
+    if any(len(select(figures, figure=name)) for name in SCALES):
+        plot_scale(figures, readme.with_name("scale.png"))
+        parts.append("## Scale\n\n![Rates over sizes, with slopes](scale.png)")
+        parts += scale_tables(figures)
+    if len(select(figures, figure="buffer_memory")):
+        parts.append(buffer_table(rows))
+    text = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    readme.write_text(before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after)
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """
+    :param header: Names of the columns
+    :param lines: Their cells
+    :return: A Markdown table, the first column aligned left, the others right
+    """
+    header = list(header)
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
+
+
+def number(value: float) -> str:
+    """
+    :param value: A figure
+    :return: Three significant digits at least, and every digit before the point
+    """
+    if math.isnan(value):
+        return MISSING
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def rate_cell(rows: pd.DataFrame, contender: str) -> str:
+    """
+    :param rows: Those of one case
+    :param contender: The contender
+    :return: Its median, quartiles and ratios
+    """
+    own = select(summary(rows), contender=contender)
+    if own.empty:
+        return MISSING
+    median, low, high = (number(own[column].item()) for column in ("median", "low", "high"))
+    ratios = ", ".join(f"{number(ratio(rows, contender, other))} x" for other in (BASELINE, JAX_BASELINE))
+    return f"**{median}** ({low} to {high}), {ratios}"
+
+
+def present(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: Rows
+    :return: The contenders in them, in the order of the table of contenders
+    """
+    return [name for name in CONTENDERS if name in set(rows["contender"])]
+
+
+def machine_table(folder: Path) -> str:
+    """
+    :param folder: A run's results
+    :return: Machine and versions
+    """
+    path = folder / "machine.csv"
+    return table(["", ""], pd.read_csv(path).to_numpy().tolist()) if path.exists() else "Not recorded."
+
+
+def bars_table(rows: pd.DataFrame) -> str:
+    """
+    :param rows: All rows
+    :return: Each bar, what was measured and whether it is met
+    """
+    lines = []
+    for bar in BARS:
+        value = bar.measured(rows)
+        bound = f"at least {bar.bound:g} x" if bar.other else f"at most {bar.bound:g} s"
+        verdict = "not measured" if math.isnan(value) else "met" if bar.met(value) else "**missed**"
+        lines.append([bar.text, bound, number(value), verdict])
+    return table(["Bar", "Asked", "Measured", ""], lines)
+
+
+def train_tables(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: All rows
+    :return: For each number of threads, updates a call, and dimensions: contenders over batch sizes
+    """
+    rows = select(rows, figure="train")
+    tables = []
+    for (threads, per_call), some in sorted(rows.groupby(["threads", "per_call"]), key=lambda item: (-item[0][0], item[0][1])):
+        for dimensions, title in DIMENSIONS.items():
+            case = select(some, obs_dim=dimensions[0], action_dim=dimensions[1])
+            if case.empty:
+                continue
+            batches = sorted(case["batch_size"].unique())
+            lines = [
+                [CONTENDERS[name].label, *(rate_cell(select(case, batch_size=batch), name) for batch in batches)]
+                for name in present(case)
+            ]
+            calls = "" if per_call == 1 else f", {per_call} updates in a call"
+            heading = f"### {title.capitalize()}, {threads_text(threads)}{calls}\n\n"
+            tables.append(heading + table(["Updates/s", *(f"batch {batch}" for batch in batches)], lines))
+    return tables
+
+
+def learn_table(rows: pd.DataFrame) -> str:
+    """
+    :param rows: All rows
+    :return: Contenders over numbers of threads
+    """
+    rows = select(rows, figure="learn")
+    threads = sorted(rows["threads"].unique(), reverse=True)
+    lines = [
+        [CONTENDERS[name].label, *(rate_cell(select(rows, threads=count), name) for count in threads)]
+        for name in present(rows)
+    ]
+    return table(["Steps/s", *map(threads_text, threads)], lines)
+
+
+def start_table(figures: pd.DataFrame) -> str:
+    """
+    :param figures: The summary
+    :return: Medians of imports, first updates and memory of new processes
+    """
+    columns = {
+        "import": ("import, s", 1.0),
+        "first_update": ("from the constructor to the first finished update, s", 1.0),
+        "first_train": ("of this the first `train()`, s", 1.0),
+        "peak_memory": ("peak resident memory, MiB", 2.0**20),
+    }
+    lines = []
+    for name in present(select(figures, figure="peak_memory")):
+        medians = select(figures, contender=name).set_index("figure")["median"]
+        lines.append([CONTENDERS[name].label, *(number(medians[key] / unit) for key, (_, unit) in columns.items())])
+    return table(["Batch 256", *(title for title, _ in columns.values())], lines)
+
+
+def first_call_table(figures: pd.DataFrame) -> str:
+    """
+    :param figures: The summary
+    :return: Seconds of the first call of ``train()`` with a new batch size, which the rates leave out
+    """
+    case = select(figures, figure="first_call", obs_dim=17, per_call=1)
+    case = select(case, threads=case["threads"].max())
+    seconds = case.pivot_table(index="contender", columns="batch_size", values="median").reindex(present(case))
+    title = "Seconds of the first `train()` with each batch size, which the rates leave out (batch 64 came first):\n\n"
+    lines = [
+        [CONTENDERS[str(name)].label, *map(number, row)] for name, row in zip(seconds.index, seconds.to_numpy(), strict=True)
+    ]
+    return title + table(["", *(f"batch {batch}" for batch in seconds.columns)], lines)
+
+
+def scale_tables(figures: pd.DataFrame) -> list[str]:
+    """
+    :param figures: The summary
+    :return: For each size that was scaled: its rates and slope for each contender
+    """
+    tables = []
+    for name, (_, title, unit) in SCALES.items():
+        lines = scale_lines(figures, name)
+        if lines:
+            sizes = sorted({size for one, _, _ in lines.values() for size in one})
+            cells = [
+                [
+                    CONTENDERS[contender].label,
+                    *(number(value) for value in own.set_index(one)["median"].reindex(sizes)),
+                    f"{exponent:.2f}",
+                ]
+                for contender, (one, own, exponent) in lines.items()
+            ]
+            tables.append(f"{unit.capitalize()} over {title}:\n\n" + table(["", *map(str, sizes), "slope"], cells))
+    return tables
+
+
+def buffer_table(rows: pd.DataFrame) -> str:
+    """
+    :param rows: All rows
+    :return: Measured memory of a replay buffer beside the bytes of its numbers
+    """
+    lines = []
+    rows = select(rows, figure="buffer_memory").rename(columns={"count": "transitions"})  # tuples have a method count
+    for row in rows.itertuples():
+        state_bytes = {"float32": 4, "float64": 8}[row.variant]
+        # Both states, and in float32 the action, the reward, and whether the episode ended or was cut off
+        theory = row.transitions * (2 * row.obs_dim * state_bytes + (row.action_dim + 3) * 4)
+        lines.append([row.variant, *(number(size / 2**20) for size in (theory, row.value)), f"{row.value / theory:.3f}"])
+    title = f"Replay buffer of {rows['transitions'].max():,} transitions, cheetah dimensions:\n\n"
+    return title + table(["States stored as", "theory, MiB", "resident, MiB", "ratio"], lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The speed benchmark: ``python -m benchmarks.speed.run --profile quick`` measures and writes CSV, then the report."""
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.speed import report, scale
+from benchmarks.speed.contenders import CONTENDERS
+from benchmarks.speed.figures import threads_text
+from benchmarks.speed.interleave import Field, console
+from benchmarks.speed.machine import write_machine
+from benchmarks.speed.profiles import PROFILES, Profile
+from benchmarks.speed.store import Key, Store
+
+UPDATES_PER_CALL = 32
+"""In the measurement of many updates in one call of ``train()``."""
+
+
+def main() -> None:
+    """Parse the command line, measure, report; exit code 1 if a contender failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--results", type=Path, help="folder of the CSV files; what they hold is not measured again")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).with_name("README.md"), help="where the tables go")
+    arguments = parser.parse_args()
+    profile = PROFILES[arguments.profile]
+    folder = arguments.results or Path(__file__).parent / "results" / arguments.profile
+
+    store, names = Store(folder), arguments.contenders
+    failed: set[str] = set()
+    for threads in profile.threads:
+        with Field(names, threads, store, failed) as contenders:
+            for dimensions in profile.dimensions:
+                measure_train(contenders, profile, dimensions)
+        if threads in profile.learn_threads:
+            with Field([name for name in names if CONTENDERS[name].learns], threads, store, failed) as contenders:
+                measure_learn(contenders, profile)
+    measure_start(names, profile, store, failed)
+    scale.measure(names, profile, store, failed)
+    write_machine(folder, [name for name in names if name not in failed])
+
+    report.write(folder, arguments.readme)
+    if failed:
+        console.print(f"[red]Not measured, or not in full: {', '.join(sorted(failed))}[/red]")
+        sys.exit(1)
+
+
+def measure_train(contenders: Field, profile: Profile, dimensions: tuple[int, int]) -> None:
+    """
+    Updates/s of ``train()`` over batch sizes, sampling from the replay buffer included.
+
+    :param contenders: The contenders
+    :param profile: The extent
+    :param dimensions: Dimensions of states and actions
+    """
+    key = Key("train", "", contenders.threads, *dimensions)
+    cases = [replace(key, batch_size=batch) for batch in profile.batches]
+    if dimensions == profile.dimensions[0]:
+        cases += [replace(key, batch_size=batch, per_call=UPDATES_PER_CALL) for batch in profile.calls]
+    cases = [case for case in cases if contenders.unfinished(case, profile.rounds)]
+    if not cases:
+        return
+    names = sorted(
+        {name for case in cases for name in contenders.unfinished(case, profile.rounds)}, key=contenders.names.index
+    )
+    for name in tqdm(names, desc=f"models {dimensions[0]}-{dimensions[1]}, {threads_text(contenders.threads)}"):
+        contenders.ask(name, "import_library")
+        contenders.ask(name, "construct", obs_dim=dimensions[0], action_dim=dimensions[1])
+        contenders.ask(name, "fill")
+    warm: set[str] = set()
+    for case in cases:
+        unfinished = contenders.unfinished(case, profile.rounds)
+        for name in tqdm(unfinished, desc=f"warm-up, batch {case.batch_size}"):
+            warm_up(contenders, name, case, profile.warm_up_batch if name in warm else profile.warm_up)
+        warm |= set(unfinished)
+        measure_updates(contenders, case, profile.rounds, profile.slice_seconds)
+
+
+def warm_up(contenders: Field, name: str, case: Key, updates: int) -> None:
+    """
+    Updates before those that count; the time of the first call, which may compile, is recorded.
+
+    :param contenders: The contenders
+    :param name: The one to warm up
+    :param case: What is measured next
+    :param updates: Number of updates after the first call, rounded to whole calls
+    """
+    arguments = dict(batch_size=case.batch_size, per_call=case.per_call)
+    first = contenders.ask(name, "update", count=case.per_call, **arguments)
+    row = replace(case, figure="first_call", contender=name)
+    if first is not None and row not in contenders.store:
+        contenders.store.add(row, first["seconds"], case.per_call, first["seconds"])
+    contenders.ask(name, "update", count=max(updates // case.per_call, 1) * case.per_call, **arguments)
+
+
+def measure_updates(contenders: Field, case: Key, rounds: int, slice_seconds: float) -> None:
+    """
+    :param contenders: The contenders, warmed up
+    :param case: What is measured
+    :param rounds: Number of rounds
+    :param slice_seconds: Time of one measurement
+    """
+    name = (
+        f"{case.figure} {case.obs_dim}-{case.action_dim}, {case.width}, batch {case.batch_size}, {threads_text(case.threads)}"
+    )
+    with tqdm(total=rounds, desc=name) as progress:
+        contenders.measure(
+            case,
+            rounds,
+            slice_seconds,
+            "update",
+            case.per_call,
+            progress.update,
+            batch_size=case.batch_size,
+            per_call=case.per_call,
+        )
+
+
+def measure_learn(contenders: Field, profile: Profile) -> None:
+    """
+    Environment steps/s of ``learn()``, one update a step.
+
+    :param contenders: The contenders
+    :param profile: The extent
+    """
+    key = Key("learn", "", contenders.threads)
+    for name in tqdm(contenders.unfinished(key, profile.rounds), desc=f"warm-up learn, {threads_text(contenders.threads)}"):
+        contenders.ask(name, "construct", n_envs=0, buffer_size=1_000_000, batch_size=key.batch_size)
+        contenders.ask(name, "learn", count=profile.learn_warm_up)
+    with tqdm(total=profile.rounds, desc=f"learn, {threads_text(contenders.threads)}") as progress:
+        contenders.measure(key, profile.rounds, profile.slice_seconds, "learn", on_round=progress.update)
+
+
+def measure_start(names: list[str], profile: Profile, store: Store, failed: set[str]) -> None:
+    """
+    Imports, first updates and memory of new processes at cheetah dimensions and batch 256.
+
+    :param names: Names of the contenders
+    :param profile: The extent
+    :param store: Where the measurements go
+    :param failed: Receives the names of those that failed
+    """
+    key = Key("peak_memory", "", max(profile.threads), batch_size=256)
+    for number in tqdm(range(profile.start_rounds), desc="import, first update, memory"):
+        for name in names:
+            row = replace(key, contender=name, round=number)
+            if row in store:
+                continue
+            with Field([name], row.threads, store, failed) as contenders:
+                imports = contenders.ask(name, "import_library")
+                construct = contenders.ask(name, "construct", batch_size=row.batch_size)
+                contenders.ask(name, "fill")
+                first = contenders.ask(name, "update", count=1, batch_size=row.batch_size)
+                contenders.ask(name, "update", count=profile.warm_up_batch, batch_size=row.batch_size)
+                memory = contenders.ask(name, "memory")
+                if imports is None or construct is None or first is None or memory is None:
+                    continue
+                store.add(replace(row, figure="import"), imports["seconds"])
+                store.add(replace(row, figure="first_train"), first["seconds"])
+                store.add(replace(row, figure="first_update"), construct["seconds"] + first["seconds"])
+                store.add(row, memory["peak"])  # last: its row says that all four are there
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The speed benchmark itself: the floor's products, a worker's measurements, resuming, ratios, bars and the report."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.speed import report
+from benchmarks.speed.bars import BARS
+from benchmarks.speed.contenders import BASELINE, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.figures import ratio, read, slope
+from benchmarks.speed.floor import FloorSubject, update_products
+from benchmarks.speed.interleave import Field
+from benchmarks.speed.store import Key, Store
+from benchmarks.speed.subject import ModelSpec
+
+
+def test_products_of_an_update_by_hand():
+    # States of 2, actions of 1, hidden layers of 5 and 4, batch 3. Multiplications for each transition:
+    actor = 2 * 5 + 5 * 4 + 4 * 1
+    critic = 2 * 5 + (5 + 1) * 4 + 4 * 1
+    target = actor + critic
+    critic_loss = critic + critic + (4 * 1 + 5 * 4)  # forward; weights; inputs of the output layer and of layer 2 (state)
+    actor_loss = actor + critic + (4 * 1 + 1 * 4) + actor + (4 * 1 + 5 * 4)
+
+    products = update_products(obs_dim=2, action_dim=1, net_arch=(5, 4), batch=3)
+    assert len(products) == 6 + 8 + 13
+    assert sum(product.m * product.k * product.n for product in products) == 3 * (target + critic_loss + actor_loss)
+
+
+def test_floor_multiplies_matrices_of_these_shapes():
+    floor = FloorSubject("torch", "", {})
+    floor.construct(ModelSpec(obs_dim=2, action_dim=1, net_arch=(5, 4)))
+    floor.update(count=1, batch_size=3, per_call=1)
+    shapes = [(*left.shape, right.shape[1]) for left, right, _ in floor.factors[3]]
+    assert shapes == [(product.m, product.k, product.n) for product in update_products(2, 1, (5, 4), 3)]
+    for left, right, result in floor.factors[3]:
+        assert result.equal(left @ right)
+
+
+def test_workers_measure_in_rounds_and_a_second_run_adds_nothing(tmp_path: Path):
+    key = Key("train", "", threads=1, batch_size=8)
+    failed: set[str] = set()
+    for _ in range(2):
+        store = Store(tmp_path)
+        with Field([OURS, BASELINE], 1, store, failed) as contenders:
+            names = contenders.unfinished(key, rounds=2)
+            for name in names:
+                contenders.ask(name, "construct", net_arch=[8, 8], buffer_size=50)
+                contenders.ask(name, "fill")
+            contenders.measure(key, 2, 0.01, "update", batch_size=8)
+    assert not failed
+    rows = read(tmp_path)
+    assert sorted(zip(rows["contender"], rows["round"], strict=True)) == [(OURS, 0), (OURS, 1), (BASELINE, 0), (BASELINE, 1)]
+    assert (rows["value"] - rows["count"] / rows["seconds"]).abs().max() < 1e-3 * rows["value"].max()
+    assert names == []
+
+
+def test_a_failing_contender_is_left_out_and_named(tmp_path: Path):
+    failed: set[str] = set()
+    with Field([FLOOR], 1, Store(tmp_path), failed) as contenders:
+        assert contenders.ask(FLOOR, "learn", count=1) is None  # there is no model yet
+        assert contenders.ask(FLOOR, "import_library") is None
+    assert failed == {FLOOR}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Three rounds of round figures, in the last of which the machine was half as fast."""
+    store = Store(tmp_path / "results")
+    for number, speed in enumerate((1.0, 1.0, 0.5)):
+        for batch in (64, 256):
+            key = Key("train", "", batch_size=batch, round=number)
+            for name, rate in {OURS: 400, JAX_BASELINE: 200, BASELINE: 100, FLOOR: 1000}.items():
+                store.add(replace(key, contender=name), rate * speed * 64 / batch)
+    for name, rate in {OURS: 100, BASELINE: 50}.items():
+        store.add(Key("learn", name), rate)
+    for name, seconds in {OURS: 0.2, BASELINE: 0.1}.items():
+        for figure in ("import", "first_update", "first_train", "peak_memory"):
+            store.add(Key(figure, name, batch_size=256), seconds)
+    for batch, rate in {64: 800, 256: 200, 1024: 50}.items():
+        store.add(Key("scale_batch", OURS, batch_size=batch), rate)
+    store.add(Key("buffer_memory", OURS, variant="float32"), 2 * (2 * 17 + 6 + 3) * 4 * 1000, count=1000)
+    return tmp_path / "results"
+
+
+def test_ratios_are_those_within_rounds(results: Path):
+    rows = read(results)
+    case = rows[(rows["figure"] == "train") & (rows["batch_size"] == 64)]
+    assert ratio(case, OURS, BASELINE) == 4.0
+
+
+def test_bars(results: Path):
+    rows = read(results)
+    measured = [bar.measured(rows) for bar in BARS]
+    assert measured[:5] == [4.0, 2.0, 4.0, 2.0, 2.0]
+    assert measured[5] != measured[5]  # SBX's learn() was not measured
+    assert measured[6:] == [0.4, 4.0, 0.2]
+    assert [bar.met(value) for bar, value in zip(BARS, measured, strict=True)] == [
+        *[True] * 4,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_slope_is_that_of_the_largest_sizes(results: Path):
+    rows = read(results)
+    own = rows[rows["figure"] == "scale_batch"].sort_values("batch_size")
+    assert slope(own["batch_size"], own["value"], points=2) == pytest.approx(-1)
+
+
+def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    report.write(results, readme)
+    first = readme.read_text()
+    assert first.startswith("# Before\n")
+    assert first.endswith("\nAfter\n")
+    assert "old" not in first
+    assert "| BNDDPG | **400** (300 to 400), 4 x, 2 x |" in first
+    assert "| `learn()` on HalfCheetah-v5, batch 64, over SB3 DDPG | at least 3 x | 2 | **missed** |" in first
+    assert "| float32 | 0.164 | 0.328 | 2.000 |" in first
+    assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "learn.png", "scale.png"}
+    report.write(results, readme)
+    assert readme.read_text() == first
