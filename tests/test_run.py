@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import (
     EvalCallback,
     EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
+    StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import IdentityEnvBox
@@ -262,6 +263,13 @@ def test_mujoco(make_model):
 def test_pendulum_is_learned():
     """A real task with the networks of the paper, from the -1,100 of a random policy."""
     model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_rate=1e-3, tau=0.005, critic_weight_decay=0.0, seed=0)
-    model.learn(9000)
-    mean_return, _ = evaluate_policy(model, gym.make("Pendulum-v1"), n_eval_episodes=10, warn=False)
-    assert mean_return > -300
+    # Rounding differs from machine to machine, and with it the step at which it succeeds: mostly between 5,000 and 8,000
+    evaluation = EvalCallback(
+        make_vec_env("Pendulum-v1", seed=0),
+        callback_on_new_best=StopTrainingOnRewardThreshold(-250),
+        n_eval_episodes=10,
+        eval_freq=1000,
+        verbose=0,
+    )
+    model.learn(20_000, callback=evaluation)
+    assert evaluation.best_mean_reward > -250

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from stable_baselines3.common.buffers import ReplayBuffer
-from zoo_runs import TINY, run, start, wait_for
+from zoo_runs import ENVIRONMENT, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -87,6 +87,40 @@ def test_ctrl_c_saves_what_was_learned(tmp_path):
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 0
+
+
+def test_ctrl_c_that_python_ignores_ends_training_too(tmp_path):
+    """A KeyboardInterrupt in a finalizer, as the garbage collector runs them at any moment, goes nowhere by itself."""
+    code = """
+import os, signal, sys
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from sb3_bn_ddpg.cli import main
+
+class Interrupting:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+n_steps, step = 0, PendulumEnv.step
+
+def counting_step(self, action):
+    global n_steps
+    n_steps += 1
+    if n_steps == 300:
+        Interrupting()
+    return step(self, action)
+
+PendulumEnv.step = counting_step
+main(sys.argv[1:])
+print("stopped at", n_steps)
+"""
+    arguments = ["train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *TINY]
+    finished = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "Exception ignored in" in finished.stderr
+    assert "stopped at 300" in finished.stdout
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 200
 
 
 @pytest.mark.parametrize("which", [["--load-best"], ["--load-checkpoint", "300"]])

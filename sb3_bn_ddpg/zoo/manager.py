@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import optuna
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_bn_ddpg.checks import check_choice, check_number
@@ -155,6 +157,29 @@ class BNDDPGExperimentManager(ExperimentManager):
             hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
         return hyperparams
 
+    # --- Training
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        Train until the last step or a Ctrl-C.
+
+        :param model: The model
+        """
+        self.callbacks = [*self.callbacks, ConvertCallback(self._stop_if_interrupted)]
+        with self._remembered_interrupt():
+            super().learn(model)
+
+    def _stop_if_interrupted(self, *args: Any) -> bool:
+        """
+        Called at each step and before each trial.
+
+        :return: True: go on
+        :raises KeyboardInterrupt: if there was a Ctrl-C, also one that Python ignored
+        """
+        if self._is_interrupted:
+            raise KeyboardInterrupt
+        return True
+
     # --- Searching
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -165,8 +190,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: The mean reward of its last evaluation
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
         """
-        if self._is_interrupted:
-            raise KeyboardInterrupt
+        self._stop_if_interrupted()
         with file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             value = super().objective(trial)
         if math.isnan(value):
@@ -233,8 +257,8 @@ class BNDDPGExperimentManager(ExperimentManager):
     @contextlib.contextmanager
     def _remembered_interrupt(self) -> Iterator[None]:
         """
-        Remember a Ctrl-C until the next trial would start. One that falls into a garbage collection is ignored by Python, and
-        Optuna collects garbage after every trial.
+        Remember a Ctrl-C until the next step or trial would start. One that falls into a garbage collection is ignored by
+        Python, and Optuna collects garbage after every trial.
         """
 
         def interrupt(signal_number: int, frame: FrameType | None) -> None:
