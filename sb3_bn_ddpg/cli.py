@@ -36,8 +36,6 @@ COMMANDS = {
     "benchmark": Command("evaluate all trained models in a folder", "rl_zoo3.benchmark", None, None),
 }
 
-PROFILE_NAMES = ("tuned", "paper")  # spelled out, so that help works without RL Zoo
-
 
 def main(argv: list[str] | None = None) -> None:
     """
@@ -111,7 +109,7 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     """
     parser = argparse.ArgumentParser(prog="bn-ddpg train", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     own = parser.add_argument_group("options of bn-ddpg")
-    own.add_argument("--profile", choices=PROFILE_NAMES, help="bn_ddpg's hyperparameters (default: tuned)")
+    own.add_argument("--profile", choices=tuple(zoo.PROFILES), help="bn_ddpg's hyperparameters (default: tuned)")
     recovery = zoo.WorkerRecovery()
     own.add_argument(
         "--heartbeat-interval",

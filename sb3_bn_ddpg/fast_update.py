@@ -100,7 +100,7 @@ class FastUpdate:
         next_q = self.q_net_target.forward(th.cat([next_features, next_actions], dim=1), use).output
         discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
         target = th.addcmul(batch.rewards, discounts, next_q)
-        self._count_updates(use, targets=True)
+        _count_updates(use, self.actor_storage.target_counts, self.critic_storage.target_counts)
 
         # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
         use = self.statistics.critic_loss
@@ -112,7 +112,7 @@ class FastUpdate:
         n_features = state_pass.output.shape[1]
         features_grad = self.q_net.backward(q_pass, td_error.mul_(2 / n), slice(0, n_features))
         self.state_net.backward(state_pass, features_grad)
-        self._count_updates(use, critic=True)
+        _count_updates(use, self.critic_storage.counts)
         self.critic_storage.adam_step()
 
         # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
@@ -124,8 +124,8 @@ class FastUpdate:
         reported.append(-q_pass.output)
         action_grad = self.q_net.input_gradient(q_pass, th.full_like(target, -1 / n), slice(n_features, None))
         self.actor.backward(actor_pass, th.ops.aten.tanh_backward(action_grad, mu))
-        self._count_updates(self.statistics.actor_loss_actor, actor=True)
-        self._count_updates(use, critic=True)
+        _count_updates(self.statistics.actor_loss_actor, self.actor_storage.counts)
+        _count_updates(use, self.critic_storage.counts)
         self.actor_storage.adam_step()
 
         self.n_steps += 1
@@ -136,14 +136,6 @@ class FastUpdate:
         # One mean of four columns instead of four means
         critic_loss, q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
         return UpdateInfo(actor_loss, critic_loss, q_value, mean_target)
-
-    def _count_updates(self, statistics: Statistics, actor: bool = False, critic: bool = False, targets: bool = False) -> None:
-        """Advance the counters of batch norm by one for a pass that updates."""
-        if statistics != "batch_update":
-            return
-        for storage, is_used in ((self.actor_storage, actor or targets), (self.critic_storage, critic or targets)):
-            if is_used:
-                (storage.target_counts if targets else storage.counts).add_(1)
 
 
 class FlatStorage:
@@ -464,6 +456,16 @@ def _parsed(modules: list[nn.Module]) -> MlpArguments:
         if modules:
             assert isinstance(modules.pop(0), nn.ReLU)
     return input_norm, layers, has_output
+
+
+def _count_updates(statistics: Statistics, *counts: th.Tensor) -> None:
+    """
+    :param statistics: What a pass did with the statistics
+    :param counts: The batch-norm counters of its networks, which advance by one if it updated
+    """
+    if statistics == "batch_update":
+        for count in counts:
+            count.add_(1)
 
 
 def _aligned(n: int) -> int:
