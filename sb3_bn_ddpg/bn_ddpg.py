@@ -361,7 +361,8 @@ class BNDDPG(OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
-        means = th.tensor(infos).mean(dim=0).tolist()
+        # One transfer from the device for all values of all steps
+        means = th.stack([value for info in infos for value in info]).view(gradient_steps, -1).mean(dim=0).tolist()
         for name, value in zip(UpdateInfo._fields, means, strict=True):
             self.logger.record(f"train/{name}", value)
         for network in earlier:

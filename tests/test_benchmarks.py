@@ -4,13 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch as th
 
 from benchmarks.speed import report
 from benchmarks.speed.bars import BARS
+from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
 from benchmarks.speed.contenders import BASELINE, FLOOR, JAX_BASELINE, OURS
 from benchmarks.speed.figures import ratio, read, slope
 from benchmarks.speed.floor import FloorSubject, update_products
 from benchmarks.speed.interleave import Field
+from benchmarks.speed.profiles import PROFILES
 from benchmarks.speed.store import Key, Store
 from benchmarks.speed.subject import ModelSpec
 
@@ -64,6 +67,30 @@ def test_a_failing_contender_is_left_out_and_named(tmp_path: Path):
     assert failed == {FLOOR}
 
 
+def test_breakdown_knows_products_and_their_share():
+    matrix = th.randn(400, 400)
+
+    def update(count: int) -> None:
+        for _ in range(count):
+            th.mm(matrix, matrix)
+
+    parts = seconds_by_part(update, 20)
+    assert list(parts) == list(PARTS)
+    assert parts["matrix products"] == max(parts.values())
+    assert parts["batch norm"] == parts["Adam, targets"] == 0
+    assert all(value >= 0 for value in parts.values())
+
+
+def test_breakdown_of_a_worker_is_stored_once(tmp_path: Path):
+    store = Store(tmp_path)
+    for _ in range(2):
+        with Field([OURS], 1, store, set()) as contenders:
+            measure(contenders, replace(PROFILES["smoke"], batches=(8,)))
+    rows = read(tmp_path)
+    assert sorted(rows["variant"]) == sorted(PARTS)
+    assert rows.set_index("variant")["value"][["matrix products", "batch norm", REST]].min() > 0
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     """Three rounds of round figures, in the last of which the machine was half as fast."""
@@ -78,6 +105,8 @@ def results(tmp_path: Path) -> Path:
     for name, seconds in {OURS: 0.2, BASELINE: 0.1}.items():
         for figure in ("import", "first_update", "first_train", "peak_memory"):
             store.add(Key(figure, name, batch_size=256), seconds)
+    for part, seconds in zip(PARTS, (0.004, 0.001, 0.0005, 0.0005, 0.002), strict=True):
+        store.add(Key("breakdown", OURS, variant=part), seconds)
     for batch, rate in {64: 800, 256: 200, 1024: 50}.items():
         store.add(Key("scale_batch", OURS, batch_size=batch), rate)
     store.add(Key("buffer_memory", OURS, variant="float32"), 2 * (2 * 17 + 6 + 3) * 4 * 1000, count=1000)
@@ -122,7 +151,8 @@ def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path)
     assert "old" not in first
     assert "| BNDDPG | **400** (300 to 400), 4 x, 2 x |" in first
     assert "| `learn()` on HalfCheetah-v5, batch 64, over SB3 DDPG | at least 3 x | 2 | **missed** |" in first
+    assert "| BNDDPG | 4 | 1 | 0.5 | 0.5 | 2 | 8 |" in first
     assert "| float32 | 0.164 | 0.328 | 2.000 |" in first
-    assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "learn.png", "scale.png"}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "breakdown.png", "learn.png", "scale.png"}
     report.write(results, readme)
     assert readme.read_text() == first

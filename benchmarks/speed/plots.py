@@ -5,11 +5,13 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
+from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.figures import select, slope, threads_text
 
@@ -101,6 +103,35 @@ def plot_learn(figures: pd.DataFrame, path: Path) -> None:
         axes.set(title=threads_text(n_threads), xlabel="environment steps/s, HalfCheetah-v5, batch 64")
         axes.grid(axis="x", alpha=0.3)
     row[0, 0].invert_yaxis()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def plot_breakdown(figures: pd.DataFrame, path: Path) -> None:
+    """
+    Milliseconds of an update by part, one panel for threads and batch size each.
+
+    :param figures: The summary
+    :param path: The PNG
+    """
+    figures = select(figures, figure="breakdown")
+    threads, batches = (sorted(figures[column].unique()) for column in ("threads", "batch_size"))
+    figure, grid = plt.subplots(len(threads), len(batches), squeeze=False, sharex="col", sharey=True, layout="constrained")
+    figure.set_size_inches(4 * len(batches) + 2, 1.9 * len(threads) + 0.5)
+    for row, n_threads in zip(grid, threads, strict=True):
+        for axes, batch in zip(row, batches, strict=True):
+            panel = select(figures, threads=n_threads, batch_size=batch)
+            names = [name for name in CONTENDERS if name in set(panel["contender"])]
+            milliseconds = panel.pivot_table(index="contender", columns="variant", values="median").reindex(names) * 1e3
+            left = np.zeros(len(names))
+            for part in PARTS:
+                axes.barh([CONTENDERS[name].label for name in names], milliseconds[part], left=left, label=part)
+                left += milliseconds[part].to_numpy()
+            axes.set_title(f"batch {batch}, {threads_text(n_threads)}", fontsize="medium")
+    for axes in grid[-1]:
+        axes.set_xlabel("ms")
+    grid[0, 0].invert_yaxis()
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 

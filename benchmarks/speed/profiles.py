@@ -19,6 +19,8 @@ class Profile:
     :param calls: Batch sizes, at the first dimensions, for many updates in a call of ``train()``
     :param learn_warm_up: Environment steps before the first measurement of ``learn()``
     :param start_rounds: Repetitions of imports, first updates and memory, each with a new process
+    :param breakdown_rounds: Repetitions of the profiles of an update
+    :param breakdown_count: Updates in each of them
     :param scale_batches: Batch sizes of the scaling plot
     :param scale_widths: Hidden units of the scaling plot, the same in both layers
     :param scale_envs: Numbers of environments of the scaling plot
@@ -37,6 +39,8 @@ class Profile:
     calls: tuple[int, ...] = ()
     learn_warm_up: int = 600
     start_rounds: int = 2
+    breakdown_rounds: int = 3
+    breakdown_count: int = 100
     scale_batches: tuple[int, ...] = ()
     scale_widths: tuple[int, ...] = ()
     scale_envs: tuple[int, ...] = ()
@@ -47,12 +51,13 @@ class Profile:
 PROFILES = {
     "quick": Profile(),
     "full": Profile(
-        slice_seconds=0.7,
+        rounds=5,
+        slice_seconds=0.5,
         dimensions=((17, 6), (3, 1), (348, 17)),
         batches=(64, 256, 16, 1024),
         calls=(64, 256),
         learn_warm_up=1500,
-        start_rounds=7,
+        start_rounds=3,
         scale_batches=(64, 256, 1024, 4096, 16_384, 65_536),
         scale_widths=(64, 128, 256, 512, 1024, 2048),
         scale_envs=(1, 2, 4, 8, 16, 32, 64),
@@ -69,6 +74,8 @@ PROFILES = {
         calls=(64,),
         learn_warm_up=110,
         start_rounds=1,
+        breakdown_rounds=1,
+        breakdown_count=2,
         scale_batches=(64, 256),
         scale_widths=(64, 128),
         scale_envs=(1, 2),

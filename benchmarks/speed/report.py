@@ -8,14 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.speed.bars import BARS
+from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import BASELINE, CONTENDERS, JAX_BASELINE
 from benchmarks.speed.figures import ratio, read, select, summary, threads_text
-from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_learn, plot_scale, plot_train, scale_lines
+from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
 """Around the part of the README that the report replaces."""
 
 MISSING = "-"
+BREAKDOWN = "Milliseconds of one `train()` by PyTorch's profiler (shares of the profiled time, times the time without it)."
 RATE = "median (quartiles), x SB3 DDPG, x SBX DDPG"
 
 
@@ -46,6 +48,10 @@ def write(folder: Path, readme: Path) -> None:
         plot_train(figures, readme.with_name("train.png"))
         parts.append(f"## Updates/s of `train()`\n\nEach cell: {RATE}.\n\n![Updates/s over the batch size](train.png)")
         parts += train_tables(rows)
+    if len(select(figures, figure="breakdown")):
+        plot_breakdown(figures, readme.with_name("breakdown.png"))
+        parts.append("## Where the time of an update goes\n\n" + BREAKDOWN + "\n\n![Milliseconds by part](breakdown.png)")
+        parts += breakdown_tables(figures)
     if len(select(figures, figure="learn")):
         plot_learn(figures, readme.with_name("learn.png"))
         parts.append(f"## Environment steps/s of `learn()`\n\nHalfCheetah-v5, batch 64, one update a step. Each cell: {RATE}.")
@@ -151,6 +157,25 @@ def train_tables(rows: pd.DataFrame) -> list[str]:
             calls = "" if per_call == 1 else f", {per_call} updates in a call"
             heading = f"### {title.capitalize()}, {threads_text(threads)}{calls}\n\n"
             tables.append(heading + table(["Updates/s", *(f"batch {batch}" for batch in batches)], lines))
+    return tables
+
+
+def breakdown_tables(figures: pd.DataFrame) -> list[str]:
+    """
+    :param figures: The summary
+    :return: For each number of threads and batch size: the parts of an update over contenders
+    """
+    tables = []
+    figures = select(figures, figure="breakdown")
+    for (threads, batch), some in sorted(
+        figures.groupby(["threads", "batch_size"]), key=lambda item: (-item[0][0], item[0][1])
+    ):
+        lines = []
+        for name in present(some):
+            own = select(some, contender=name).set_index("variant")["median"].reindex(PARTS) * 1e3
+            lines.append([CONTENDERS[name].label, *map(number, own), number(own.sum())])
+        title = f"{threads_text(threads).capitalize()}, batch {batch}"
+        tables.append(table([title, *PARTS, "sum"], lines))
     return tables
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.speed import report, scale
+from benchmarks.speed import breakdown, report, scale
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.figures import threads_text
 from benchmarks.speed.interleave import Field, console
@@ -39,6 +39,8 @@ def main() -> None:
         if threads in profile.learn_threads:
             with Field([name for name in names if CONTENDERS[name].learns], threads, store, failed) as contenders:
                 measure_learn(contenders, profile)
+        with Field([name for name in names if name in breakdown.CONTENDERS_ON_TORCH], threads, store, failed) as contenders:
+            breakdown.measure(contenders, profile)
     measure_start(names, profile, store, failed)
     scale.measure(names, profile, store, failed)
     write_machine(folder, [name for name in names if name not in failed])

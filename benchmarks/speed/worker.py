@@ -141,6 +141,12 @@ class Requests:
         """Updates: see :meth:`~benchmarks.speed.subject.Subject.update`."""
         self.subject.update(count, batch_size, per_call)
 
+    def breakdown(self, count: int, batch_size: int) -> dict[str, float]:
+        """Seconds by part of an update: see :func:`~benchmarks.speed.breakdown.seconds_by_part`."""
+        from benchmarks.speed.breakdown import seconds_by_part
+
+        return seconds_by_part(lambda updates: self.subject.update(updates, batch_size, 1), count)
+
     def learn(self, count: int) -> None:
         """Environment steps: see :meth:`~benchmarks.speed.subject.Subject.learn`."""
         self.subject.learn(count)
