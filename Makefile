@@ -11,7 +11,7 @@ SEED ?= 0
 SPEED := benchmarks/speed
 PROFILE ?= quick
 
-.PHONY: help train test check format constraints bench-speed clean
+.PHONY: help train test check docs format constraints bench-speed clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,10 @@ check: $(VENV)/ready-to-test ## Formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/ready-to-test ## Build the documentation into docs/_build; warnings are errors
+	$(BIN)/python docs/figures/architecture.py
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 format: $(VENV)/ready-to-test ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
@@ -59,7 +63,7 @@ clean: ## Remove the environment and every cache
 	rm -rf $(VENV) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/ready-to-train: EXTRAS := plots
-$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,mujoco,plots,tests,zoo
+$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,docs,mujoco,plots,tests,zoo
 
 $(VENV)/ready-to-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,0 +1,81 @@
+"""The documentation: its Python blocks run, its commands exist, its pages build, its figure is the code's."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sb3_bn_ddpg import BNDDPG
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CAP = 250
+"""Environment steps that a block's ``learn`` may take here."""
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    learn = BNDDPG.learn
+
+    def capped_learn(model, total_timesteps, **kwargs):
+        return learn(model, min(total_timesteps, CAP), **kwargs)
+
+    monkeypatch.setattr(BNDDPG, "learn", capped_learn)
+    monkeypatch.chdir(tmp_path)
+    # One namespace a page: later blocks use what earlier ones made, as a reader does
+    namespace: dict[str, object] = {"__name__": "page"}
+    for block in blocks(page, "python"):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_make_targets_that_pages_name_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    pages = [*PAGES, ROOT / "CONTRIBUTING.md", *ROOT.glob("benchmarks/*/README.md")]
+    named = {name for page in pages for name in re.findall(r"\bmake ([a-z]+(?:-[a-z]+)*)", " ".join(code(page)))}
+    assert named
+    assert named <= targets
+
+
+def code(page: Path) -> list[str]:
+    """Blocks and inline code of a page."""
+    text = page.read_text()
+    fenced = re.findall(r"^```.*?^```", text, flags=re.DOTALL | re.MULTILINE)
+    return fenced + re.findall(r"`[^`\n]+`", text)
+
+
+def test_tests_that_the_decisions_name_exist():
+    text = (ROOT / "docs" / "decisions.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", text)
+    assert named
+    file = ""
+    for name, test in named:
+        file = name or file  # `::test` is in the file named before
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+@pytest.mark.slow
+def test_pages_build_without_warnings(tmp_path: Path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "OrnsteinUhlenbeckNoise" in (tmp_path / "api.html").read_text()
+
+
+@pytest.mark.slow
+def test_architecture_figure_is_that_of_the_code(tmp_path: Path):
+    script = tmp_path / "architecture.py"
+    script.write_text((ROOT / "docs" / "figures" / "architecture.py").read_text())
+    subprocess.run([sys.executable, str(script)], check=True, timeout=300)
+
+    def texts(svg: Path) -> list[str]:
+        return re.findall(r"<!-- (.*?) -->", svg.read_text())  # Matplotlib names each text above its glyphs
+
+    assert texts(tmp_path / "architecture.svg") == texts(ROOT / "docs" / "figures" / "architecture.svg")
+    assert "batch norm 400" in texts(tmp_path / "architecture.svg")
