@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
 from sb3_bn_ddpg.fast_update import FastUpdate, UnsupportedError
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
+from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
@@ -67,6 +67,8 @@ class BNDDPG(OffPolicyAlgorithm):
         are spared): with Adam, this times the weight is added to the gradient of the loss
     :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
+    :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
+        ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.update.restore_norms`)
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
@@ -125,6 +127,7 @@ class BNDDPG(OffPolicyAlgorithm):
         critic_learning_rate: float | Schedule = 1e-3,
         critic_weight_decay: float = 1e-2,
         use_target_networks: bool = True,
+        weight_normalization: Literal["critic", "both"] | None = None,
         fast_update: bool = True,
         target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
@@ -171,6 +174,7 @@ class BNDDPG(OffPolicyAlgorithm):
         self.critic_learning_rate = critic_learning_rate
         self.critic_weight_decay = critic_weight_decay
         self.use_target_networks = use_target_networks
+        self.weight_normalization = weight_normalization
         self.fast_update = fast_update
         self.target_statistics = target_statistics
         self.target_statistics_sync = target_statistics_sync
@@ -190,7 +194,14 @@ class BNDDPG(OffPolicyAlgorithm):
             self.policy.critic_target = self.policy.critic
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
-        self._networks = Networks(self.actor, self.critic, self.actor_target, self.critic_target)
+        self._networks = Networks(
+            self.actor,
+            self.critic,
+            self.actor_target,
+            self.critic_target,
+            scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
+            scale_free_weights(self.critic) if self.weight_normalization is not None else (),
+        )
         self._fast_update: FastUpdate | None = None
         self._can_update_fast = self.fast_update
         if self.actor.norm_layers or self.critic.norm_layers:
@@ -218,6 +229,7 @@ class BNDDPG(OffPolicyAlgorithm):
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
+        check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
         check_choice("fast_update", self.fast_update, (True, False))
         if not isinstance(self.train_freq, TrainFreq):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")

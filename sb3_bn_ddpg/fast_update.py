@@ -19,7 +19,7 @@ from torch import nn
 
 from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
-from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo
+from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
 ALIGNMENT = 16
 """Parameters start at multiples of so many floats (a cache line) in the flat tensors; the gaps stay zero."""
@@ -114,6 +114,7 @@ class FastUpdate:
         self.state_net.backward(state_pass, features_grad)
         _count_updates(use, self.critic_storage.counts)
         self.critic_storage.adam_step()
+        restore_norms(self.nets.fixed_norm_critic_weights)
 
         # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
         actor_pass = self.actor.forward(obs, self.statistics.actor_loss_actor)
@@ -127,6 +128,7 @@ class FastUpdate:
         _count_updates(self.statistics.actor_loss_actor, self.actor_storage.counts)
         _count_updates(use, self.critic_storage.counts)
         self.actor_storage.adam_step()
+        restore_norms(self.nets.fixed_norm_actor_weights)
 
         self.n_steps += 1
         for storage in (self.actor_storage, self.critic_storage):

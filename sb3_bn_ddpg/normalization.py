@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch as th
@@ -91,6 +92,21 @@ def norm_parameters(network: nn.Module) -> set[nn.Parameter]:
     """
     norm_types = (_BatchNorm, BatchRenorm, nn.LayerNorm, nn.GroupNorm)
     return {param for module in network.modules() if isinstance(module, norm_types) for param in module.parameters()}
+
+
+def scale_free_weights(network: nn.Module) -> tuple[th.Tensor, ...]:
+    """
+    :param network: A network
+    :return: Weights of the linear layers that batch norm or batch renormalisation follows: what the network computes does
+        not depend on their norms
+    """
+    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    pairs = [pair for sequence in sequences for pair in pairwise(sequence)]
+    return tuple(
+        first.weight
+        for first, second in pairs
+        if isinstance(first, nn.Linear) and isinstance(second, (_BatchNorm, BatchRenorm))
+    )
 
 
 class StatisticsMixin(nn.Module):

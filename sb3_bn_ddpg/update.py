@@ -1,5 +1,6 @@
 """One gradient step of DDPG: Algorithm 1 of the paper, from the sampled transitions to the target networks."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple, get_args
@@ -52,12 +53,23 @@ class PassStatistics:
 
 @dataclass(frozen=True)
 class Networks:
-    """The four networks; without target networks, the last two are the first two."""
+    """
+    The four networks; without target networks, the last two are the first two.
+
+    :param actor: The actor
+    :param critic: The critic
+    :param actor_target: The target actor
+    :param critic_target: The target critic
+    :param fixed_norm_actor_weights: Weights of the actor that keep their norm
+    :param fixed_norm_critic_weights: Weights of the critic that keep their norm
+    """
 
     actor: Actor
     critic: Critic
     actor_target: Actor
     critic_target: Critic
+    fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
+    fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
 
     @cached_property
     def actor_parameters(self) -> list[nn.Parameter]:
@@ -109,12 +121,14 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     nets.critic.optimizer.zero_grad()
     critic_loss.backward()  # type: ignore[no-untyped-call]
     nets.critic.optimizer.step()
+    restore_norms(nets.fixed_norm_critic_weights)
 
     loss = actor_loss(nets, batch, statistics)
     nets.actor.optimizer.zero_grad()
     # Only the actor's gradients: the critic's would be computed for nothing, and overwrite those of its own loss
     loss.backward(inputs=nets.actor_parameters)  # type: ignore[no-untyped-call]
     nets.actor.optimizer.step()
+    restore_norms(nets.fixed_norm_actor_weights)
 
     if nets.actor_target is not nets.actor:
         move_targets(nets, tau, statistics)
@@ -157,6 +171,20 @@ def actor_loss(nets: Networks, batch: Batch, statistics: PassStatistics) -> th.T
     q_values = nets.critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)[0]
     loss: th.Tensor = -q_values.mean()
     return loss
+
+
+@th.no_grad()
+def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
+    """
+    Scale weights back to the norm that they have at the initialisation (section 7) on average. Before batch norm this changes
+    nothing that a network computes; but weights that grow learn ever more slowly
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+
+    :param weights: Weights of linear layers, of shape ``(out_features, in_features)`` each
+    """
+    for weight in weights:
+        # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the in_features
+        weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
 
 
 def move_targets(nets: Networks, tau: float, statistics: PassStatistics) -> None:

@@ -23,6 +23,7 @@ CONFIGURATIONS = {
     "three hidden layers": dict(policy_kwargs=dict(net_arch=dict(pi=[20, 8, 6], qf=[16, 12, 10]), action_layer=3)),
     "momentum": dict(policy_kwargs=dict(norm_momentum=0.01, norm_eps=1e-3)),
     "betas": dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01))),
+    "weight normalization": dict(weight_normalization="both"),
     "no weight decay": dict(critic_weight_decay=0.0, learning_rate=1e-3),
     "no target networks": dict(use_target_networks=False),
     "no target networks, updating": dict(use_target_networks=False, target_statistics="batch_update"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from conftest import VectorEnv, random_batch
+from conftest import SMALL, VectorEnv, random_batch
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -291,3 +291,36 @@ def test_shared_features_extractor_is_trained_by_the_actor_and_moved_once():
     expected = [target_before.clone()]
     polyak_update([linear.weight], expected, 0.1)
     assert th.allclose(target.weight, expected[0])
+
+
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_weight_normalization_keeps_norms_and_changes_no_output(make_model, fast_update):
+    model = make_model(weight_normalization="both", learning_rate=0.1, critic_learning_rate=0.1, fast_update=fast_update)
+    free = make_model(learning_rate=0.1, critic_learning_rate=0.1, fast_update=fast_update)
+    layers = {"actor": ["mu.1", "mu.4"], "critic": ["state_net.1"]}  # all that batch norm follows
+    for seed in range(5):
+        batch = random_batch(model, seed=seed)
+        model._gradient_step(batch)
+        free._gradient_step(batch)
+    for network, names in layers.items():
+        for name in names:
+            weight, free_weight = (getattr(each, network).get_submodule(name).weight for each in (model, free))
+            fixed_norm = (weight.shape[0] / 3) ** 0.5  # the initial one, but for chance
+            assert weight.norm().item() == pytest.approx(fixed_norm, rel=1e-5)
+            assert abs(free_weight.norm().item() / fixed_norm - 1) > 0.05
+
+    batch = random_batch(model, seed=9)
+    before = model.actor.forward_with("batch", batch.observations)
+    with th.no_grad():
+        model.actor.mu[1].weight.mul_(3)
+    after = model.actor.forward_with("batch", batch.observations)
+    np.testing.assert_allclose(before.detach(), after.detach(), atol=1e-3)
+
+
+def test_weight_normalization_of_the_critic_alone(make_model):
+    nets = make_model(weight_normalization="critic")._networks
+    assert (len(nets.fixed_norm_actor_weights), len(nets.fixed_norm_critic_weights)) == (0, 1)
+    nets = make_model(weight_normalization="both", policy_kwargs=SMALL | dict(normalization=None))._networks
+    assert nets.fixed_norm_actor_weights == nets.fixed_norm_critic_weights == ()
+    with pytest.raises(ValueError, match="weight_normalization"):
+        make_model(weight_normalization="actor")
