@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_bn_ddpg.checks import check_choice, check_number
@@ -96,7 +97,7 @@ def make_dm_control_pixels(
     return PixelObservation(camera, n_frames, size)
 
 
-class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]]):
+class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordConstructorArgs):
     """
     Renders a dm_control environment by one camera that is kept, where dm_control's ``render`` makes a new one for each frame.
 
@@ -108,14 +109,17 @@ class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]]):
     """
 
     def __init__(self, env: gym.Env[Any, NDArray[Any]], size: tuple[int, int], camera_id: int | str, samples: int) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, size=size, camera_id=camera_id, samples=samples)
+        gym.Wrapper.__init__(self, env)
         from dm_control.mujoco.engine import Camera
 
         physics = env.unwrapped.physics  # type: ignore[attr-defined]
         physics.model.vis.quality.offsamples = samples
-        self._camera = Camera(physics, *size, camera_id)
         try:
+            self._camera = Camera(physics, *size, camera_id)
             self._camera.render(render_flag_overrides=RENDER_FLAGS)
+        except ValueError:  # no such camera, or a picture too large
+            raise
         except Exception as error:  # no common class, see above
             raise _missing_renderer() from error
 

@@ -123,7 +123,7 @@ class Frames:
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
-        self.frame_bytes = int(np.prod(shape)) * self.dtype.itemsize
+        self.frame_bytes: int = math.prod(shape) * self.dtype.itemsize
         self.chunks: list[NDArray[Any]] = []
         self.references: list[int] = []
         self.free: list[int] = []

@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_bn_ddpg.checks import check_number
@@ -14,7 +15,7 @@ from sb3_bn_ddpg.checks import check_number
 Frame = NDArray[np.uint8]
 
 
-class PixelObservation(gym.Wrapper[NDArray[np.uint8], NDArray[Any], Any, NDArray[Any]]):
+class PixelObservation(gym.Wrapper[Frame, NDArray[Any], Any, NDArray[Any]], RecordConstructorArgs):
     """
     Repeats each action for ``n_frames`` steps of the environment, renders each, and observes the last ``n_frames`` frames,
     from which velocities can be told. Rewards are summed. No frame is rendered twice: ``render`` returns the newest one.
@@ -30,7 +31,8 @@ class PixelObservation(gym.Wrapper[NDArray[np.uint8], NDArray[Any], Any, NDArray
     """
 
     def __init__(self, env: gym.Env[Any, NDArray[Any]], n_frames: int = 3, size: tuple[int, int] = (64, 64)) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, n_frames=n_frames, size=size)
+        gym.Wrapper.__init__(self, env)
         if env.render_mode != "rgb_array":
             raise ValueError(f"`env` with the render mode {env.render_mode!r} is not allowed: it must be 'rgb_array'")
         check_number("n_frames", n_frames, low=1, integer=True)
