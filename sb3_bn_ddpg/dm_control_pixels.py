@@ -1,6 +1,7 @@
 """The tasks of the DeepMind Control Suite from pixels, as ``gym.make("bn_ddpg/cartpole-swingup-pixels-v0")``."""
 
 import ctypes.util
+import importlib
 import os
 import sys
 from typing import Any
@@ -135,11 +136,12 @@ def _choose_renderer() -> None:
     has_display = not sys.platform.startswith("linux") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     if "MUJOCO_GL" in os.environ or has_display:
         return
-    for name, (library, _) in GL_LIBRARIES.items():
-        if ctypes.util.find_library(library):
-            os.environ["MUJOCO_GL"] = name
-            return
-    raise _missing_renderer()
+    found = [name for name, (library, _) in GL_LIBRARIES.items() if ctypes.util.find_library(library)]
+    if not found:
+        raise _missing_renderer()
+    os.environ["MUJOCO_GL"] = found[0]
+    if "dm_control._render" in sys.modules:  # imported before, it has chosen already
+        importlib.reload(sys.modules["dm_control._render"])
 
 
 def _missing_renderer() -> ImportError:
