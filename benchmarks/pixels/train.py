@@ -68,6 +68,7 @@ class Evaluations(BaseCallback):
         rows = list(csv.DictReader(path.open())) if path.exists() else []
         self.earlier = (float(rows[-1]["wall_minutes"]), float(rows[-1]["cpu_minutes"])) if rows else (0.0, 0.0)
         self.started = (time.monotonic(), time.process_time())
+        self.best = max((float(row["mean_return"]) for row in rows if int(row["step"]) > 0), default=-np.inf)
         self.is_stopped = False
 
     def _on_training_start(self) -> None:
@@ -83,6 +84,9 @@ class Evaluations(BaseCallback):
         returns = [episode_return(self.model, self.env, seed) for seed in range(self.n_episodes)]
         elapsed = (time.monotonic() - self.started[0], time.process_time() - self.started[1])
         minutes = [round(before + now / 60, 2) for before, now in zip(self.earlier, elapsed, strict=True)]
+        if np.mean(returns) > self.best:
+            self.best = float(np.mean(returns))
+            self.model.save(self.path.with_name("best_model.zip"))
         row = (
             self.num_timesteps,
             self.model._n_updates,
