@@ -22,8 +22,6 @@ except ImportError:
 CHUNK_SIZE = 1024
 """Frames are kept in arrays of so many, made when they are needed."""
 
-SLOT_TYPE = np.int32
-SLOT_BYTES = 4
 Slots = NDArray[np.int32]
 
 
@@ -88,7 +86,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
         frame_shape = (shape[0] // n_frames, *shape[1:])
         self.frames = Frames(frame_shape, observation_space.dtype)
         # They index and assign as SB3's arrays of shape (buffer_size, n_envs, *obs_shape)
-        seen: list[Slots] = [np.zeros(0, SLOT_TYPE) for _ in range(n_envs)]
+        seen: list[Slots] = [np.zeros(0, np.int32) for _ in range(n_envs)]
         self.observations = StackedFrames(self.frames, seen, self.buffer_size, n_envs, n_frames)  # type: ignore[assignment]
         self.next_observations = StackedFrames(  # type: ignore[assignment]
             self.frames, seen, self.buffer_size, n_envs, n_frames
@@ -106,7 +104,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
     def bytes_per_transition(self) -> float:
         """Bytes of the observations in the buffer, divided by its transitions: SB3's replay buffer takes two observations."""
         n_transitions: int = max(self.size() * self.n_envs, 1)
-        return self.frames.n_used * self.frames.frame_bytes / n_transitions + 2 * self.n_frames * SLOT_BYTES
+        return self.frames.n_used * self.frames.frame_bytes / n_transitions + 2 * self.n_frames * np.dtype(np.int32).itemsize
 
     def _get_samples(self, batch_inds: NDArray[Any], env: VecNormalize | None = None) -> ReplayBufferSamples:
         buffer_class = NStepReplayBuffer if self.n_steps > 1 else ReplayBuffer
@@ -176,7 +174,7 @@ class StackedFrames:
 
     def __init__(self, frames: Frames, seen: list[Slots], buffer_size: int, n_envs: int, n_frames: int) -> None:
         self.frames, self.seen = frames, seen
-        self.slots = np.full((buffer_size, n_envs, n_frames), -1, SLOT_TYPE)
+        self.slots = np.full((buffer_size, n_envs, n_frames), -1, np.int32)
         n_channels, *size = frames.shape
         self.shape = (buffer_size, n_envs, n_frames * n_channels, *size)
 
@@ -190,7 +188,7 @@ class StackedFrames:
                 equal = (slot for slot in candidates if np.array_equal(self.frames[slot], frame))
                 slot = next(equal, None)
                 slots.append(self.frames.add(frame) if slot is None else int(slot))
-            self.seen[env] = np.array(slots, SLOT_TYPE)
+            self.seen[env] = np.array(slots, np.int32)
             self.frames.refer(self.seen[env], 1)
             overwritten = self.slots[row, env]
             if overwritten[0] >= 0:

@@ -36,6 +36,8 @@ class PixelObservation(gym.Wrapper[Frame, NDArray[Any], Any, NDArray[Any]], Reco
         if env.render_mode != "rgb_array":
             raise ValueError(f"`env` with the render mode {env.render_mode!r} is not allowed: it must be 'rgb_array'")
         check_number("n_frames", n_frames, low=1, integer=True)
+        if len(size) != 2:
+            raise ValueError(f"`size={size!r}` is not allowed: it must be height and width")
         for length in size:
             check_number("size", length, low=1, integer=True)
         self.n_frames, self.size = n_frames, tuple(size)

@@ -58,7 +58,8 @@ def test_it_stops_and_goes_on(tmp_path):
     rows = rows_of(tmp_path)
     assert rows[: len(stopped)] == stopped
     assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40]
-    assert int(rows[-1]["updates"]) == 40 - 12
+    # The update after a step comes after its evaluation, and not at all where the run was stopped
+    assert int(rows[-1]["updates"]) in (40 - 12 - 1, 40 - 12 - 2)
     assert not (tmp_path / "cartpole-balance-0" / "buffer.pkl").exists()
 
     process = start("plots", tmp_path, "--figures", str(tmp_path))

@@ -140,6 +140,7 @@ def test_real_environment_of_gymnasium():
     ("arguments", "message"),
     [
         (dict(n_frames=0), r"`n_frames=0` is not allowed: it must be an integer >= 1"),
+        (dict(size=(64,)), r"`size=\(64,\)` is not allowed: it must be height and width"),
         (dict(size=(64, 0)), r"`size=0` is not allowed: it must be an integer >= 1"),
     ],
 )
