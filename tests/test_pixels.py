@@ -206,6 +206,15 @@ def test_cartpole_renders_each_step_once(cartpole):
     np.testing.assert_allclose(count, np.arange(16) * 0.01, atol=1e-9)
 
 
+def test_frames_have_no_shadows_and_reflections(cartpole):
+    observation, _ = cartpole.reset(seed=0)
+    flags = dict(shadow=False, reflection=False)
+    physics = cartpole.unwrapped.physics
+    plain, full = (physics.render(64, 64, camera_id=0, render_flag_overrides=chosen) for chosen in (flags, {}))
+    np.testing.assert_array_equal(observation[:3].transpose(1, 2, 0), plain)
+    assert not np.array_equal(plain, full)
+
+
 def layers(env):
     while isinstance(env, gym.Wrapper):
         yield env

@@ -2,7 +2,7 @@
 BNDDPG beside SB3's DDPG, both with HerReplayBuffer, on gymnasium-robotics' FetchReach:
 ``python -m benchmarks.goals.fetch_reach``.
 
-gymnasium-robotics 1.4 does not run with the MuJoCo that dm_control needs (its comparison of joint types fails from 3.4 on), so
+gymnasium-robotics 1.4 does not run with the MuJoCo that dm_control needs (it compares joint types in a way that fails there), so
 this wants an environment of its own: ``pip install gymnasium-robotics "mujoco<3.4"``.
 """
 
