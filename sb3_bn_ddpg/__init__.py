@@ -3,9 +3,23 @@
 from importlib.metadata import version
 
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.dm_control_pixels import register_environments
+from sb3_bn_ddpg.frame_buffer import FrameReplayBuffer
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.pixels import PixelObservation
 from sb3_bn_ddpg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 __version__ = version("sb3-bn-ddpg")
 
-__all__ = ["BNDDPG", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "OrnsteinUhlenbeckNoise", "__version__"]
+__all__ = [
+    "BNDDPG",
+    "CnnPolicy",
+    "FrameReplayBuffer",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "OrnsteinUhlenbeckNoise",
+    "PixelObservation",
+    "__version__",
+]
+
+register_environments()

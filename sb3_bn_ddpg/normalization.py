@@ -1,6 +1,6 @@
 """Normalisation layers: making them, choosing the statistics a forward pass uses, and following them to the targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +32,19 @@ StatisticsSync = Literal["copy", "polyak"]
 """How running statistics reach the target networks: copied after every update, or Polyak-averaged like the weights."""
 
 
+class BatchRenorm2d(BatchRenorm1d):
+    """sb3-contrib's batch renormalisation for images: statistics of each channel, over the batch and all places."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Images, of shape ``(batch_size, channels, height, width)``
+        :return: The normalised images, of the same shape
+        """
+        n, _, height, width = x.shape
+        rows = super().forward(x.permute(0, 2, 3, 1).flatten(0, 2))  # (batch_size * height * width, channels)
+        return rows.view(n, height, width, -1).permute(0, 3, 1, 2)
+
+
 @dataclass(frozen=True)
 class NormalizationConfig:
     """
@@ -42,6 +55,7 @@ class NormalizationConfig:
     :param momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param eps: Value added to the variance for numerical stability, > 0
     :param renorm_warmup_steps: Number of updates in which batch renormalisation behaves as batch normalisation, >= 0
+    :param name: The argument that ``kind`` came from, for the message
     :raises ValueError: if an argument is out of its range
     """
 
@@ -49,9 +63,10 @@ class NormalizationConfig:
     momentum: float = 0.1
     eps: float = 1e-5
     renorm_warmup_steps: int = 100_000
+    name: str = "normalization"
 
     def __post_init__(self) -> None:
-        check_choice("normalization", self.kind, (*get_args(Normalization), None))
+        check_choice(self.name, self.kind, (*get_args(Normalization), None))
         check_number("norm_momentum", self.momentum, low=0, low_open=True, high=1)
         check_number("norm_eps", self.eps, low=0, low_open=True)
         check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
@@ -82,6 +97,19 @@ class NormalizationConfig:
             return [BatchRenorm1d(num_features, eps=self.eps, momentum=self.momentum, warmup_steps=self.renorm_warmup_steps)]
         if self.kind == "layer":
             return [nn.LayerNorm(num_features, eps=self.eps)]
+        return []
+
+    def conv_layers(self, num_channels: int) -> list[nn.Module]:
+        """
+        :param num_channels: Number of filters of the convolution
+        :return: The layers that go between it and its activation function: one or none
+        """
+        if self.kind == "batch":
+            return [nn.BatchNorm2d(num_channels, eps=self.eps, momentum=self.momentum)]
+        if self.kind == "batch_renorm":
+            return [BatchRenorm2d(num_channels, eps=self.eps, momentum=self.momentum, warmup_steps=self.renorm_warmup_steps)]
+        if self.kind == "layer":
+            return [nn.GroupNorm(1, num_channels, eps=self.eps)]
         return []
 
 
@@ -121,6 +149,17 @@ class StatisticsMixin(nn.Module):
             if isinstance(module, BatchRenorm) or (isinstance(module, _BatchNorm) and module.track_running_stats)
         )
 
+    @property
+    def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
+        """Those of a part that another network owns: they normalise as it is said here, but only the owner updates them."""
+        return ()
+
+    @property
+    def own_norm_layers(self) -> tuple[nn.Module, ...]:
+        """Those whose running statistics belong to this network alone."""
+        borrowed = self.borrowed_norm_layers
+        return tuple(layer for layer in self.norm_layers if not any(layer is other for other in borrowed))
+
     def forward_with(self, statistics: Statistics, *inputs: Any) -> Any:
         """
         One forward pass that normalises with, and updates, exactly the statistics it says, whatever mode the network is in.
@@ -136,24 +175,12 @@ class StatisticsMixin(nn.Module):
         try:
             for layer in self.norm_layers:
                 layer.training = statistics in ("batch", "batch_update")
-            with self._discarded_updates() if statistics == "batch" else nullcontext():
+            unchanged = self.norm_layers if statistics == "batch" else self.borrowed_norm_layers
+            with _discarded_updates(unchanged) if unchanged else nullcontext():
                 return self(*inputs)
         finally:
             for layer, mode in zip(self.norm_layers, modes, strict=True):
                 layer.training = mode
-
-    @contextmanager
-    def _discarded_updates(self) -> Iterator[None]:
-        """Let batch-norm layers update copies of their buffers, which are then thrown away."""
-        # The buffers themselves are put back untouched: autograd may have saved them for a backward pass
-        originals = [(layer, name, buffer) for layer in self.norm_layers for name, buffer in layer._buffers.items()]
-        try:
-            for layer, name, buffer in originals:
-                layer._buffers[name] = None if buffer is None else buffer.clone()
-            yield
-        finally:
-            for layer, name, buffer in originals:
-                layer._buffers[name] = buffer
 
     @th.no_grad()
     def follow_statistics(self, source: "StatisticsMixin", sync: StatisticsSync | None, tau: float) -> None:
@@ -166,7 +193,7 @@ class StatisticsMixin(nn.Module):
         """
         if sync is None:
             return
-        for layer, source_layer in zip(self.norm_layers, source.norm_layers, strict=True):
+        for layer, source_layer in zip(self.own_norm_layers, source.own_norm_layers, strict=True):
             for buffer, source_buffer in zip(_buffers(layer), _buffers(source_layer), strict=True):
                 if sync == "polyak" and buffer.is_floating_point():
                     buffer.lerp_(source_buffer, tau)
@@ -177,7 +204,7 @@ class StatisticsMixin(nn.Module):
         """
         :return: For each batch-norm layer, copies of its running mean and variance, and how often they were updated
         """
-        return [(mean.clone(), variance.clone(), int(count)) for mean, variance, count in map(_buffers, self.norm_layers)]
+        return [(mean.clone(), variance.clone(), int(count)) for mean, variance, count in map(_buffers, self.own_norm_layers)]
 
     def statistics_drift(self, earlier: list[tuple[th.Tensor, th.Tensor, int]]) -> float | None:
         """
@@ -193,7 +220,7 @@ class StatisticsMixin(nn.Module):
         """
         total, n_units = 0.0, 0
         for layer, (old_mean, old_var, old_count), (mean, var, count) in zip(
-            self.norm_layers, earlier, self.running_statistics(), strict=True
+            self.own_norm_layers, earlier, self.running_statistics(), strict=True
         ):
             momentum, eps = layer.momentum, layer.eps
             if count == old_count or not isinstance(momentum, float) or not isinstance(eps, float):
@@ -207,6 +234,24 @@ class StatisticsMixin(nn.Module):
             total += divergence.sum().item()
             n_units += divergence.numel()
         return total / n_units if n_units else None
+
+
+@contextmanager
+def _discarded_updates(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """
+    Let batch-norm layers update copies of their buffers, which are then thrown away.
+
+    :param layers: The layers
+    """
+    # The buffers themselves are put back untouched: autograd may have saved them for a backward pass
+    originals = [(layer, name, buffer) for layer in layers for name, buffer in layer._buffers.items()]
+    try:
+        for layer, name, buffer in originals:
+            layer._buffers[name] = None if buffer is None else buffer.clone()
+        yield
+    finally:
+        for layer, name, buffer in originals:
+            layer._buffers[name] = buffer
 
 
 def _buffers(layer: nn.Module) -> list[th.Tensor]:

@@ -19,7 +19,14 @@ from torch import nn
 
 from sb3_bn_ddpg.checks import check_number
 from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig, StatisticsMixin, norm_parameters
-from sb3_bn_ddpg.torch_layers import hidden_layers, uniform_linear
+from sb3_bn_ddpg.torch_layers import (
+    PaperCNN,
+    PaperCombinedExtractor,
+    PaperExtractor,
+    has_images,
+    hidden_layers,
+    uniform_linear,
+)
 
 
 class Actor(StatisticsMixin, BasePolicy):
@@ -77,8 +84,9 @@ class Actor(StatisticsMixin, BasePolicy):
         )
         config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
         last_dim = net_arch[-1] if net_arch else features_dim
+        input_layers = [] if isinstance(features_extractor, PaperExtractor) else config.input_layers(features_dim)
         self.mu = nn.Sequential(
-            *config.input_layers(features_dim),
+            *input_layers,
             *hidden_layers(features_dim, net_arch, activation_fn, config),
             # Not normalised: that would undo the small initialisation, by which the first actions are near zero (section 7)
             uniform_linear(last_dim, get_action_dim(action_space), final_init),
@@ -168,8 +176,9 @@ class Critic(StatisticsMixin, BaseModel):
         n_state_layers = max(min(action_layer, len(net_arch)) - 1, 0)
         state_arch, joint_arch = net_arch[:n_state_layers], net_arch[n_state_layers:]
         joint_dim = (state_arch[-1] if state_arch else features_dim) + get_action_dim(action_space)
+        input_layers = [] if isinstance(features_extractor, PaperExtractor) else config.input_layers(features_dim)
         self.state_net = nn.Sequential(
-            *config.input_layers(features_dim),
+            *input_layers,
             *hidden_layers(features_dim, state_arch, activation_fn, config),
         )
         self.q_net = nn.Sequential(
@@ -179,6 +188,14 @@ class Critic(StatisticsMixin, BaseModel):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.constructor_parameters
+
+    @property
+    def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
+        """Those of a shared features extractor: the actor's pass over the same minibatch updates them, once a step."""
+        if not self.share_features_extractor:
+            return ()
+        shared = set(self.features_extractor.modules())
+        return tuple(layer for layer in self.norm_layers if layer in shared)
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor]:
         """
@@ -271,7 +288,8 @@ class BNDDPGPolicy(BasePolicy):
         )
         if net_arch is None:
             # Section 7: 400 and 300 units for states, 200 and 200 after the convolutions
-            net_arch = [200, 200] if features_extractor_class is NatureCNN else [400, 300]
+            is_convolutional = issubclass(features_extractor_class, (PaperExtractor, NatureCNN, CombinedExtractor))
+            net_arch = [200, 200] if is_convolutional and has_images(observation_space, normalize_images) else [400, 300]
         actor_arch, critic_arch = _checked_net_arch(net_arch)
         check_number("final_init", final_init, low=0, low_open=True)
         check_number("action_layer", action_layer, low=1, integer=True)
@@ -354,6 +372,18 @@ class BNDDPGPolicy(BasePolicy):
         """
         return Critic(**self._update_features_extractor(self.critic_kwargs, features_extractor)).to(self.device)
 
+    def make_features_extractor(self) -> BaseFeaturesExtractor:
+        """
+        :return: A new features extractor; those of this package are told the policy's activation function and normalisation
+        """
+        kwargs: dict[str, Any] = {}
+        if issubclass(self.features_extractor_class, PaperExtractor):
+            kwargs = {name: value for name, value in self.net_kwargs.items() if name not in ("normalization", "final_init")}
+            kwargs["normalized_image"] = not self.normalize_images
+        if issubclass(self.features_extractor_class, PaperCombinedExtractor):
+            kwargs["normalization"] = self.net_kwargs["normalization"]
+        return self.features_extractor_class(self.observation_space, **(kwargs | self.features_extractor_kwargs))
+
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         :param observation: Observations, of shape ``(batch_size, ...)``
@@ -387,9 +417,16 @@ MlpPolicy = BNDDPGPolicy
 
 class CnnPolicy(BNDDPGPolicy):
     """
-    :class:`BNDDPGPolicy` for images: SB3's convolutional features extractor, then two hidden layers of 200 units.
+    The paper's networks for pixels (section 7): three convolutional layers of 32 filters, two hidden layers of 200 units,
+    output layers from U[-3e-4, 3e-4]. The action enters at the second layer of 200. Nothing is batch-normalised unless asked
+    for: the paper says that it normalised "in the low-dimensional case" (section 3).
 
-    The parameters are those of :class:`BNDDPGPolicy`, with another default for ``features_extractor_class``.
+    The parameters are those of :class:`BNDDPGPolicy`, with other defaults for these three:
+
+    :param features_extractor_class: :class:`~sb3_bn_ddpg.torch_layers.PaperCNN`, of which
+        ``features_extractor_kwargs=dict(conv_normalization="batch")`` normalises the convolutions
+    :param normalization: Of the fully connected layers, as in :class:`BNDDPGPolicy`. The image itself is scaled to [0, 1].
+    :param final_init: The output layers' weights and biases are drawn from U[-final_init, final_init], > 0
     """
 
     def __init__(
@@ -397,19 +434,34 @@ class CnnPolicy(BNDDPGPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN,
+        features_extractor_class: type[BaseFeaturesExtractor] = PaperCNN,
+        normalization: Normalization | None = None,
+        final_init: float = 3e-4,
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            normalization=normalization,
+            final_init=final_init,
+            **kwargs,
         )
 
 
 class MultiInputPolicy(BNDDPGPolicy):
     """
-    :class:`BNDDPGPolicy` for dictionaries of observations, each through SB3's combined features extractor.
+    :class:`BNDDPGPolicy` for dictionaries of observations: the paper's batch norm for their vectors, its convolutions for
+    their images, all of them before the first hidden layer.
 
-    The parameters are those of :class:`BNDDPGPolicy`, with another default for ``features_extractor_class``.
+    The parameters are those of :class:`BNDDPGPolicy`, with other defaults for these three:
+
+    :param net_arch: 400 and 300 units, or 200 and 200 if there is an image
+    :param features_extractor_class: :class:`~sb3_bn_ddpg.torch_layers.PaperCombinedExtractor`, of which
+        ``features_extractor_kwargs=dict(conv_normalization="batch")`` normalises the convolutions
+    :param final_init: The output layers' weights and biases are drawn from U[-final_init, final_init], > 0: if None, 3e-3,
+        or 3e-4 if there is an image
     """
 
     def __init__(
@@ -417,11 +469,21 @@ class MultiInputPolicy(BNDDPGPolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor,
+        features_extractor_class: type[BaseFeaturesExtractor] = PaperCombinedExtractor,
+        final_init: float | None = None,
+        normalize_images: bool = True,
         **kwargs: Any,
     ) -> None:
+        if final_init is None:
+            final_init = 3e-4 if has_images(observation_space, normalize_images) else 3e-3
         super().__init__(
-            observation_space, action_space, lr_schedule, features_extractor_class=features_extractor_class, **kwargs
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=features_extractor_class,
+            final_init=final_init,
+            normalize_images=normalize_images,
+            **kwargs,
         )
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("rl_zoo3")
 import rl_zoo3
 from rl_zoo3 import exp_manager
 
-from sb3_bn_ddpg import BNDDPG, zoo
+from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, zoo
 
 with contextlib.suppress(ImportError):
     import shimmy  # noqa: F401  # registers the environments of dm_control if that is installed
@@ -27,7 +27,8 @@ with contextlib.suppress(ImportError):
 zoo.register()
 
 FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in zoo.PROFILES}
-ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if env_id != "default"]
+ALL_ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if env_id != "default"]
+ENTRIES = [(profile, env_id) for profile, env_id in ALL_ENTRIES if "-pixels-" not in env_id]
 SUITE = {
     "cartpole": ("swingup", "balance", "two_poles", "three_poles"),
     "cheetah": ("run",),
@@ -94,7 +95,36 @@ def test_tuned_profile_covers_mujoco():
 
 @pytest.mark.parametrize("profile", zoo.PROFILES)
 def test_profiles_cover_the_papers_tasks(profile):
-    assert {f"dm_control/{domain}-{task}-v0" for domain, tasks in SUITE.items() for task in tasks} <= FILES[profile].keys()
+    names = {f"{domain}-{task}" for domain, tasks in SUITE.items() for task in tasks}
+    assert {f"dm_control/{name}-v0" for name in names} <= FILES[profile].keys()
+    pixels = {f"bn_ddpg/{name}-pixels-v0" for name in names}
+    assert pixels == {env_id for other, env_id in ALL_ENTRIES if other == profile} - {env_id for _, env_id in ENTRIES}
+    assert pixels <= gym.registry.keys()
+    # One entry for all of them
+    assert all(FILES[profile][env_id] == FILES[profile]["bn_ddpg/reacher-easy-pixels-v0"] for env_id in pixels)
+
+
+@pytest.mark.parametrize("profile", zoo.PROFILES)
+def test_pixels_build_a_model(profile, tmp_path):
+    pytest.importorskip("shimmy")
+    try:
+        gym.make("bn_ddpg/cartpole-swingup-pixels-v0").close()
+    except ImportError as error:  # no library to render with
+        pytest.skip(str(error))
+    model = model_of(profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
+    assert type(model.replay_buffer) is FrameReplayBuffer
+    assert type(model.policy) is CnnPolicy
+    assert model.batch_size == 16
+    assert model.replay_buffer.gamma == model.gamma
+
+
+def test_paper_profile_for_pixels_is_the_papers():
+    """Section 7: what differs from states is the minibatch, the networks, and that nothing is batch-normalised."""
+    states, pixels = FILES["paper"]["default"], FILES["paper"]["bn_ddpg/reacher-easy-pixels-v0"]
+    changed = {name: value for name, value in pixels.items() if states.get(name) != value}
+    assert changed.keys() == {"policy", "batch_size", "replay_buffer_class", "policy_kwargs"}
+    assert (changed["policy"], changed["batch_size"]) == ("CnnPolicy", 16)
+    assert changed["policy_kwargs"] == {"net_arch": [200, 200], "normalization": None, "final_init": 3e-4}
 
 
 @pytest.mark.parametrize("env_id", ["default", *(env_id for profile, env_id in ENTRIES if profile == "paper")])

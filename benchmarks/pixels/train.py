@@ -1,0 +1,171 @@
+"""
+Trains on a task of the DeepMind Control Suite from pixels, and evaluates as it goes:
+``python -m benchmarks.pixels.train --task cartpole-balance --seed 0``. Stopped by Ctrl-C or SIGTERM and started again, it goes
+on.
+"""
+
+import argparse
+import csv
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+
+from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ("step", "updates", "wall_minutes", "cpu_minutes", "mean_return", "std_return", "returns", "q_value")
+
+SETTINGS: dict[str, Any] = dict(
+    learning_rate=3e-4,
+    critic_learning_rate=3e-4,
+    critic_weight_decay=0.0,
+    tau=0.01,
+    gamma=0.98,
+    batch_size=16,
+    learning_starts=1000,
+    buffer_size=100_000,
+)
+"""Where they differ from the paper's: rates and tau for tens of thousands of updates instead of millions."""
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", default="cartpole-balance", help="domain-task of the suite")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--timesteps", type=int, default=60_000, help="actions, of three simulator steps each")
+    parser.add_argument("--eval-freq", type=int, default=2000)
+    parser.add_argument("--n-eval-episodes", type=int, default=3)
+    parser.add_argument("--normalization", choices=("batch", "none"), default="none", help="of the fully connected layers")
+    parser.add_argument("--conv-normalization", choices=("batch", "none"), default="none")
+    parser.add_argument("--n-steps", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=4, help="samples a pixel")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    for name, value in SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    return parser.parse_args()
+
+
+class Evaluations(BaseCallback):
+    """
+    Plays episodes without noise every so many steps, from seeds that stay the same, and appends a row to a CSV file.
+
+    :param env: The environment to evaluate in
+    :param path: The file
+    :param freq: Steps between evaluations
+    :param n_episodes: Episodes of each
+    """
+
+    def __init__(self, env: gym.Env, path: Path, freq: int, n_episodes: int) -> None:
+        super().__init__()
+        self.env, self.path, self.freq, self.n_episodes = env, path, freq, n_episodes
+        rows = list(csv.DictReader(path.open())) if path.exists() else []
+        self.earlier = (float(rows[-1]["wall_minutes"]), float(rows[-1]["cpu_minutes"])) if rows else (0.0, 0.0)
+        self.started = (time.monotonic(), time.process_time())
+        self.best = max((float(row["mean_return"]) for row in rows if int(row["step"]) > 0), default=-np.inf)
+        self.is_stopped = False
+
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:
+            self.evaluate()
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.freq == 0:
+            self.evaluate()
+        return not self.is_stopped
+
+    def evaluate(self) -> None:
+        returns = [episode_return(self.model, self.env, seed) for seed in range(self.n_episodes)]
+        elapsed = (time.monotonic() - self.started[0], time.process_time() - self.started[1])
+        minutes = [round(before + now / 60, 2) for before, now in zip(self.earlier, elapsed, strict=True)]
+        if np.mean(returns) > self.best:
+            self.best = float(np.mean(returns))
+            self.model.save(self.path.with_name("best_model.zip"))
+        row = (
+            self.num_timesteps,
+            self.model._n_updates,
+            *minutes,
+            round(float(np.mean(returns)), 1),
+            round(float(np.std(returns)), 1),
+            " ".join(f"{value:.1f}" for value in returns),
+            round(self.logger.name_to_value.get("train/q_value", float("nan")), 2),
+        )
+        is_new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(FIELDS)
+            writer.writerow(row)
+        print(dict(zip(FIELDS, row, strict=True)), flush=True)
+
+
+def episode_return(model: BNDDPG, env: gym.Env, seed: int) -> float:
+    """
+    :param model: The model
+    :param env: The environment
+    :param seed: Seed of its reset
+    :return: Return of an episode without noise
+    """
+    obs, _ = env.reset(seed=seed)
+    total, is_done = 0.0, False
+    while not is_done:
+        obs, reward, terminated, truncated, _ = env.step(model.predict(obs)[0])
+        total += float(reward)
+        is_done = terminated or truncated
+    return total
+
+
+def main() -> None:
+    arguments = parse()
+    th.set_num_threads(1)
+    th.set_flush_denormal(True)  # Adam's moments of inactive units become denormal, and slow
+    env_id = f"bn_ddpg/{arguments.task}-pixels-v0"
+    env, eval_env = Monitor(gym.make(env_id, samples=arguments.samples)), gym.make(env_id, samples=arguments.samples)
+    folder = arguments.results / f"{arguments.task}-{arguments.seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, buffer = folder / "model.zip", folder / "buffer.pkl"
+    if checkpoint.exists() and buffer.exists():
+        model = BNDDPG.load(checkpoint, env=env)
+        model.load_replay_buffer(buffer)
+    else:
+        (folder / "evaluations.csv").unlink(missing_ok=True)
+        normalization, conv_normalization = (
+            None if kind == "none" else kind for kind in (arguments.normalization, arguments.conv_normalization)
+        )
+        replay_buffer_kwargs: dict[str, Any] = dict(n_frames=3, n_steps=arguments.n_steps, gamma=arguments.gamma)
+        model = BNDDPG(
+            "CnnPolicy",
+            env,
+            **{name: getattr(arguments, name) for name in SETTINGS},
+            replay_buffer_class=FrameReplayBuffer,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            policy_kwargs=dict(
+                normalization=normalization,
+                features_extractor_kwargs=dict(conv_normalization=conv_normalization),
+                optimizer_kwargs=dict(fused=True),
+            ),
+            seed=arguments.seed,
+            device="cpu",
+        )
+    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq, arguments.n_eval_episodes)
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: setattr(evaluations, "is_stopped", True))
+    steps = arguments.timesteps - model.num_timesteps
+    if steps > 0:
+        model.learn(steps, callback=evaluations, reset_num_timesteps=model.num_timesteps == 0, log_interval=10**9)
+    model.save(checkpoint)
+    if evaluations.is_stopped:
+        model.save_replay_buffer(buffer)
+    else:
+        buffer.unlink(missing_ok=True)
+    print(f"{model.replay_buffer.bytes_per_transition / 1000:.1f} kB a transition", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""The paper's network for pixels: layers, number of parameters, initialisation, statistics, and every image SB3 accepts."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.torch_layers import NatureCNN
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage, is_vecenv_wrapped
+from torch import nn
+
+from sb3_bn_ddpg import BNDDPG, CnnPolicy
+from sb3_bn_ddpg.normalization import BatchRenorm2d
+from sb3_bn_ddpg.torch_layers import PaperCNN
+from sb3_bn_ddpg.update import PassStatistics, gradient_step
+
+PIXELS = spaces.Box(0, 255, (9, 64, 64), np.uint8)
+CONV_BATCH_NORM = dict(features_extractor_kwargs=dict(conv_normalization="batch"))
+SMALL_CNN = dict(net_arch=[16, 12])
+
+
+def make_policy(observation_space=PIXELS, **kwargs) -> CnnPolicy:
+    return CnnPolicy(observation_space, spaces.Box(-1, 1, (1,)), lambda progress_remaining: 1e-4, **kwargs)
+
+
+def make_model(env=None, **kwargs) -> BNDDPG:
+    env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=False) if env is None else env
+    arguments = dict(buffer_size=100, learning_starts=10, batch_size=8, policy_kwargs=SMALL_CNN, seed=0, device="cpu")
+    return BNDDPG("CnnPolicy", env, **(arguments | kwargs))
+
+
+def image_batch(model, size=8, seed=0) -> ReplayBufferSamples:
+    generator = th.Generator().manual_seed(seed)
+    shape = (size, *model.observation_space.shape)
+    first, second = (th.randint(0, 256, shape, generator=generator, dtype=th.uint8) for _ in range(2))
+    actions = th.rand(size, *model.action_space.shape, generator=generator) * 2 - 1
+    return ReplayBufferSamples(first, actions, second, th.zeros(size, 1), th.randn(size, 1, generator=generator))
+
+
+def test_layers():
+    # "3 convolutional layers (no pooling) with 32 filters at each layer", then "two fully connected layers with 200 units" (7)
+    policy = make_policy()
+    for network in (policy.actor, policy.critic):
+        modules = list(network.features_extractor.cnn)
+        assert [type(module) for module in modules] == [nn.Conv2d, nn.ReLU] * 3 + [nn.Flatten]
+        convolutions = modules[:6:2]
+        assert [conv.in_channels for conv in convolutions] == [9, 32, 32]
+        assert [conv.out_channels for conv in convolutions] == [32, 32, 32]
+    assert [type(module) for module in policy.actor.mu] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear, nn.Tanh]
+    assert [m.out_features for m in policy.actor.mu if isinstance(m, nn.Linear)] == [200, 200, 1]
+
+
+def test_number_of_parameters():
+    # "about 430,000 parameters" a network (section 7)
+    policy = make_policy()
+    count = {name: sum(p.numel() for p in getattr(policy, name).parameters()) for name in ("actor", "critic")}
+    convolutions = (9 * 8 * 8 + 1) * 32 + 2 * (32 * 5 * 5 + 1) * 32
+    hidden = (32 * 7 * 7 + 1) * 200 + 200 * 200 + 200
+    assert count == {"actor": convolutions + hidden + 201, "critic": convolutions + hidden + 200 + 201}
+    assert all(abs(n / 430_000 - 1) < 0.02 for n in count.values())
+
+
+def test_initialisation():
+    policy = make_policy()
+    for network, output in ((policy.actor, policy.actor.mu[-2]), (policy.critic, policy.critic.q_net[-1])):
+        for conv in (module for module in network.modules() if isinstance(module, nn.Conv2d)):
+            values = conv.weight.detach().flatten() * (conv.in_channels * conv.kernel_size[0] * conv.kernel_size[1]) ** 0.5
+            assert 0.99 < values.abs().max() <= 1
+            assert values.std().item() == pytest.approx(3**-0.5, abs=0.01)  # of U[-1, 1]
+            assert (conv.bias.abs() <= values.numel()).all()
+        # The final layers are smaller than those of vectors
+        assert 2e-4 < output.weight.abs().max() <= 3e-4
+        assert output.bias.abs().max() <= 3e-4
+
+
+def test_the_action_enters_at_the_second_fully_connected_layer():
+    critic = make_policy().critic
+    assert [m.in_features for m in critic.state_net if isinstance(m, nn.Linear)] == [32 * 7 * 7]
+    assert [m.in_features for m in critic.q_net if isinstance(m, nn.Linear)] == [201, 200]
+
+
+def test_images_are_scaled_to_the_unit_interval():
+    policy = make_policy()
+    seen = []
+    policy.actor.features_extractor.cnn[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    policy.actor(th.tensor([0, 51, 255], dtype=th.uint8).repeat(1, 3)[..., None, None].expand(1, 9, 64, 64))
+    assert th.equal(seen[0].unique(), th.tensor([0.0, 0.2, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm"), [("batch", nn.BatchNorm2d), ("batch_renorm", BatchRenorm2d), ("layer", nn.GroupNorm), (None, None)]
+)
+def test_normalised_convolutions(kind, norm):
+    kwargs = dict(features_extractor_kwargs=dict(conv_normalization=kind), norm_eps=2e-3, norm_momentum=0.3)
+    policy = make_policy(normalization=kind, activation_fn=nn.Tanh, renorm_warmup_steps=7, **kwargs)
+    types = [type(module) for module in policy.actor.features_extractor.cnn]
+    assert types == [nn.Conv2d, *([norm] if norm else []), nn.Tanh] * 3 + [nn.Flatten]
+    for network in (policy.actor, policy.critic):
+        # The features are normalised convolution by convolution, not once more as an input
+        assert isinstance(next(iter(network.mu if network is policy.actor else network.state_net)), nn.Linear)
+        for module in network.features_extractor.modules():
+            assert getattr(module, "eps", 2e-3) == 2e-3
+            assert getattr(module, "momentum", 0.3) == 0.3
+            assert getattr(module, "warmup_steps", 7) == 7
+            if isinstance(module, nn.Conv2d):
+                assert (module.bias is None) == (kind == "batch")  # batch norm's beta takes its place
+
+
+def test_batch_renorm_of_images_is_that_of_their_places():
+    from sb3_contrib.common.torch_layers import BatchRenorm1d
+
+    images = th.randn(6, 3, 5, 4) * 2 + 1
+    ours, theirs = BatchRenorm2d(3, warmup_steps=2), BatchRenorm1d(3, warmup_steps=2)
+    for _ in range(5):  # past the warm-up
+        rows = theirs(images.movedim(1, -1).reshape(-1, 3))
+        output = ours(images)
+        assert th.allclose(output.movedim(1, -1).reshape(-1, 3), rows)
+    assert output.shape == images.shape
+    assert th.equal(ours.ra_mean, theirs.ra_mean)
+
+
+@pytest.mark.parametrize("channels_first", [True, False])
+def test_channel_orders(channels_first, tmp_path):
+    """SB3's rules: channels last is transposed once, by VecTransposeImage; predict takes the environment's own order."""
+    env = FakeImageEnv(screen_height=40, screen_width=40, n_channels=3, discrete=False, channel_first=channels_first)
+    model = make_model(env)
+    assert is_vecenv_wrapped(model.get_env(), VecTransposeImage) != channels_first
+    assert model.observation_space.shape == (3, 40, 40)
+    model.learn(30)
+    observation = env.observation_space.sample()
+    action, _ = model.predict(observation)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=env)
+    np.testing.assert_array_equal(loaded.predict(observation)[0], action)
+    loaded.learn(20)
+    # A batch too, and channels first whatever the environment has
+    first = observation if channels_first else observation.transpose(2, 0, 1)
+    np.testing.assert_allclose(model.predict(np.stack([first] * 2))[0], np.stack([action] * 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (84, 84), (36, 36), (20, 30), (4, 6), (1, 7)])
+def test_image_sizes(size):
+    """Every size that SB3 takes for an image: kernels are cut to it."""
+    space = spaces.Box(0, 255, (1, *size), np.uint8)
+    policy = make_policy(space)
+    observation = space.sample()
+    assert policy.predict(observation)[0].shape == (1,)
+    assert PaperCNN(space)(th.zeros(2, 1, *size)).shape == (2, PaperCNN(space).features_dim)
+
+
+@pytest.mark.parametrize("wrapper", ["frame_stack", "vec_normalize"])
+def test_wrappers(wrapper):
+    env = DummyVecEnv([lambda: FakeImageEnv(screen_height=40, screen_width=40, discrete=False, channel_first=True)] * 2)
+    env = VecFrameStack(env, 4, channels_order="first") if wrapper == "frame_stack" else VecNormalize(env)
+    if wrapper == "vec_normalize":
+        # Its observations are floats without bounds: SB3 wants to be told that they are images
+        model = make_model(env, policy_kwargs=dict(SMALL_CNN, normalize_images=False), gradient_steps=-1)
+    else:
+        model = make_model(env, gradient_steps=-1)
+        assert model.observation_space.shape == (4, 40, 40)
+    model.learn(40)
+    assert model._n_updates > 20
+
+
+def test_natures_network_still_fits():
+    model = make_model(policy_kwargs=dict(features_extractor_class=NatureCNN, features_extractor_kwargs=dict(features_dim=32)))
+    assert model.policy.net_arch == [200, 200]
+    model.learn(20)
+
+
+@pytest.mark.parametrize("share_features_extractor", [False, True])
+def test_target_networks_follow(share_features_extractor):
+    """SB3's own test: equal at first, apart after training, and moved by tau of the way."""
+    model = make_model(policy_kwargs=dict(SMALL_CNN, share_features_extractor=share_features_extractor, **CONV_BATCH_NORM))
+    pairs = [(model.actor, model.actor_target), (model.critic, model.critic_target)]
+    assert (model.actor.features_extractor is model.critic.features_extractor) == share_features_extractor
+    assert (model.actor_target.features_extractor is model.critic_target.features_extractor) == share_features_extractor
+    for network, target in pairs:
+        for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
+            assert th.equal(param, target_param)
+    model.learn(30)
+    statistics, batch = PassStatistics(), image_batch(model)
+    for tau in (0.0, 1.0):
+        before = [param.clone() for param in model.critic_target.parameters()]
+        gradient_step(model._networks, batch, 0.99, tau, statistics)
+        expected = before if tau == 0 else [param.clone() for param in model.critic.parameters()]
+        for param, value in zip(model.critic_target.parameters(), expected, strict=True):
+            assert th.allclose(param, value)
+    for network, target in pairs:
+        for (name, buffer), target_buffer in zip(network.named_buffers(), target.buffers(), strict=True):
+            assert th.equal(buffer, target_buffer), name
+
+
+def statistics_of(network) -> list[th.Tensor]:
+    return [buffer.clone() for buffer in network.features_extractor.buffers()]
+
+
+@pytest.mark.parametrize("kind", ["batch", "batch_renorm"])
+@pytest.mark.parametrize("statistics", ["running", "batch", "running_update", "batch_update"])
+def test_each_pass_obeys_in_the_convolutions(kind, statistics):
+    """Which statistics BatchNorm2d normalises with and which it moves, whatever mode the network is in."""
+    policy_kwargs = dict(SMALL_CNN, features_extractor_kwargs=dict(conv_normalization=kind), renorm_warmup_steps=10**6)
+    model = make_model(policy_kwargs=policy_kwargs)
+    model.learn(30)
+    obs = image_batch(model).observations
+    norm = model.actor.features_extractor.cnn[1]
+    outputs = []
+    norm.register_forward_hook(lambda module, inputs, output: outputs.append((inputs[0], output)))
+    for mode in (True, False):
+        model.policy.set_training_mode(mode)
+        before = statistics_of(model.actor)
+        model.actor.forward_with(statistics, obs)
+        changed = [not th.equal(a, b) for a, b in zip(before, statistics_of(model.actor), strict=True)]
+        assert changed == [statistics.endswith("update")] * len(before)
+        inputs, output = outputs[-1]
+        if statistics.startswith("batch"):
+            # PyTorch divides by n, batch renorm by n - 1
+            mean, var = inputs.mean((0, 2, 3)), inputs.var((0, 2, 3), correction=int(kind == "batch_renorm"))
+        else:
+            mean, var = list(norm.buffers())[:2]
+        gamma, beta = list(norm.parameters())
+        shaped = [value.detach()[:, None, None] for value in (mean, var, gamma, beta)]
+        expected = (inputs - shaped[0]) / (shaped[1] + norm.eps).sqrt() * shaped[2] + shaped[3]
+        assert th.allclose(output, expected, atol=1e-4)
+        assert norm.training == mode
+
+
+def test_acting_and_predicting_move_no_statistics():
+    model = make_model(policy_kwargs=dict(SMALL_CNN, **CONV_BATCH_NORM), gradient_steps=0)
+    before = statistics_of(model.actor)
+    model.policy.set_training_mode(True)
+    model.predict(model.observation_space.sample())
+    model.learn(30)
+    assert all(th.equal(a, b) for a, b in zip(before, statistics_of(model.actor), strict=True))
+
+
+@pytest.mark.parametrize("sync", ["copy", "polyak"])
+def test_shared_statistics_move_once_a_step(sync):
+    """The critic normalises the actor's features by the minibatch, but only the actor's pass updates their statistics."""
+    policy_kwargs = dict(SMALL_CNN, share_features_extractor=True, normalization="batch", **CONV_BATCH_NORM)
+    model = make_model(policy_kwargs=policy_kwargs, target_statistics_sync=sync, tau=0.25)
+    batch = image_batch(model)
+    before = [buffer.clone() for buffer in model.actor_target.features_extractor.buffers()]
+    model.critic.forward_with("batch_update", batch.observations, batch.actions)
+    norms = [module for module in model.actor.features_extractor.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.num_batches_tracked.item() for norm in norms] == [0, 0, 0]
+    gradient_step(model._networks, batch, 0.99, 0.25, model._pass_statistics)
+    assert [norm.num_batches_tracked.item() for norm in norms] == [1, 1, 1]
+    # The critic's own were updated by both of its passes
+    assert {layer.num_batches_tracked.item() for layer in model.critic.own_norm_layers} == {2}
+    share = 1.0 if sync == "copy" else 0.25
+    targets = model.actor_target.features_extractor.buffers()
+    for old, online, target in zip(before, model.actor.features_extractor.buffers(), targets, strict=True):
+        if old.is_floating_point():
+            assert th.allclose(target, old + share * (online - old))
+
+
+def test_shared_extractor_is_trained_by_the_actor_alone():
+    model = make_model(policy_kwargs=dict(SMALL_CNN, share_features_extractor=True))
+    shared = set(model.actor.features_extractor.parameters())
+    assert shared <= {param for group in model.actor.optimizer.param_groups for param in group["params"]}
+    assert not shared & {param for group in model.critic.optimizer.param_groups for param in group["params"]}
+    before = [param.clone() for param in model.actor.features_extractor.parameters()]
+    model.learn(30)
+    assert all(not th.equal(a, b) for a, b in zip(before, model.actor.features_extractor.parameters(), strict=True))
+
+
+def test_wrong_spaces_are_named():
+    with pytest.raises(ValueError, match=r"`observation_space=Box.*` is not allowed: it must hold images"):
+        BNDDPG("CnnPolicy", "Pendulum-v1", buffer_size=10)
+    with pytest.raises(ValueError, match="`conv_normalization='group'` is not allowed: it must be one of 'batch'"):
+        make_policy(features_extractor_kwargs=dict(conv_normalization="group"))
+
+
+def test_policy_by_itself(tmp_path):
+    model = make_model(policy_kwargs=dict(SMALL_CNN, normalization="batch", **CONV_BATCH_NORM))
+    model.learn(30)
+    model.policy.save(tmp_path / "policy.pt")
+    loaded = CnnPolicy.load(tmp_path / "policy.pt")
+    observation = model.observation_space.sample()
+    np.testing.assert_array_equal(loaded.predict(observation)[0], model.predict(observation)[0])

@@ -1,0 +1,130 @@
+"""Hindsight experience replay, as SB3's own DDPG does it, and on a task that is hopeless without."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import SMALL
+from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_bn_ddpg import BNDDPG
+
+
+class PointGoal(gym.Env):
+    """A point in a square is pushed to a random goal; -1 a step until it is within 0.1, of a square of width 2."""
+
+    def __init__(self, max_steps: int = 25) -> None:
+        box = spaces.Box(-1, 1, (2,), np.float64)
+        velocity = spaces.Box(-0.2, 0.2, (2,), np.float64)
+        self.observation_space = spaces.Dict(observation=velocity, achieved_goal=box, desired_goal=box)
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32)
+        self.max_steps = max_steps
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.velocity = 0, np.zeros(2)
+        self.position, self.goal = self.np_random.uniform(-1, 1, (2, 2))
+        return self._observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.velocity = np.clip(0.5 * self.velocity + 0.1 * action, -0.2, 0.2)
+        self.position = np.clip(self.position + self.velocity, -1, 1)
+        reward = self.compute_reward(self.position, self.goal, {})
+        return self._observation(), float(reward), False, self.steps >= self.max_steps, {"is_success": bool(reward == 0)}
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return -(np.linalg.norm(achieved_goal - desired_goal, axis=-1) > 0.1).astype(np.float32)
+
+    def _observation(self):
+        return dict(observation=self.velocity.copy(), achieved_goal=self.position.copy(), desired_goal=self.goal.copy())
+
+
+def make_model(env, **kwargs) -> BNDDPG:
+    arguments = dict(
+        buffer_size=2000,
+        learning_starts=50,
+        batch_size=16,
+        replay_buffer_class=HerReplayBuffer,
+        policy_kwargs=SMALL,
+        seed=0,
+        device="cpu",
+    )
+    return BNDDPG("MultiInputPolicy", env, **(arguments | kwargs))
+
+
+@pytest.mark.parametrize("image_obs_space", [False, True])
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_bit_flipping(image_obs_space, n_envs):
+    env = make_vec_env(lambda: BitFlippingEnv(n_bits=4, continuous=True, image_obs_space=image_obs_space), n_envs=n_envs)
+    model = make_model(env, train_freq=4, gradient_steps=n_envs, learning_starts=20)
+    model.learn(80)
+    assert model._n_updates > 0
+
+
+@pytest.mark.parametrize("strategy", ["future", "final", "episode"])
+def test_goal_selection_strategies(strategy):
+    model = make_model(PointGoal(), replay_buffer_kwargs=dict(goal_selection_strategy=strategy, n_sampled_goal=2))
+    model.learn(100)
+    batch = model.replay_buffer.sample(200)
+    # Two thirds of the goals were exchanged for what was achieved, and rewarded accordingly
+    reached = (batch.rewards == 0).float().mean()
+    assert reached > 0.05
+    distance = (batch.next_observations["achieved_goal"] - batch.next_observations["desired_goal"]).norm(dim=1)
+    assert th.equal(batch.rewards[:, 0] == 0, distance <= 0.1)
+
+
+def test_vec_normalize():
+    env = VecNormalize(make_vec_env(PointGoal, n_envs=2))
+    model = make_model(env, gradient_steps=-1)
+    model.learn(150)
+    assert model._n_updates == 100
+
+
+@pytest.mark.parametrize("normalization", ["batch", None])
+def test_save_and_load(normalization, tmp_path):
+    model = make_model(PointGoal(), policy_kwargs=dict(SMALL, normalization=normalization))
+    model.learn(110)  # into the fifth episode
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    env = PointGoal()
+    loaded = BNDDPG.load(tmp_path / "model", env=env)
+    loaded.load_replay_buffer(tmp_path / "buffer", truncate_last_traj=True)
+    observation, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(model.predict(observation)[0], loaded.predict(observation)[0])
+    loaded.learn(60, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 170
+
+
+def success_rate(model: BNDDPG, n_episodes: int = 50) -> float:
+    env, successes = PointGoal(), []
+    for seed in range(n_episodes):
+        obs, _ = env.reset(seed=1000 + seed)
+        truncated = False
+        while not truncated:
+            obs, _, _, truncated, info = env.step(model.predict(obs)[0])
+        successes.append(info["is_success"])
+    return float(np.mean(successes))
+
+
+@pytest.mark.slow
+def test_goals_are_reached():
+    """From the few per cent of an untrained model to nearly all."""
+    model = make_model(
+        PointGoal(),
+        buffer_size=10_000,
+        learning_starts=500,
+        batch_size=128,
+        learning_rate=1e-3,
+        critic_weight_decay=0.0,
+        tau=0.05,
+        gamma=0.95,
+        policy_kwargs=dict(net_arch=[64, 64]),
+    )
+    assert success_rate(model) < 0.3
+    model.learn(4000)
+    assert success_rate(model) > 0.9
