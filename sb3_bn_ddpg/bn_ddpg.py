@@ -12,16 +12,17 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
 from sb3_bn_ddpg.fast_update import FastUpdate, UnsupportedError
+from sb3_bn_ddpg.guards import LearningGuard, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
@@ -30,7 +31,7 @@ DIAGNOSTICS_INTERVAL = 10
 SelfBNDDPG = TypeVar("SelfBNDDPG", bound="BNDDPG")
 
 
-class BNDDPG(OffPolicyAlgorithm):
+class BNDDPG(SavingMixin):
     """
     Deep Deterministic Policy Gradient (DDPG) with batch normalisation, as the paper describes it:
     `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_.
@@ -100,6 +101,7 @@ class BNDDPG(OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: BNDDPGPolicy
+    _schedule_timesteps: int | None = None
     actor: Actor
     actor_target: Actor
     critic: Critic
@@ -191,6 +193,7 @@ class BNDDPG(OffPolicyAlgorithm):
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._networks = Networks(self.actor, self.critic, self.actor_target, self.critic_target)
+        self._learning_guard = LearningGuard()
         self._fast_update: FastUpdate | None = None
         self._can_update_fast = self.fast_update
         if self.actor.norm_layers or self.critic.norm_layers:
@@ -320,7 +323,7 @@ class BNDDPG(OffPolicyAlgorithm):
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        super()._update_current_progress_remaining(num_timesteps, self._schedule_timesteps or total_timesteps)
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise.update_progress(self._current_progress_remaining)
 
@@ -362,6 +365,7 @@ class BNDDPG(OffPolicyAlgorithm):
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
         means = th.tensor(infos).mean(dim=0).tolist()
+        self._learning_guard.check(self, UpdateInfo(*means))
         for name, value in zip(UpdateInfo._fields, means, strict=True):
             self.logger.record(f"train/{name}", value)
         for network in earlier:
@@ -402,6 +406,7 @@ class BNDDPG(OffPolicyAlgorithm):
         tb_log_name: str = "BNDDPG",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
     ) -> SelfBNDDPG:
         """
         Train the model.
@@ -412,21 +417,28 @@ class BNDDPG(OffPolicyAlgorithm):
         :param tb_log_name: Name of the run for TensorBoard
         :param reset_num_timesteps: Whether to start counting steps anew; if not, the episode and its noise go on
         :param progress_bar: Whether to display a progress bar
+        :param schedule_timesteps: Number of environment steps, those of earlier calls included, after which schedules end
+            (>= 1). If None, they end with this call; give it if this call is a part of a longer training.
         :return: The trained model
-        :raises ValueError: if the environment returns a reward or an observation that is not finite
+        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not
+        :raises EnvironmentFailureError: if the environment raises an error, or its process dies
         """
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        if schedule_timesteps is not None:
+            check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
+        self._schedule_timesteps = schedule_timesteps
+        with environment_failures(self):
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
-        networks += ["_networks", "_fast_update", "_can_update_fast", "_pass_statistics"]
+        networks += ["_networks", "_fast_update", "_can_update_fast", "_pass_statistics", "_learning_guard"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
