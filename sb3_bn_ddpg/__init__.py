@@ -4,9 +4,19 @@ from importlib.metadata import version
 
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.callbacks import CheckpointEvery
+from sb3_bn_ddpg.export import load_policy
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 __version__ = version("sb3-bn-ddpg")
 
-__all__ = ["BNDDPG", "CheckpointEvery", "CnnPolicy", "MlpPolicy", "MultiInputPolicy", "OrnsteinUhlenbeckNoise", "__version__"]
+__all__ = [
+    "BNDDPG",
+    "CheckpointEvery",
+    "CnnPolicy",
+    "MlpPolicy",
+    "MultiInputPolicy",
+    "OrnsteinUhlenbeckNoise",
+    "__version__",
+    "load_policy",
+]

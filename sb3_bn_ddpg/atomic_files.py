@@ -105,7 +105,7 @@ def clear_errors(path: Any, but: tuple[type[Exception], ...] = ()) -> Iterator[N
     except Exception as error:
         if isinstance(error, (FileError, OSError, *but)):
             raise
-        detail = str(error).strip().split("\n")[0] or "no details"
+        detail = " ".join(str(error).split())[:300] or "no details"
         raise FileError(path, f"is damaged or of another kind: {type(error).__name__}: {detail}") from error
 
 

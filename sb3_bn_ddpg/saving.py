@@ -17,7 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_bn_ddpg import checkpoint, environment_state
+from sb3_bn_ddpg import checkpoint, environment_state, export
 from sb3_bn_ddpg.atomic_files import FileError, PathOrFile, atomic_sb3_file, clear_errors, existing_file
 from sb3_bn_ddpg.callback_state import restore_callback_states
 
@@ -214,6 +214,32 @@ class SavingMixin(OffPolicyAlgorithm):
         except BaseException:
             self.replay_buffer = before
             raise
+
+    # --- Policies for other programs
+
+    def export_policy(self, path: str | pathlib.Path) -> None:
+        """
+        Write the deterministic policy to one safetensors file with a description in JSON, which
+        :func:`~sb3_bn_ddpg.load_policy` reads without running any code. It takes the environment's own observations:
+        statistics of ``VecNormalize`` are in it.
+
+        :param path: The file to write or replace, as it is spelled
+        :raises ValueError: if the policy has custom parts, which such a file cannot hold
+        :raises ImportError: if the package safetensors is missing (the extra ``export``)
+        """
+        export.export_policy(self, path)  # type: ignore[arg-type]
+
+    def export_onnx(self, path: str | pathlib.Path) -> None:
+        """
+        Write the deterministic policy as an ONNX graph: ``observation`` of shape ``(n, ...)`` (or the keys of a dictionary)
+        in, ``action`` of shape ``(n, ...)`` out. Running statistics, those of ``VecNormalize`` and the scaling of actions are
+        in it.
+
+        :param path: The file to write or replace, as it is spelled
+        :raises ValueError: if the policy has custom parts
+        :raises ImportError: if the packages onnx and onnxscript are missing (the extra ``export``)
+        """
+        export.export_onnx(self, path)  # type: ignore[arg-type]
 
     def _attach_replay_buffer(self) -> None:
         """Tell a replay buffer from a file what this process has: its environment, its device."""
