@@ -1,6 +1,8 @@
 """Writing files so that a crash at any moment leaves the old file or the new one, and one clear error for reading them."""
 
+import hashlib
 import io
+import math
 import os
 import pathlib
 import secrets
@@ -98,15 +100,53 @@ def clear_errors(path: Any, but: tuple[type[Exception], ...] = ()) -> Iterator[N
     Turn whatever a parser throws at a bad file into a :class:`FileError` that names it.
 
     :param path: The file
-    :param but: Errors that pass, beside those of the operating system and ``FileError`` itself
+    :param but: Errors that pass, beside ``FileError`` itself and those of opening a file
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, (FileError, OSError, *but)):
+        if isinstance(error, (FileError, FileNotFoundError, IsADirectoryError, PermissionError, *but)):
             raise
         detail = " ".join(str(error).split())[:300] or "no details"
         raise FileError(path, f"is damaged or of another kind: {type(error).__name__}: {detail}") from error
+
+
+class HashingFile:
+    """
+    A file for writing that hashes what passes through. It cannot seek: archives are written from front to back.
+
+    :param file: The file
+    """
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """
+        :param data: Bytes
+        :return: How many were written
+        """
+        self.digest.update(data)
+        n_written: int = self.file.write(data)
+        return n_written
+
+    def flush(self) -> None:
+        """Hand over to the operating system what was written."""
+        self.file.flush()
+
+
+def sha256(file: Any, n_bytes: float = math.inf) -> str:
+    """
+    :param file: An open file
+    :param n_bytes: How much of the rest of it to read
+    :return: The SHA-256 of that in hexadecimal digits
+    """
+    digest = hashlib.sha256()
+    while block := file.read(int(min(1 << 20, n_bytes))):
+        digest.update(block)
+        n_bytes -= len(block)
+    return digest.hexdigest()
 
 
 def _named(path: Any) -> str:

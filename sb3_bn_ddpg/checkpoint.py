@@ -6,7 +6,6 @@ people), ``model.zip`` (SB3's format), ``replay_buffer.pkl`` and ``state.pkl``. 
 """
 
 import copy
-import hashlib
 import io
 import json
 import pathlib
@@ -17,7 +16,7 @@ import re
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import cloudpickle
 import numpy as np
@@ -26,7 +25,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_bn_ddpg import environment_state
-from sb3_bn_ddpg.atomic_files import FileError, atomic_write, clear_errors
+from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear_errors, sha256
 from sb3_bn_ddpg.callback_state import callback_states
 from sb3_bn_ddpg.fast_update import FastUpdate
 
@@ -93,7 +92,7 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
     model.save(model_zip)
     with atomic_write(path) as file:
         file.write(FIRST_LINE % (FORMAT_VERSION, b"0" * 64))
-        hashing: Any = _HashingFile(file)
+        hashing: Any = HashingFile(file)
         with zipfile.ZipFile(hashing, "w") as archive:
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
             archive.writestr("model.zip", model_zip.getbuffer())
@@ -117,7 +116,7 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
             raise FileError(path, "is no checkpoint of bn-ddpg, or its first line was altered")
         if int(match[1]) != FORMAT_VERSION:
             raise FileError(path, f"is a checkpoint of version {int(match[1])}: only version {FORMAT_VERSION} is known")
-        if _digest(file) != match[2].decode():
+        if sha256(file) != match[2].decode():
             raise FileError(path, "is truncated or was altered: its content does not match its SHA-256")
         with clear_errors(path), zipfile.ZipFile(file) as archive:
             if tuple(archive.namelist()) != MEMBERS:
@@ -291,32 +290,3 @@ def _cut_off_episodes(buffer: Any) -> None:
     buffer.dones[last] = 1
     if buffer.handle_timeout_termination:
         buffer.timeouts[last, unfinished] = 1
-
-
-# --- The checksum
-
-
-class _HashingFile:
-    """A file for writing that hashes what passes through. It cannot seek, so the archive is written from front to back."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def _digest(file: BinaryIO) -> str:
-    """
-    :param file: An open file
-    :return: The SHA-256 of the rest of it
-    """
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

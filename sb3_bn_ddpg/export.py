@@ -5,6 +5,7 @@ Both take the environment's own observations and return its own actions: if the 
 statistics of observations are in the file. Batch norm uses its running statistics.
 """
 
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 METADATA_KEY = "bn_ddpg_policy"
+SHA256_KEY = "bn_ddpg_sha256"
 FEATURES_EXTRACTORS = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
 ACTIVATIONS = {
     cls.__name__: cls
@@ -137,7 +139,8 @@ def export_policy(model: "BNDDPG", path: str | pathlib.Path) -> None:
 
     description, tensors = _describe(model)
     _build(description, tensors)  # what cannot be read is not written
-    content = save(tensors, {METADATA_KEY: json.dumps(description)})
+    about = json.dumps(description)
+    content = save(tensors, {METADATA_KEY: about, SHA256_KEY: _sha256(about, tensors)})
     with atomic_write(path) as file:
         file.write(content)
 
@@ -158,10 +161,12 @@ def load_policy(path: str | pathlib.Path) -> ExportedPolicy:
         pass
     with clear_errors(path), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-        if set(metadata) != {METADATA_KEY}:
+        if set(metadata) != {METADATA_KEY, SHA256_KEY}:
             raise FileError(path, f"is no policy of bn-ddpg: its metadata are {sorted(metadata)}")
-        description = json.loads(metadata[METADATA_KEY])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+        if _sha256(metadata[METADATA_KEY], tensors) != metadata[SHA256_KEY]:
+            raise FileError(path, "was altered: its content does not match its SHA-256")
+        description = json.loads(metadata[METADATA_KEY])
         _check_description(path, description)
         return _build(description, tensors)
 
@@ -226,6 +231,19 @@ def _require(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise ImportError(f"{package} is not installed: run `pip install sb3-bn-ddpg[export]`")
+
+
+def _sha256(about: str, tensors: dict[str, th.Tensor]) -> str:
+    """
+    :param about: The description
+    :param tensors: The tensors
+    :return: The SHA-256 of all, in hexadecimal digits
+    """
+    digest = hashlib.sha256(about.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # --- Describing

@@ -3,6 +3,8 @@
 import copy
 import io
 import pathlib
+import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -18,8 +20,11 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg import checkpoint, environment_state, export
-from sb3_bn_ddpg.atomic_files import FileError, PathOrFile, atomic_sb3_file, clear_errors, existing_file
+from sb3_bn_ddpg.atomic_files import FileError, HashingFile, PathOrFile, atomic_sb3_file, clear_errors, existing_file, sha256
 from sb3_bn_ddpg.callback_state import restore_callback_states
+
+SHA256_LINE = b"sha256 %s\n"
+"""The last line of a replay buffer's file"""
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingMixin")
 
@@ -165,7 +170,8 @@ class SavingMixin(OffPolicyAlgorithm):
         """
         path = existing_file(path, "zip")
         _check_model_file(path)
-        with clear_errors(path, but=(ValueError,)):
+        # A value that is not allowed can be the caller's, if there is one
+        with clear_errors(path, but=(ValueError,) if kwargs or env is not None else ()):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -195,8 +201,12 @@ class SavingMixin(OffPolicyAlgorithm):
 
         :param path: Path to the file; an existing one is replaced only when all is written
         """
+        assert self.replay_buffer is not None
         with atomic_sb3_file(path, "pkl") as file:
-            super().save_replay_buffer(file)
+            hashing = HashingFile(file)
+            pickle.dump(self.replay_buffer, hashing, protocol=pickle.HIGHEST_PROTOCOL)
+            # Behind a pickle's end nobody reads on, so SB3 can load the file too
+            file.write(SHA256_LINE % hashing.digest.hexdigest().encode())
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
@@ -207,6 +217,8 @@ class SavingMixin(OffPolicyAlgorithm):
         :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
         """
         path = existing_file(path, "pkl")
+        if isinstance(path, pathlib.Path):
+            _check_pickle(path)
         before = self.replay_buffer
         try:
             with clear_errors(path):
@@ -274,3 +286,17 @@ def _check_model_file(path: Any) -> None:
     finally:
         if position is not None:
             path.seek(position)
+
+
+def _check_pickle(path: pathlib.Path) -> None:
+    """
+    :param path: The file of a replay buffer
+    :raises FileError: if it was altered. Files that SB3 wrote have no checksum and pass.
+    """
+    n_bytes = path.stat().st_size - len(SHA256_LINE % (b"0" * 64))
+    with open(path, "rb") as file:
+        file.seek(max(n_bytes, 0))
+        match = re.fullmatch(rb"sha256 ([0-9a-f]{64})\n", file.read())
+        file.seek(0)
+        if match and sha256(file, n_bytes) != match[1].decode():
+            raise FileError(path, "was altered: its content does not match its SHA-256")

@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_bn_ddpg import BNDDPG, load_policy
+from sb3_bn_ddpg import BNDDPG, export, load_policy
 from sb3_bn_ddpg.atomic_files import FileError
 
 safetensors = pytest.importorskip("safetensors")
@@ -121,7 +121,8 @@ def exported(tmp_path_factory):
 def _write(path, tensors, description) -> None:
     from safetensors.torch import save_file
 
-    save_file(tensors, path, {"bn_ddpg_policy": description if isinstance(description, str) else json.dumps(description)})
+    about = description if isinstance(description, str) else json.dumps(description)
+    save_file(tensors, path, {"bn_ddpg_policy": about, "bn_ddpg_sha256": export._sha256(about, tensors)})
 
 
 def _without(mapping, key):

@@ -80,12 +80,16 @@ def mutate_model(content: bytes, rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
+class Hanging(BaseException):
+    """Passes through whatever catches exceptions."""
+
+
 @contextlib.contextmanager
 def time_limit() -> Iterator[None]:
-    """:raises TimeoutError: if what is done within hangs"""
+    """:raises Hanging: if what is done within hangs"""
 
     def stop(*args: Any) -> None:
-        raise TimeoutError("it hangs")
+        raise Hanging
 
     previous = signal.signal(signal.SIGALRM, stop)
     signal.alarm(TIME_LIMIT)
@@ -147,14 +151,10 @@ def fuzz_files(n_files: int, seed: int = 0) -> Counter[tuple[str, str]]:
                 with time_limit():
                     load(path)
                 outcomes[kind, "loaded"] += 1
-            except FileError as error:
-                assert str(path) in str(error), f"the error does not name the file: {error}"
-                outcomes[kind, "refused"] += 1
-            except ValueError as error:  # an argument in the file is out of its range
-                assert kind == "model with right checksums", f"file {number} of seed {seed}, a {kind}: {error!r}"
-                assert "is not allowed" in str(error), f"file {number} of seed {seed}: {error!r}"
-                outcomes[kind, "refused"] += 1
             except Exception as error:
+                if isinstance(error, FileError) and str(path) in str(error):
+                    outcomes[kind, "refused"] += 1
+                    continue
                 raise AssertionError(f"file {number} of seed {seed}, a {kind}: {error!r}") from error
     return outcomes
 
@@ -218,10 +218,10 @@ def fuzz_yaml(n_files: int, seed: int = 0) -> Counter[str]:
                 with time_limit(), contextlib.redirect_stdout(io.StringIO()):
                     model_from(path, Path(folder))
                 outcomes["accepted"] += 1
-            except FileError as error:
-                assert str(path) in str(error), f"the error does not name the file: {error}"
-                outcomes["refused"] += 1
             except Exception as error:
+                if isinstance(error, FileError) and str(path) in str(error):
+                    outcomes["refused"] += 1
+                    continue
                 raise AssertionError(f"file {number} of seed {seed}: {error!r}\n{path.read_text()}") from error
     return outcomes
 
