@@ -257,22 +257,23 @@ def _describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
     actor, policy = model.actor, model.policy
     tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
-    parts: dict[str, Any] = {
-        "the class of the actor": (type(actor), (Actor,)),
-        "features_extractor_class": (type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
-        "activation_fn": (actor.constructor_parameters["activation_fn"], tuple(ACTIVATIONS.values())),
-    }
-    for name, (value, known) in parts.items():
-        if value not in known:
-            names = ", ".join(cls.__name__ for cls in known)
-            raise ValueError(f"`{name}={value.__name__}` cannot be exported: only {names} can, which need no code in the file")
+    activation_fn: Any = actor.constructor_parameters["activation_fn"]
+    parts: list[tuple[str, type, tuple[type, ...]]] = [
+        ("the class of the actor", type(actor), (Actor,)),
+        ("features_extractor_class", type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
+        ("activation_fn", activation_fn, tuple(ACTIVATIONS.values())),
+    ]
+    for name, cls, known in parts:
+        if cls not in known:
+            names = ", ".join(each.__name__ for each in known)
+            raise ValueError(f"`{name}={cls.__name__}` cannot be exported: only {names} can, which need no code in the file")
     description = dict(
         format_version=FORMAT_VERSION,
         observation_space=_describe_space(model.observation_space, "observation_space", tensors),
         action_space=_describe_space(model.action_space, "action_space", tensors),
         features_extractor=type(actor.features_extractor).__name__,
         features_extractor_kwargs=policy.features_extractor_kwargs,
-        activation_fn=actor.constructor_parameters["activation_fn"].__name__,
+        activation_fn=activation_fn.__name__,
         normalize_images=actor.normalize_images,
         network={name: actor.constructor_parameters[name] for name in NETWORK_KEYS},
         observation_statistics=_describe_statistics(model, tensors),
@@ -375,9 +376,8 @@ def _build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Export
             statistics[key] = ObservationStatistics(mean, var, float(about["epsilon"]), float(about["clip"]))
     # No memory is taken before the sizes are known to be those of the tensors
     with th.device("meta"):
-        extractor = FEATURES_EXTRACTORS[description["features_extractor"]](
-            observation_space, **description["features_extractor_kwargs"]
-        )
+        extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
+        extractor = extractor_class(observation_space, **description["features_extractor_kwargs"])
         actor = Actor(
             observation_space,
             action_space,
