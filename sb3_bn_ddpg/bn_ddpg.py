@@ -23,6 +23,7 @@ from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
+from sb3_bn_ddpg.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
@@ -143,7 +144,7 @@ class BNDDPG(SavingMixin):
     ) -> None:
         if env is not None:  # None when a model is loaded
             env = maybe_make_env(env, verbose)
-            _check_action_space(env.action_space)
+            check_spaces(env.observation_space, env.action_space, policy)
         super().__init__(
             policy,
             env,
@@ -186,7 +187,8 @@ class BNDDPG(SavingMixin):
     def _setup_model(self) -> None:
         # Also runs when a model is loaded, so that arguments changed by load(path, tau=...) are checked too
         self._check_arguments()
-        super()._setup_model()
+        with value_errors():
+            super()._setup_model()
         if not self.use_target_networks:
             self.policy.actor_target = self.policy.actor
             self.policy.critic_target = self.policy.critic
@@ -219,13 +221,18 @@ class BNDDPG(SavingMixin):
         is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
         check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
+        if self.seed is not None:
+            check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("fast_update", self.fast_update, (True, False))
         if not isinstance(self.train_freq, TrainFreq):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             check_number("train_freq", frequency, low=1, integer=True)
-            check_choice("train_freq", unit, ("step", "episode"))
+            check_choice("train_freq", unit, ("step", "episode") if self.n_envs == 1 else ("step",))
+        # An integer spelled 64.0 is one
+        for name in ("buffer_size", "learning_starts", "batch_size", "gradient_steps", "n_steps"):
+            setattr(self, name, int(getattr(self, name)))
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -443,19 +450,6 @@ class BNDDPG(SavingMixin):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-
-def _check_action_space(action_space: spaces.Space[Any]) -> None:
-    """
-    :param action_space: The environment's action space
-    :raises ValueError: if it is not a bounded ``Box``
-    """
-    allowed = "a `Box` with finite bounds, low < high"
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
-    low, high = action_space.low, action_space.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
 
 
 def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:
