@@ -1,16 +1,20 @@
 """
-Trainings to interrupt: each is learned in one go here, and in two halves of which the second is in another process, which runs
-this file: ``python -m tests.resume_runs FOLDER`` resumes every checkpoint in a folder and writes what became of it.
+Trainings to interrupt: each is learned in one go, and in two halves of which the second is in another process, and ends with
+the same bits: ``python -m benchmarks.reliability.resumes``.
 """
 
+import argparse
 import contextlib
 import hashlib
 import importlib.util
+import os
 import pickle
 import random
+import subprocess
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -226,10 +230,27 @@ def _digest(thing: Any) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def main(folder: Path) -> None:
+def resume_in_another_process(folder: Path, names: Collection[str]) -> dict[str, dict[str, str]]:
+    """
+    Interrupt trainings here, and resume them in another process.
+
+    :param folder: Where to put the checkpoints
+    :param names: The trainings
+    :return: For each of them its fingerprint at the end, or an error
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            interrupt(TRAININGS[name], folder / name)
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "benchmarks.reliability.resumes", "--second-half-in", str(folder)]
+    subprocess.run(command, check=True, cwd=root, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    results: dict[str, dict[str, str]] = pickle.loads((folder / "results").read_bytes())
+    return results
+
+
+def second_halves(folder: Path) -> None:
     """Resume each training of which there is a checkpoint."""
-    warnings.simplefilter("ignore")
-    th.set_num_threads(1)
     results = {}
     for name, training in TRAININGS.items():
         if (folder / name).exists():
@@ -240,5 +261,28 @@ def main(folder: Path) -> None:
     (folder / "results").write_bytes(pickle.dumps(results))
 
 
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--second-half-in", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    th.set_num_threads(1)
+    if options.second_half_in is not None:
+        second_halves(options.second_half_in)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        results = resume_in_another_process(folder, TRAININGS)
+        n_equal = 0
+        for name, training in TRAININGS.items():
+            expected = fingerprint(whole(training, folder))
+            differences = [thing for thing, value in expected.items() if results[name].get(thing) != value]
+            n_equal += not differences
+            print(f"{name}: {len(expected)} things " + (f"differ in {differences}" if differences else "equal to the bit"))
+        print(f"{n_equal} of {len(TRAININGS)} resumed trainings are equal to the uninterrupted ones")
+    sys.exit(n_equal < len(TRAININGS))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()
