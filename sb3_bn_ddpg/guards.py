@@ -39,8 +39,10 @@ class LearningGuard:
         :param means: Losses, Q-values and TD targets of its last gradient steps, averaged: an ``UpdateInfo`` of numbers
         :raises ValueError: if one is not finite
         """
-        for name, value in zip(means._fields, means, strict=True):
-            if not math.isfinite(value):
+        if not math.isfinite(sum(means)):  # sums of finite losses are finite
+            for name, value in zip(means._fields, means, strict=True):
+                if math.isfinite(value):
+                    continue
                 raise ValueError(
                     f"`{name}={value}` at step {model.num_timesteps} (update {model._n_updates}) is not finite: training "
                     "cannot go on. The last checkpoint is from before; try a lower critic_learning_rate or learning_rate, "
