@@ -63,7 +63,7 @@ clean: ## Remove the environment and every cache
 	rm -rf $(VENV) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/ready-to-train: EXTRAS := plots
-$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,docs,mujoco,plots,tests,zoo
+$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,docs,export,mujoco,plots,tests,zoo
 
 $(VENV)/ready-to-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -3,7 +3,9 @@
 from importlib.metadata import version
 
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.callbacks import CheckpointEvery
 from sb3_bn_ddpg.dm_control_pixels import register_environments
+from sb3_bn_ddpg.export import load_policy
 from sb3_bn_ddpg.frame_buffer import FrameReplayBuffer
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.pixels import PixelObservation
@@ -13,6 +15,7 @@ __version__ = version("sb3-bn-ddpg")
 
 __all__ = [
     "BNDDPG",
+    "CheckpointEvery",
     "CnnPolicy",
     "FrameReplayBuffer",
     "MlpPolicy",
@@ -20,6 +23,7 @@ __all__ = [
     "OrnsteinUhlenbeckNoise",
     "PixelObservation",
     "__version__",
+    "load_policy",
 ]
 
 register_environments()

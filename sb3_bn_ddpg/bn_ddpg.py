@@ -12,16 +12,18 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
 from sb3_bn_ddpg.fast_update import FastUpdate, UnsupportedError
+from sb3_bn_ddpg.guards import LearningGuard, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.saving import SavingMixin
+from sb3_bn_ddpg.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
@@ -30,7 +32,7 @@ DIAGNOSTICS_INTERVAL = 10
 SelfBNDDPG = TypeVar("SelfBNDDPG", bound="BNDDPG")
 
 
-class BNDDPG(OffPolicyAlgorithm):
+class BNDDPG(SavingMixin):
     """
     Deep Deterministic Policy Gradient (DDPG) with batch normalisation, as the paper describes it:
     `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_.
@@ -102,6 +104,7 @@ class BNDDPG(OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
     }
     policy: BNDDPGPolicy
+    _schedule_timesteps: int | None = None
     actor: Actor
     actor_target: Actor
     critic: Critic
@@ -144,7 +147,7 @@ class BNDDPG(OffPolicyAlgorithm):
     ) -> None:
         if env is not None:  # None when a model is loaded
             env = maybe_make_env(env, verbose)
-            _check_action_space(env.action_space)
+            check_spaces(env.observation_space, env.action_space, policy)
         super().__init__(
             policy,
             env,
@@ -188,7 +191,8 @@ class BNDDPG(OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Also runs when a model is loaded, so that arguments changed by load(path, tau=...) are checked too
         self._check_arguments()
-        super()._setup_model()
+        with value_errors():
+            super()._setup_model()
         if not self.use_target_networks:
             self.policy.actor_target = self.policy.actor
             self.policy.critic_target = self.policy.critic
@@ -202,6 +206,7 @@ class BNDDPG(OffPolicyAlgorithm):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
         )
+        self._learning_guard = LearningGuard()
         self._fast_update: FastUpdate | None = None
         self._can_update_fast = self.fast_update
         if self.actor.norm_layers or self.critic.norm_layers:
@@ -227,6 +232,8 @@ class BNDDPG(OffPolicyAlgorithm):
         is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
         check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
+        if self.seed is not None:
+            check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
@@ -234,7 +241,10 @@ class BNDDPG(OffPolicyAlgorithm):
         if not isinstance(self.train_freq, TrainFreq):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             check_number("train_freq", frequency, low=1, integer=True)
-            check_choice("train_freq", unit, ("step", "episode"))
+            check_choice("train_freq", unit, ("step", "episode") if self.n_envs == 1 else ("step",))
+        # An integer spelled 64.0 is one
+        for name in ("buffer_size", "learning_starts", "batch_size", "gradient_steps", "n_steps"):
+            setattr(self, name, int(getattr(self, name)))
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -332,7 +342,7 @@ class BNDDPG(OffPolicyAlgorithm):
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        super()._update_current_progress_remaining(num_timesteps, self._schedule_timesteps or total_timesteps)
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise.update_progress(self._current_progress_remaining)
 
@@ -375,6 +385,7 @@ class BNDDPG(OffPolicyAlgorithm):
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
         # One transfer from the device for all values of all steps
         means = th.stack([value for info in infos for value in info]).view(gradient_steps, -1).mean(dim=0).tolist()
+        self._learning_guard.check(self, UpdateInfo(*means))
         for name, value in zip(UpdateInfo._fields, means, strict=True):
             self.logger.record(f"train/{name}", value)
         for network in earlier:
@@ -415,6 +426,7 @@ class BNDDPG(OffPolicyAlgorithm):
         tb_log_name: str = "BNDDPG",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
     ) -> SelfBNDDPG:
         """
         Train the model.
@@ -425,38 +437,32 @@ class BNDDPG(OffPolicyAlgorithm):
         :param tb_log_name: Name of the run for TensorBoard
         :param reset_num_timesteps: Whether to start counting steps anew; if not, the episode and its noise go on
         :param progress_bar: Whether to display a progress bar
+        :param schedule_timesteps: Number of environment steps, those of earlier calls included, after which schedules end
+            (>= 1). If None, they end with this call; give it if this call is a part of a longer training.
         :return: The trained model
-        :raises ValueError: if the environment returns a reward or an observation that is not finite
+        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not
+        :raises EnvironmentFailureError: if the environment raises an error, or its process dies
         """
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
+        if schedule_timesteps is not None:
+            check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
+        self._schedule_timesteps = schedule_timesteps
+        with environment_failures(self):
+            return super().learn(
+                total_timesteps=total_timesteps,
+                callback=callback,
+                log_interval=log_interval,
+                tb_log_name=tb_log_name,
+                reset_num_timesteps=reset_num_timesteps,
+                progress_bar=progress_bar,
+            )
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
-        networks += ["_networks", "_fast_update", "_can_update_fast", "_pass_statistics"]
+        networks += ["_networks", "_fast_update", "_can_update_fast", "_pass_statistics", "_learning_guard"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-
-def _check_action_space(action_space: spaces.Space[Any]) -> None:
-    """
-    :param action_space: The environment's action space
-    :raises ValueError: if it is not a bounded ``Box``
-    """
-    allowed = "a `Box` with finite bounds, low < high"
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
-    low, high = action_space.low, action_space.high
-    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
-        raise ValueError(f"`env` with the action space {action_space} is not allowed: it must be {allowed}")
 
 
 def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:

@@ -126,11 +126,19 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
         metavar="N",
         help="how often the trial of a dead worker is tried again (databases only, default: %(default)s)",
     )
+    own.add_argument(
+        "--checkpoint-freq",
+        type=int,
+        default=zoo.CHECKPOINT_FREQ,
+        metavar="STEPS",
+        help="how often to write the run's checkpoint.zip, replay buffer included, from which `-i .../checkpoint.zip` resumes "
+        "to the same numbers; -1 for never (bn_ddpg only, default: %(default)s)",
+    )
     options, rest = parser.parse_known_args(arguments)
     if wants_help:
         print(parser.format_help())
     try:
-        zoo.register(zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries))
+        zoo.register(zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries), options.checkpoint_freq)
     except ValueError as error:
         parser.error(str(error))
     if options.profile is None:

@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch as th
-from sb3_contrib.common.torch_layers import BatchRenorm, BatchRenorm1d
+from sb3_contrib.common.torch_layers import BatchRenorm
+from sb3_contrib.common.torch_layers import BatchRenorm1d as ContribBatchRenorm1d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,6 +31,25 @@ What one forward pass does with the statistics of a network's batch normalisatio
 
 StatisticsSync = Literal["copy", "polyak"]
 """How running statistics reach the target networks: copied after every update, or Polyak-averaged like the weights."""
+
+
+class BatchRenorm1d(ContribBatchRenorm1d):
+    """
+    sb3-contrib's batch renormalisation, whose gradient is NaN for a unit that is constant in a batch (the root of its variance
+    has none at zero), with the gradient 0 there: a replay buffer of one transition is such a batch.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Inputs, of shape ``(n, num_features)``
+        :return: Normalised ones
+        """
+        if self.training and x.requires_grad:
+            is_constant = x.detach().var(dim=0) == 0
+            x = x.view_as(x)
+            x.register_hook(lambda grad: grad.masked_fill(is_constant, 0.0))  # type: ignore[no-untyped-call]
+        y: th.Tensor = super().forward(x)
+        return y
 
 
 class BatchRenorm2d(BatchRenorm1d):

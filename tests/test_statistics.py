@@ -241,3 +241,10 @@ def test_batch_renorm_target_on_running_statistics_in_warmup(make_model):
     statistics = PassStatistics(target="running")
     whole = td_target(model._networks, batch, 0.99, statistics)
     assert th.allclose(whole[:1], td_target(model._networks, single, 0.99, statistics), atol=1e-6)
+
+
+def test_batch_renorm_of_equal_states(make_model):
+    """After its warm-up too: as after loading a model without its replay buffer."""
+    model = make_model(policy_kwargs=dict(SMALL, normalization="batch_renorm", renorm_warmup_steps=0), learning_starts=0)
+    model.learn(5)
+    assert all(th.isfinite(tensor).all() for tensor in model.policy.state_dict().values())

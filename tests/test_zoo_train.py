@@ -89,6 +89,25 @@ def test_ctrl_c_saves_what_was_learned(tmp_path):
     assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 0
 
 
+def test_a_killed_training_is_resumed_from_its_checkpoint(tmp_path):
+    arguments = ["train", "--env", "Pendulum-v1", "--eval-freq", "-1", *TINY]
+    process = start(*arguments, "-n", "1000000", "--checkpoint-freq", "150", cwd=tmp_path)
+    checkpoint = tmp_path / "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip"
+    wait_for(checkpoint.exists, process)
+    process.kill()
+    process.communicate()
+    step = BNDDPG.resume(checkpoint).num_timesteps
+    assert step % 150 == 0
+    output = run(*arguments, "-n", "200", "--checkpoint-freq", "-1", "-i", str(checkpoint), cwd=tmp_path)
+    assert f"Resuming from step {step} for 200 more" in output
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_2/Pendulum-v1.zip").num_timesteps == step + 200
+    assert not (tmp_path / "logs/bn_ddpg/Pendulum-v1_2/checkpoint.zip").exists()
+    (damaged := tmp_path / "damaged.zip").write_bytes(checkpoint.read_bytes()[:-100])
+    output = run(*arguments, "-i", str(damaged), cwd=tmp_path, returncode=1)
+    assert "FileError: the file" in output
+    assert "damaged.zip is truncated or was altered" in output
+
+
 def test_ctrl_c_that_python_ignores_ends_training_too(tmp_path):
     """A KeyboardInterrupt in a finalizer, as the garbage collector runs them at any moment, goes nowhere by itself."""
     code = """

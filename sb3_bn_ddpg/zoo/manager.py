@@ -10,17 +10,23 @@ import threading
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 
 import optuna
+import yaml
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.callbacks import CheckpointEvery
+from sb3_bn_ddpg.checkpoint import is_checkpoint
 from sb3_bn_ddpg.checks import check_choice, check_number
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
@@ -35,6 +41,26 @@ from sb3_bn_ddpg.zoo.studies import (
     write_best_hyperparams,
     write_plots,
 )
+
+CHECKPOINT_NAME = "checkpoint.zip"
+"""A training's checkpoint in its folder: RL Zoo's option -i takes files of that suffix only."""
+
+CHECKPOINT_FREQ = 25_000
+"""Default of ``--checkpoint-freq``"""
+
+HYPERPARAMETER_ERRORS = (
+    yaml.YAMLError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NameError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+"""What wrong values in a hyperparameter file lead to in RL Zoo, which looks at few of them; it evaluates some as Python."""
 
 
 class BNDDPGExperimentManager(ExperimentManager):
@@ -53,6 +79,8 @@ class BNDDPGExperimentManager(ExperimentManager):
 
     recovery: ClassVar[WorkerRecovery] = WorkerRecovery()
     """What becomes of trials whose worker died"""
+    checkpoint_freq: ClassVar[int] = CHECKPOINT_FREQ
+    """Steps between two checkpoints of a training; none is written if it is < 1"""
 
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo == ALGO:
@@ -62,6 +90,24 @@ class BNDDPGExperimentManager(ExperimentManager):
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._is_interrupted = False
+        self._is_resumed = False
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        Read the hyperparameters and make or load the model.
+
+        :return: The model and the hyperparameters, or None before a search
+        :raises FileError: if the hyperparameter file is no YAML, or its values make something fail that does not say why
+        :raises ValueError: if a value is not allowed
+        """
+        try:
+            return super().setup_experiment()
+        except HYPERPARAMETER_ERRORS as error:
+            says_which = isinstance(error, ValueError) and "` " in str(error)  # "`tau=7` is not allowed ..."
+            if says_which or self.algo != ALGO or not isinstance(self.config, (str, Path)):
+                raise
+            detail = " ".join(str(error).split())
+            raise FileError(self.config, f"gives no usable hyperparameters: {type(error).__name__}: {detail}") from error
 
     # --- Reading hyperparameters
 
@@ -166,8 +212,25 @@ class BNDDPGExperimentManager(ExperimentManager):
         :param model: The model
         """
         self.callbacks = [*self.callbacks, ConvertCallback(self._stop_if_interrupted)]
+        if isinstance(model, BNDDPG) and self.checkpoint_freq > 0:
+            # Not the first one, whose end the Zoo announces after a Ctrl-C in the middle of a step too
+            self.callbacks.append(CheckpointEvery(self.checkpoint_freq, Path(self.save_path) / CHECKPOINT_NAME))
+        learner: Any = model
+        if self._is_resumed:
+            # All that the Zoo asks of a model here
+            learner = SimpleNamespace(learn=partial(model.learn, reset_num_timesteps=False), env=model.env)
         with self._remembered_interrupt():
-            super().learn(model)
+            super().learn(learner)
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self.algo != ALGO or not is_checkpoint(self.trained_agent):
+            return super()._load_pretrained_agent(hyperparams, env)
+        model = BNDDPG.resume(self.trained_agent, env, device=self.device)
+        if getattr(self.args, "n_timesteps", -1) <= 0:
+            self.n_timesteps = model.remaining_timesteps
+        print(f"Resuming from step {model.num_timesteps} for {self.n_timesteps} more, with the checkpoint's hyperparameters")
+        self._is_resumed = True
+        return model
 
     def _stop_if_interrupted(self, *args: Any) -> bool:
         """

@@ -1,0 +1,74 @@
+"""Callbacks for training."""
+
+import pathlib
+from typing import TYPE_CHECKING
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_bn_ddpg.checks import check_number
+from sb3_bn_ddpg.environment_state import capture
+
+if TYPE_CHECKING:
+    from sb3_bn_ddpg.bn_ddpg import BNDDPG
+
+
+class CheckpointEvery(BaseCallback):
+    """
+    Write a checkpoint every so many steps, and at the end. It replaces the one before when all of it is on the disk, so that
+    there is a good one at any moment; :meth:`BNDDPG.resume <sb3_bn_ddpg.BNDDPG.resume>` goes on from it.
+
+    An environment that does not offer its state resumes with a new episode. If there is one of it, checkpoints then wait for
+    an episode's end, and the running training resets it once more there: so it takes the same steps as a resumed
+    one, if resetting depends on nothing but the environment's ``np_random``.
+
+    :param save_freq: Steps of the training (all environments together) between two checkpoints, >= 1
+    :param path: The file
+    :param verbose: Verbosity level: 1 tells of each checkpoint
+    :raises ValueError: if ``save_freq`` is out of its range
+    """
+
+    model: "BNDDPG"
+
+    def __init__(self, save_freq: int, path: str | pathlib.Path, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        check_number("save_freq", save_freq, low=1, integer=True)
+        self.save_freq = int(save_freq)
+        self.path = pathlib.Path(path)
+        self._saved_at = 0
+        self._is_between_steps = True
+        self._waits_for_episode = False
+
+    def _on_training_start(self) -> None:
+        self._saved_at = self.model.num_timesteps
+        self._is_between_steps = True
+        # Of several environments, episodes end at different times
+        self._waits_for_episode = self.model.n_envs == 1 and capture(self.training_env).not_offered is not None
+
+    def _on_rollout_start(self) -> None:
+        # Here the last transition is stored and trained on: learn would begin in the same state
+        self._is_between_steps = True
+        if self.model.num_timesteps // self.save_freq == self._saved_at // self.save_freq:
+            return
+        if self._waits_for_episode and not all(self.locals.get("dones", [True])):
+            return
+        self._save()
+        if self._waits_for_episode:
+            self.model.begin_episodes()
+
+    def _on_step(self) -> bool:
+        self._is_between_steps = False  # the environment has made its step, which is not stored yet
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._is_between_steps = True
+
+    def _on_training_end(self) -> None:
+        if self._is_between_steps and self.model.num_timesteps > self._saved_at:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint, and go on as a resumed training does."""
+        self.model.save_checkpoint(self.path)
+        self._saved_at = self.model.num_timesteps
+        if self.verbose >= 1:
+            print(f"Checkpoint of {self._saved_at} steps in {self.path}")

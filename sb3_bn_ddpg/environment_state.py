@@ -1,0 +1,327 @@
+"""
+Taking the state out of vectorised environments and putting it back: wrappers, time limits, monitors, simulators and random
+generators, so that a training can go on in another process in the middle of an episode.
+"""
+
+import io
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+from gymnasium.utils import EzPickle
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+RESULT = "_bn_ddpg_result"
+"""The attribute of an environment in a worker process through which a function's result comes back."""
+
+
+PROCESS_BOUND = ("venv", "class_attributes")
+"""Attributes of a ``VecEnvWrapper`` that are no state."""
+
+
+class StateNotOfferedError(Exception):
+    """The reason why an environment's state cannot be taken out of it."""
+
+
+@dataclass
+class VecEnvState:
+    """
+    The state of a vectorised environment.
+
+    :param wrappers: Class and packed attributes of each of its ``VecEnvWrapper`` layers, outermost first; None if they do not
+        offer them
+    :param vec_env_class: The class below them
+    :param seeds: The seeds that its next reset uses
+    :param environments: The packed state of each environment, or None if they do not offer it
+    :param generators: The state of each environment's random generator, or None
+    :param specs: What Gymnasium made each environment from, or None
+    :param not_offered: Why ``environments`` is None
+    """
+
+    wrappers: list[tuple[type[VecEnvWrapper], bytes]] | None
+    vec_env_class: type[VecEnv]
+    seeds: Any
+    environments: list[bytes] | None
+    generators: list[Any]
+    specs: list[Any]
+    not_offered: str | None
+
+
+def capture(venv: VecEnv) -> VecEnvState:
+    """
+    Take the state out of a vectorised environment, which stays as it is.
+
+    :param venv: The environment
+    :return: Its state, without the single environments' if they do not offer it
+    """
+    wrappers, base = _layers(venv)
+    packed_wrappers, environments, not_offered = None, None, None
+    try:
+        packed_wrappers = [(type(wrapper), _pack([wrapper], hidden=PROCESS_BOUND)) for wrapper in wrappers]
+        environments = _call_in_each(base, [_pack_environment] * base.num_envs)
+    except StateNotOfferedError as reason:
+        not_offered = str(reason)
+    return VecEnvState(
+        packed_wrappers,
+        type(base),
+        list(base._seeds),
+        environments,
+        _call_or_none(base, _generator_state),
+        _call_or_none(base, _spec),
+        not_offered,
+    )
+
+
+def restore(venv: VecEnv, state: VecEnvState) -> None:
+    """
+    Put a state into a vectorised environment that is built as the captured one was.
+
+    :param venv: The environment
+    :param state: The state
+    :raises ValueError: if it is built differently
+    """
+    wrappers, base = _layers(venv)
+    if base.num_envs != len(state.specs):
+        raise ValueError(f"`env` with {base.num_envs} environments is not allowed: the checkpoint has {len(state.specs)}")
+    if state.wrappers is not None:
+        names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
+        if names != expected:
+            raise ValueError(f"`env` with the wrappers {names} is not allowed: the checkpoint's environment has {expected}")
+        for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
+            _unpack([wrapper], packed, hidden=PROCESS_BOUND)
+    try:
+        if state.environments is not None:
+            _call_in_each(base, [partial(_unpack_environment, packed=packed) for packed in state.environments])
+        elif all(state.generators):
+            _call_in_each(base, [partial(_set_generator_state, saved=saved) for saved in state.generators])
+    except StateNotOfferedError as reason:
+        raise ValueError(f"`env` is not allowed, it is not like the checkpoint's: {reason}") from reason
+    # Setting a model up has seeded its environment, whose next reset must not start the generators anew
+    base._seeds = state.seeds
+
+
+def rebuild(state: VecEnvState) -> VecEnv:
+    """
+    Make a vectorised environment anew, from the ids that its environments were made from.
+
+    :param state: The state of the old one
+    :return: A new one, still to be given the state
+    :raises ValueError: if they were not made from ids
+    """
+    if state.wrappers is None or any(spec is None for spec in state.specs):
+        raise ValueError("`env=None` is not allowed: the checkpoint's environment was not made from an id, pass one like it")
+    make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in state.specs]
+    venv: VecEnv = SubprocVecEnv(make_env) if issubclass(state.vec_env_class, SubprocVecEnv) else DummyVecEnv(make_env)
+    for wrapper_class, packed in reversed(state.wrappers):
+        wrapper = wrapper_class.__new__(wrapper_class)
+        VecEnvWrapper.__init__(wrapper, venv)
+        _unpack([wrapper], packed, hidden=PROCESS_BOUND)
+        venv = wrapper
+    return venv
+
+
+def _make_monitored(spec: Any) -> gym.Env[Any, Any]:
+    """As SB3 wraps the environments that it makes."""
+    return Monitor(gym.make(spec))
+
+
+def _layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
+    """
+    :param venv: A vectorised environment
+    :return: Its wrappers, outermost first, and what they wrap
+    """
+    wrappers = []
+    while isinstance(venv, VecEnvWrapper):
+        wrappers.append(venv)
+        venv = venv.venv
+    return wrappers, venv
+
+
+# --- Calling functions where the environments are
+
+
+class _Call:
+    """
+    A function to be called with an environment in a worker process of ``SubprocVecEnv``. Its workers only know a few
+    commands, and the one that hands an environment to something sent from here is "is it wrapped by this class?".
+    """
+
+    def __init__(self, function: Callable[[Any], Any] | None) -> None:
+        self.function = function
+
+    def __instancecheck__(self, env: Any) -> bool:
+        vars(env).pop(RESULT, None)
+        if self.function is not None:
+            setattr(env, RESULT, _result(self.function, env))
+        return True
+
+
+def _result(function: Callable[[Any], Any], env: Any) -> tuple[Any, str | None]:
+    """The function's result and no error, or the error's message."""
+    try:
+        return function(env), None
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+
+
+def _call_in_each(base: VecEnv, functions: list[Any]) -> list[Any]:
+    """
+    Call a function with each environment.
+
+    :param base: A vectorised environment without wrappers
+    :param functions: One function for each environment
+    :return: Their results
+    :raises StateNotOfferedError: if the environments are out of reach, or a function fails
+    """
+    if isinstance(base, DummyVecEnv):
+        results = [_result(function, env) for function, env in zip(functions, base.envs, strict=True)]
+    elif isinstance(base, SubprocVecEnv):
+        results = []
+        for index, function in enumerate(functions):
+            call: Any = _Call(function)
+            if not base.env_is_wrapped(call, indices=[index])[0]:
+                raise StateNotOfferedError("an environment in a worker process needs a wrapper, such as `Monitor`")
+            results += base.get_attr(RESULT, indices=[index])
+            forget: Any = _Call(None)
+            base.env_is_wrapped(forget, indices=[index])
+    else:
+        raise StateNotOfferedError(f"the environments of a {type(base).__name__} are out of reach")
+    for index, (_, error) in enumerate(results):
+        if error is not None:
+            raise StateNotOfferedError(f"environment {index}: {error}")
+    return [result for result, _ in results]
+
+
+def _call_or_none(base: VecEnv, function: Callable[[Any], Any]) -> list[Any]:
+    """Call one function with each environment: a list of None if that is impossible."""
+    try:
+        return _call_in_each(base, [function] * base.num_envs)
+    except StateNotOfferedError:
+        return [None] * base.num_envs
+
+
+# --- What is called
+
+
+def _chain(env: gym.Env[Any, Any]) -> list[Any]:
+    """An environment's wrappers, outermost first, and the environment."""
+    chain: list[Any] = [env]
+    while isinstance(chain[-1], gym.Wrapper):
+        chain.append(chain[-1].env)
+    return chain
+
+
+def _class_names(chain: list[Any]) -> list[str]:
+    return [f"{type(level).__module__}.{type(level).__qualname__}" for level in chain]
+
+
+def _pack_environment(env: gym.Env[Any, Any]) -> bytes:
+    chain = _chain(env)
+    return pickle.dumps((_class_names(chain), _pack(chain, hidden=(RESULT,))))
+
+
+def _unpack_environment(env: gym.Env[Any, Any], packed: bytes) -> None:
+    names, attributes = pickle.loads(packed)
+    chain = _chain(env)
+    if _class_names(chain) != names:
+        raise ValueError(f"it is built of {_class_names(chain)}, the checkpoint's of {names}")
+    _unpack(chain, attributes)
+
+
+def _generator_state(env: gym.Env[Any, Any]) -> Any:
+    return env.unwrapped.np_random.bit_generator.state
+
+
+def _set_generator_state(env: gym.Env[Any, Any], saved: Any) -> None:
+    env.unwrapped.np_random.bit_generator.state = saved
+
+
+def _spec(env: gym.Env[Any, Any]) -> Any:
+    """What ``gym.make`` needs to make the environment again, below SB3's monitor; None if that is impossible."""
+    inner = env.env if isinstance(env, Monitor) else env
+    spec = inner.spec
+    if not isinstance(env, Monitor) or spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
+        return None
+    return spec
+
+
+# --- Packing attributes
+
+
+def _places(levels: list[Any]) -> dict[int, tuple[Any, ...]]:
+    """Where those objects are that belong to the process, not to the state: the levels themselves, and open log files."""
+    places: dict[int, tuple[Any, ...]] = {id(level): (number,) for number, level in enumerate(levels)}
+    for number, level in enumerate(levels):
+        for name, value in vars(level).items():
+            if isinstance(value, ResultsWriter):
+                places[id(value)] = (number, name)
+    return places
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """Pickles attributes of environments; those that bring a reduced pickle of their own are taken whole."""
+
+    def __init__(self, file: Any, places: dict[int, tuple[Any, ...]]) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.places = places
+
+    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
+        return self.places.get(id(obj))
+
+    def reducer_override(self, obj: Any) -> Any:
+        # EzPickle, the parent of Gymnasium's MuJoCo environments, would pickle the constructor's arguments only
+        if isinstance(obj, (gym.Env, EzPickle)):
+            return _new, (type(obj),), vars(obj), None, None, _set_attributes
+        return super().reducer_override(obj)
+
+
+def _new(cls: Any) -> Any:
+    return cls.__new__(cls)
+
+
+def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
+    vars(obj).update(attributes)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, levels: list[Any]) -> None:
+        super().__init__(file)
+        self.levels = levels
+
+    def persistent_load(self, pid: Any) -> Any:
+        level = self.levels[pid[0]]
+        return level if len(pid) == 1 else vars(level).get(pid[1])
+
+
+def _pack(levels: list[Any], hidden: tuple[str, ...] = ()) -> bytes:
+    """
+    :param levels: Objects that refer to each other
+    :param hidden: Attributes to leave out
+    :return: Their attributes
+    :raises StateNotOfferedError: if an attribute cannot be pickled
+    """
+    attributes = [{name: value for name, value in vars(level).items() if name not in hidden} for level in levels]
+    stream = io.BytesIO()
+    try:
+        _Pickler(stream, _places(levels)).dump(attributes)
+    except Exception as error:
+        raise StateNotOfferedError(f"{type(levels[-1]).__name__} cannot be pickled: {error}") from error
+    return stream.getvalue()
+
+
+def _unpack(levels: list[Any], packed: bytes, hidden: tuple[str, ...] = ()) -> None:
+    """
+    :param levels: Objects of the same classes as the packed ones, in the same order
+    :param packed: The attributes to give them
+    :param hidden: Attributes that they keep
+    """
+    attributes = _Unpickler(io.BytesIO(packed), levels).load()
+    for level, values in zip(levels, attributes, strict=True):
+        kept = {name: value for name, value in vars(level).items() if name in hidden}
+        vars(level).clear()
+        vars(level).update(values | kept)

@@ -1,0 +1,133 @@
+"""Noticing during training that something went wrong: losses, Q-values, environments."""
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+
+if TYPE_CHECKING:
+    from sb3_bn_ddpg.bn_ddpg import BNDDPG
+
+SLACK = 2.0
+"""Q-values may exceed the return's bound by this factor, and by 1 beside it, before they count as exploding."""
+
+
+class EnvironmentFailureError(RuntimeError):
+    """An environment raised an error, or the process it runs in died; the error itself is this one's cause."""
+
+
+class LearningGuard:
+    """
+    Looks at what each training reports: at numbers that the logger needs anyway, so it costs next to nothing.
+
+    The return cannot exceed the largest reward divided by ``1 - gamma``. Rewards are looked up in the replay buffer only when
+    the Q-values exceed the bound by those known so far.
+    """
+
+    def __init__(self) -> None:
+        self.largest_reward = 0.0
+        self.has_warned = False
+
+    def check(self, model: "BNDDPG", means: Any) -> None:
+        """
+        :param model: The model
+        :param means: Losses, Q-values and TD targets of its last gradient steps, averaged: an ``UpdateInfo`` of numbers
+        :raises ValueError: if one is not finite
+        """
+        if not math.isfinite(sum(means)):  # sums of finite losses are finite
+            for name, value in zip(means._fields, means, strict=True):
+                if math.isfinite(value):
+                    continue
+                raise ValueError(
+                    f"`{name}={value}` at step {model.num_timesteps} (update {model._n_updates}) is not finite: training "
+                    "cannot go on. The last checkpoint is from before; try a lower critic_learning_rate or learning_rate, "
+                    "smaller rewards (VecNormalize), or use_target_networks=True"
+                )
+        if self.has_warned or model.gamma >= 1:
+            return
+        # Q-values of both signs leave their mean small, but not their distance from the targets
+        q_value = max(abs(means.q_value), abs(means.td_target), math.sqrt(means.critic_loss) / 2)
+        if q_value <= self._limit(model):
+            return
+        self.largest_reward = max(self.largest_reward, _largest_reward(model))
+        if q_value <= self._limit(model):
+            return
+        self.has_warned = True
+        warnings.warn(
+            f"Q-values explode: they reach {q_value:.3g} at step {model.num_timesteps}, but with rewards up to "
+            f"{self.largest_reward:.3g} and gamma={model.gamma} no return exceeds "
+            f"{self.largest_reward / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, a smaller tau, "
+            "use_target_networks=True, a larger batch_size, a lower gamma or smaller rewards (VecNormalize)",
+            stacklevel=2,
+        )
+
+    def _limit(self, model: "BNDDPG") -> float:
+        return SLACK * self.largest_reward / (1 - model.gamma) + 1
+
+
+def _largest_reward(model: "BNDDPG") -> float:
+    """
+    :param model: A model with a filled replay buffer
+    :return: The largest absolute reward in it, as the update sees it (normalised, if ``VecNormalize`` does that)
+    """
+    buffer: Any = model.replay_buffer
+    rewards = buffer.rewards[: buffer.size()]
+    largest = max(float(rewards.max(initial=0.0)), -float(rewards.min(initial=0.0)))
+    if model._vec_normalize_env is not None:
+        largest = float(model._vec_normalize_env.normalize_reward(np.array([largest]))[0])
+    return largest
+
+
+@contextmanager
+def environment_failures(model: "BNDDPG") -> Iterator[None]:
+    """
+    Say of an error that comes out of the training environment which one it was and when.
+
+    :param model: The model that learns
+    :raises EnvironmentFailureError: if the environment raised an error, or its process died
+    """
+    try:
+        yield
+    except Exception as error:
+        frame = _environment_frame(error.__traceback__, model.env)
+        if frame is None:
+            raise
+        if dead := _dead_processes(model.env):
+            what = f"the process of environment {dead[0][0]} died (exit code {dead[0][1]}; its own output says why)"
+        elif "env_idx" in frame:
+            what = f"environment {frame['env_idx']} raised {type(error).__name__}: {error}"
+        else:
+            what = f"an environment raised {type(error).__name__}: {error}"
+        raise EnvironmentFailureError(f"At step {model.num_timesteps} {what}") from error
+
+
+def _environment_frame(traceback: TracebackType | None, env: VecEnv | None) -> dict[str, Any] | None:
+    """
+    :param traceback: Where an error came through
+    :param env: The training environment
+    :return: The local variables of the call of its innermost layer, None if the error came through none
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    while traceback is not None:
+        local_variables = traceback.tb_frame.f_locals
+        if local_variables.get("self") is env and traceback.tb_frame.f_code.co_name in ("reset", "step_async", "step_wait"):
+            return local_variables
+        traceback = traceback.tb_next
+    return None
+
+
+def _dead_processes(env: VecEnv | None) -> list[tuple[int, int | None]]:
+    """
+    :param env: The training environment
+    :return: Index and exit code of each of its processes that is no more
+    """
+    processes = getattr(env, "processes", [])
+    for process in processes:
+        process.join(timeout=0.2 / len(processes))  # one that dies now has closed its pipe already
+    return [(index, process.exitcode) for index, process in enumerate(processes) if not process.is_alive()]

@@ -1,0 +1,302 @@
+"""What every saving and loading of a model goes through: whole files or none, clear errors, checkpoints."""
+
+import copy
+import io
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import maybe_make_env
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.her import HerReplayBuffer
+
+from sb3_bn_ddpg import checkpoint, environment_state, export
+from sb3_bn_ddpg.atomic_files import FileError, HashingFile, PathOrFile, atomic_sb3_file, clear_errors, existing_file, sha256
+from sb3_bn_ddpg.callback_state import restore_callback_states
+
+SHA256_LINE = b"sha256 %s\n"
+"""The last line of a replay buffer's file"""
+
+SelfSaving = TypeVar("SelfSaving", bound="SavingMixin")
+
+
+class SavingMixin(OffPolicyAlgorithm):
+    """
+    SB3's methods for files, safer: a save replaces its file only when all of it is on the disk, a bad file is refused with a
+    :class:`~sb3_bn_ddpg.atomic_files.FileError` (a ``ValueError``) that names it, before anything of the model has changed.
+    """
+
+    _callback: BaseCallback | None = None
+    _pending_callback_states: Any = None
+
+    # --- Checkpoints
+
+    def save_checkpoint(self, path: str | pathlib.Path) -> None:
+        """
+        Save all that the training needs to go on to the same numbers in another process: networks, optimizers, replay buffer,
+        noise, schedules, random generators, the environment with its simulators, callbacks' counters. To be called between
+        two calls of ``learn``; during one, :class:`~sb3_bn_ddpg.CheckpointEvery` finds the right moment.
+
+        An environment offers its state if its attributes can be pickled, in worker processes (``SubprocVecEnv``) too. If it
+        does not, the resumed training starts with a new episode.
+
+        :param path: The file to write or replace, as it is spelled
+        :raises ValueError: if a parameter of the networks is not finite; an earlier checkpoint stays
+        """
+        checkpoint.write_checkpoint(self, path)  # type: ignore[arg-type]
+
+    @classmethod
+    def resume(
+        cls: type[SelfSaving], path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto"
+    ) -> SelfSaving:
+        """
+        Make a model from a checkpoint that goes on where the saved one was, to the bit on the same machine:
+
+        - ``model.learn(n, reset_num_timesteps=False)`` takes ``n`` more steps, as a second call of ``learn`` would have;
+        - ``model.learn(model.remaining_timesteps, reset_num_timesteps=False)`` finishes the interrupted call, whose
+          schedules go on (if it had a ``schedule_timesteps``, pass that again).
+
+        The checkpoint restores the random generators of the whole process. It runs pickled code: resume only from files
+        that you trust.
+
+        :param path: A file of :meth:`save_checkpoint`
+        :param env: An environment built as the saved one was, or its id. If None it is made anew, which needs environments
+            from ``gym.make`` (single, or of ``make_vec_env``).
+        :param device: Device (cpu, cuda, ...) on which the code should be run
+        :return: The model
+        :raises FileError: if the file is truncated, was altered, or is no checkpoint
+        :raises ValueError: if the environment is not like the saved one
+        """
+        saved = checkpoint.read_checkpoint(path)
+        if differences := checkpoint.changed_versions(saved.manifest):
+            warnings.warn(f"The resumed training need not give the same numbers: {'; '.join(differences)}", stacklevel=2)
+        env_state = saved.state["env"]
+        if env_state.not_offered is not None:
+            warnings.warn(
+                f"The resumed training starts with a new episode: its environment does not offer its state "
+                f"({env_state.not_offered})",
+                stacklevel=2,
+            )
+        venv = cls._wrap_env(environment_state.rebuild(env_state) if env is None else maybe_make_env(env, 0), verbose=0)
+        if venv.num_envs != len(env_state.specs):
+            raise ValueError(
+                f"`env` with {venv.num_envs} environments is not allowed: the checkpoint has {len(env_state.specs)}"
+            )
+        with clear_errors(path, but=(ValueError,)):
+            # With a replay buffer given, none is made
+            model = cls.load(
+                io.BytesIO(saved.model), env=venv, device=device, force_reset=False, replay_buffer=saved.replay_buffer
+            )
+        model._attach_replay_buffer()
+        checkpoint.restore_state(model, saved.state)  # type: ignore[arg-type]
+        return model
+
+    @property
+    def remaining_timesteps(self) -> int:
+        """How many steps the last call of ``learn`` still had to take when it was interrupted."""
+        return max(self._total_timesteps - self.num_timesteps, 0)
+
+    def begin_episodes(self) -> None:
+        """Reset the environment between two steps of a training, as ``learn`` does at its start."""
+        assert self.env is not None
+        self._last_obs = self.env.reset()  # type: ignore[assignment]
+        self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        total_timesteps, self._callback = super()._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        if self._pending_callback_states is not None and not reset_num_timesteps:
+            restore_callback_states(self._callback, self._pending_callback_states)
+        self._pending_callback_states = None
+        return total_timesteps, self._callback
+
+    # --- SB3's methods
+
+    def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file.
+
+        :param path: path to the file where the rl agent should be saved; an existing one is replaced only when all is written
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        with atomic_sb3_file(path, "zip") as file:
+            super().save(file, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfSaving],
+        path: PathOrFile,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfSaving:
+        """
+        Load the model from a zip-file. It runs pickled code: load only files that you trust
+        (:func:`~sb3_bn_ddpg.load_policy` reads a format without).
+
+        :param path: path to the file (or a file-like) where to load the agent from
+        :param env: the new environment to run the loaded model on (can be None if you only need prediction)
+        :param device: Device on which the code should run.
+        :param custom_objects: Dictionary of objects to replace upon loading
+        :param print_system_info: Whether to print system info from the saved model and the current system
+        :param force_reset: Force call to ``reset()`` before training
+        :param kwargs: extra arguments to change the model when loading
+        :return: new model instance with loaded parameters
+        :raises FileError: if the file is truncated, was altered, or is no model
+        :raises ValueError: if the environment's spaces are others, or an argument is out of its range
+        """
+        path = existing_file(path, "zip")
+        _check_model_file(path)
+        # A value that is not allowed can be the caller's, if there is one
+        with clear_errors(path, but=(ValueError,) if kwargs or env is not None else ()):
+            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        Load parameters from a given zip-file or a nested dictionary containing parameters for different modules (see
+        ``get_parameters``): all of them, or after an error none.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like), or a nested dictionary
+        :param exact_match: If True, the given parameters should include parameters for each module
+        :param device: Device on which the code should run.
+        :raises FileError: if the file is truncated, was altered, or is no model
+        :raises ValueError: if names do not match
+        """
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = existing_file(load_path_or_dict, "zip")
+            _check_model_file(load_path_or_dict)
+        before: Any = copy.deepcopy(self.get_parameters())
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except BaseException:
+            super().set_parameters(before)
+            raise
+
+    def save_replay_buffer(self, path: PathOrFile) -> None:
+        """
+        Save the replay buffer as a pickle file.
+
+        :param path: Path to the file; an existing one is replaced only when all is written
+        """
+        assert self.replay_buffer is not None
+        with atomic_sb3_file(path, "pkl") as file:
+            hashing = HashingFile(file)
+            pickle.dump(self.replay_buffer, hashing, protocol=pickle.HIGHEST_PROTOCOL)
+            # Behind a pickle's end nobody reads on, so SB3 can load the file too
+            file.write(SHA256_LINE % hashing.digest.hexdigest().encode())
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file. It runs pickled code: load only files that you trust.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: With ``HerReplayBuffer``: whether the last trajectory is taken as finished
+        :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
+        """
+        path = existing_file(path, "pkl")
+        if isinstance(path, pathlib.Path):
+            _check_pickle(path)
+        before = self.replay_buffer
+        try:
+            with clear_errors(path):
+                super().load_replay_buffer(path, truncate_last_traj)
+        except BaseException:
+            self.replay_buffer = before
+            raise
+
+    # --- Policies for other programs
+
+    def export_policy(self, path: str | pathlib.Path) -> None:
+        """
+        Write the deterministic policy to one safetensors file with a description in JSON, which
+        :func:`~sb3_bn_ddpg.load_policy` reads without running any code. It takes the environment's own observations:
+        statistics of ``VecNormalize`` are in it.
+
+        :param path: The file to write or replace, as it is spelled
+        :raises ValueError: if the policy has custom parts, which such a file cannot hold
+        :raises ImportError: if the package safetensors is missing (the extra ``export``)
+        """
+        export.export_policy(self, path)  # type: ignore[arg-type]
+
+    def export_onnx(self, path: str | pathlib.Path) -> None:
+        """
+        Write the deterministic policy as an ONNX graph: ``observation`` of shape ``(n, ...)`` (or the keys of a dictionary)
+        in, ``action`` of shape ``(n, ...)`` out. Running statistics, those of ``VecNormalize`` and the scaling of actions are
+        in it.
+
+        :param path: The file to write or replace, as it is spelled
+        :raises ValueError: if the policy has custom parts
+        :raises ImportError: if the packages onnx and onnxscript are missing (the extra ``export``)
+        """
+        export.export_onnx(self, path)  # type: ignore[arg-type]
+
+    def _attach_replay_buffer(self) -> None:
+        """Tell a replay buffer from a file what this process has: its environment, its device."""
+        assert isinstance(self.replay_buffer, ReplayBuffer)
+        self.replay_buffer.device = self.device
+        if isinstance(self.replay_buffer, HerReplayBuffer):
+            assert self.env is not None
+            self.replay_buffer.set_env(self.env)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_callback", "_pending_callback_states"]
+
+
+def _check_model_file(path: Any) -> None:
+    """
+    Read all of a model's file once, so that a change of any byte in its members is found by their checksums.
+
+    :param path: The file, or an open one, which is left where it was
+    :raises FileError: if it is truncated, was altered, or is no model
+    """
+    if isinstance(path, pathlib.Path) and checkpoint.is_checkpoint(path):
+        raise FileError(path, "is a checkpoint: it takes `BNDDPG.resume`, not `load`")
+    position = None if isinstance(path, pathlib.Path) else path.tell()
+    try:
+        with clear_errors(path), zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            if damaged is not None:
+                raise FileError(path, f"is damaged: the checksum of its member {damaged!r} is wrong")
+            missing = {"data", "policy.pth"} - set(archive.namelist())
+            if missing:
+                raise FileError(path, f"is no model of Stable-Baselines3: it has no {' and no '.join(sorted(missing))}")
+    finally:
+        if position is not None:
+            path.seek(position)
+
+
+def _check_pickle(path: pathlib.Path) -> None:
+    """
+    :param path: The file of a replay buffer
+    :raises FileError: if it was altered. Files that SB3 wrote have no checksum and pass.
+    """
+    n_bytes = path.stat().st_size - len(SHA256_LINE % (b"0" * 64))
+    with open(path, "rb") as file:
+        file.seek(max(n_bytes, 0))
+        match = re.fullmatch(rb"sha256 ([0-9a-f]{64})\n", file.read())
+        file.seek(0)
+        if match and sha256(file, n_bytes) != match[1].decode():
+            raise FileError(path, "was altered: its content does not match its SHA-256")

@@ -1,0 +1,180 @@
+"""A policy for other programs: the same actions as ``predict``, from files that run no code, or a clear refusal."""
+
+import json
+import pickle
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from conftest import SMALL, VectorEnv
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_bn_ddpg import BNDDPG, export, load_policy
+from sb3_bn_ddpg.atomic_files import FileError
+
+safetensors = pytest.importorskip("safetensors")
+
+
+class UnequalEnv(VectorEnv):
+    """Actions of unequal bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = spaces.Box(np.array([-2.0, 1.0], np.float32), np.array([1.0, 30.0], np.float32))
+
+
+def _trained(env, policy="MlpPolicy", **kwargs) -> BNDDPG:
+    arguments = dict(learning_starts=10, buffer_size=100, batch_size=8, seed=0, device="cpu", learning_rate=1e-2)
+    return BNDDPG(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
+
+
+MODELS = {
+    "vector": lambda: _trained(UnequalEnv()),
+    "pendulum": lambda: _trained("Pendulum-v1"),
+    "batch renorm, Tanh": lambda: _trained(
+        UnequalEnv(), policy_kwargs=dict(net_arch=[9, 8], normalization="batch_renorm", activation_fn=th.nn.Tanh)
+    ),
+    "layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="layer")),
+    "linear, no norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(net_arch=[], normalization=None)),
+    "VecNormalize": lambda: _trained(VecNormalize(make_vec_env(UnequalEnv), clip_obs=1.5)),
+    "images": lambda: _trained(FakeImageEnv(36, 36, discrete=False), "CnnPolicy"),
+    "dictionary": lambda: _trained(SimpleMultiObsEnv(discrete_actions=False), "MultiInputPolicy"),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    th.manual_seed(0)
+    return MODELS[request.param]()
+
+
+def _observations(model, n: int):
+    """Observations of the environment, before any normalisation."""
+    space = model.observation_space
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([space[key].sample() for _ in range(n)]) for key in space.spaces}
+    if space.dtype == np.uint8:
+        return np.stack([space.sample() for _ in range(n)])
+    return (np.random.default_rng(0).normal(size=(n, *space.shape)) * 5 + 2).astype(np.float32)
+
+
+def _expected(model, observations):
+    normalize = model.get_vec_normalize_env()
+    return model.predict(observations if normalize is None else normalize.normalize_obs(observations))[0]
+
+
+def test_safetensors(model, tmp_path):
+    model.export_policy(tmp_path / "policy.safetensors")
+    policy = load_policy(tmp_path / "policy.safetensors")
+    observations = _observations(model, 300)
+    np.testing.assert_array_equal(policy.predict(observations)[0], _expected(model, observations))
+    assert policy.action_space == model.action_space
+    assert policy.observation_space == model.observation_space
+
+
+def test_onnx(model, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model.export_onnx(tmp_path / "policy.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "policy.onnx"))
+    is_vector = isinstance(model.observation_space, spaces.Box) and len(model.observation_space.shape) == 1
+    observations = _observations(model, 10_000 if is_vector else 50)
+    inputs = observations if isinstance(observations, dict) else {"observation": observations}
+    (actions,) = session.run(["action"], inputs)
+    expected = _expected(model, observations)
+    assert expected.std() > 1e-3
+    extent = model.action_space.high - model.action_space.low
+    assert np.max(np.abs(actions - expected) / extent) < 1e-6
+    (single,) = session.run(["action"], {name: entry[:1] for name, entry in inputs.items()})
+    np.testing.assert_allclose(single, expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_custom_parts_are_refused(tmp_path):
+    class Activation(th.nn.ReLU):
+        pass
+
+    model = _trained(VectorEnv(), policy_kwargs=dict(SMALL, activation_fn=Activation))
+    with pytest.raises(ValueError, match="`activation_fn=Activation` cannot be exported"):
+        model.export_policy(tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+
+
+class Bomb:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('the bomb went off')",)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    from safetensors import safe_open
+
+    path = tmp_path_factory.mktemp("exported") / "policy"
+    _trained(gym.make("Pendulum-v1")).export_policy(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["bn_ddpg_policy"])  # noqa: SIM118
+
+
+def _write(path, tensors, description) -> None:
+    from safetensors.torch import save_file
+
+    about = description if isinstance(description, str) else json.dumps(description)
+    save_file(tensors, path, {"bn_ddpg_policy": about, "bn_ddpg_sha256": export._sha256(about, tensors)})
+
+
+def _without(mapping, key):
+    return {name: value for name, value in mapping.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, d: (t, d | dict(format_version=2)), "format version 2: only version 1 is known"),
+        (lambda t, d: (t, _without(d, "format_version")), "no format_version"),
+        (lambda t, d: (t, d | dict(code="import os")), r"unknown or missing: \['code'\]"),
+        (lambda t, d: (t, _without(d, "network")), r"unknown or missing: \['network'\]"),
+        (lambda t, d: (t, d | dict(activation_fn="exec")), "unknown activation_fn: 'exec'"),
+        (lambda t, d: (t, d | dict(features_extractor="subprocess.Popen")), "unknown features_extractor"),
+        (lambda t, d: (t, d | dict(features_extractor_kwargs=dict(shell=True))), "shell"),
+        (lambda t, d: (t, d | dict(observation_space=dict(type="Graph"))), "unknown kind"),
+        (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[16, 10**9]))), "size mismatch"),
+        (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[-1]))), "policy"),
+        (lambda t, d: (t, "[" * 100_000), "Recursion|damaged"),
+        (lambda t, d: (t, "no json"), "JSONDecodeError"),
+        (lambda t, d: (t | {"extra": th.zeros(1)}, d), r"unknown tensors \['extra'\]"),
+        (lambda t, d: (_without(t, "actor.mu.1.weight"), d), "Missing key"),
+        (lambda t, d: (_without(t, "action_space.low"), d), "action_space.low"),
+        (lambda t, d: (t | {"actor.mu.1.weight": th.zeros(16, 4)}, d), "size mismatch"),
+        (lambda t, d: (t | {"actor.mu.1.weight": t["actor.mu.1.weight"].double()}, d), "float64"),
+        (lambda t, d: (t | {"actor.mu.1.weight": t["actor.mu.1.weight"] * np.nan}, d), "not finite"),
+    ],
+)
+def test_what_is_unknown_is_refused(exported, change, message, tmp_path):
+    path = tmp_path / "policy"
+    _write(path, *change(*exported))
+    with pytest.raises(FileError, match=message) as error:
+        load_policy(path)
+    assert str(path) in str(error.value)
+
+
+def test_other_files_are_refused_and_not_run(tmp_path, make_model):
+    model = make_model()
+    model.save(tmp_path / "model.zip")
+    model.save_checkpoint(tmp_path / "checkpoint")
+    (tmp_path / "bomb").write_bytes(pickle.dumps(Bomb()))
+    th.save({"policy": Bomb()}, tmp_path / "torch bomb")
+    (tmp_path / "empty").touch()
+    for path in tmp_path.iterdir():
+        with pytest.raises(FileError, match="damaged or of another kind"):
+            load_policy(path)
+    with pytest.raises(FileNotFoundError):
+        load_policy(tmp_path / "nothing")
+
+
+def test_unchanged_file_loads(exported, tmp_path):
+    """What the refusals above start from."""
+    _write(tmp_path / "policy", *exported)
+    assert load_policy(tmp_path / "policy").predict(np.zeros(3, np.float32))[0].shape == (1,)

@@ -1,0 +1,165 @@
+"""A training that is interrupted and resumed in another process ends with the same bits as one that was not."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import VectorEnv
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecNormalize
+
+from benchmarks.reliability import resumes
+from benchmarks.reliability.resumes import TRAININGS, fingerprint, whole
+from sb3_bn_ddpg import BNDDPG, CheckpointEvery
+from sb3_bn_ddpg.atomic_files import FileError
+
+# The processes that these need are started once: a few trainings stand for all, which `benchmarks.reliability.resumes` does
+QUICK = ("MlpPolicy", "MlpPolicy by autograd", "three environments", "n-step", "OU noise with a schedule")
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """For each training, what a second process made of its checkpoint."""
+    return resumes.resume_in_another_process(tmp_path_factory.mktemp("checkpoints"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def resumed_slowly(tmp_path_factory):
+    return resumes.resume_in_another_process(tmp_path_factory.mktemp("checkpoints"), [*TRAININGS.keys() - set(QUICK)])
+
+
+def _assert_equal(name, result, folder) -> None:
+    expected = fingerprint(whole(TRAININGS[name], folder))
+    assert "error" not in result, result
+    assert [thing for thing in expected if result.get(thing) != expected[thing]] == []
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_resumed_equals_uninterrupted(name, resumed, tmp_path):
+    _assert_equal(name, resumed[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name not in QUICK])
+def test_resumed_equals_uninterrupted_slow(name, resumed_slowly, tmp_path):
+    _assert_equal(name, resumed_slowly[name], tmp_path)
+
+
+def test_two_halves_that_know_of_each_other(make_model, tmp_path):
+    """`learn(2N)` is `learn(N)`, twice, also on a schedule, if the first half is told where the schedule ends."""
+    kwargs = dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
+    expected = fingerprint(make_model(**kwargs).learn(120))
+    model = make_model(**kwargs).learn(60, schedule_timesteps=120)
+    assert model._current_progress_remaining == 0.5
+    model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv(), device="cpu")
+    resumed.learn(60, reset_num_timesteps=False)
+    assert {name for name, value in fingerprint(resumed).items() if value != expected[name]} == set()
+
+
+def test_remaining_timesteps(make_model, tmp_path):
+    class Stop(BaseCallback):
+        def _on_step(self) -> bool:
+            return self.num_timesteps < 45
+
+    model = make_model().learn(100, [CheckpointEvery(20, tmp_path / "checkpoint"), Stop()])
+    assert model.remaining_timesteps == 55
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+    assert (resumed.num_timesteps, resumed.remaining_timesteps) == (40, 60)
+
+
+def test_callbacks_go_on(make_model, tmp_path):
+    """The best model so far is not forgotten, and the next evaluation is due when it would have been."""
+
+    def callbacks() -> list:
+        evaluation = EvalCallback(make_vec_env(VectorEnv), n_eval_episodes=1, eval_freq=15, verbose=0)
+        return [evaluation, CheckpointEvery(20, tmp_path / "checkpoint")]
+
+    first = callbacks()
+    make_model().learn(70, first)
+    second = callbacks()
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+    assert resumed.num_timesteps == 70
+    resumed.learn(10, CallbackList(second), reset_num_timesteps=False)
+    assert second[0].evaluations_timesteps == []  # no log_path
+    assert second[0].n_calls == 80
+    assert second[0].best_mean_reward >= first[0].best_mean_reward > -np.inf
+
+
+def test_an_environment_that_hides_its_state_starts_anew(tmp_path):
+    """Between episodes nothing is lost; within one, what is stored of it ends as by a time limit, and is said to."""
+    training = TRAININGS["an environment that hides its state"]
+    model = training.model().learn(100)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match=r"starts with a new episode: .*ClosedEnv cannot be pickled: .*generator"):
+        resumed = BNDDPG.resume(tmp_path / "checkpoint", training.make_env())
+    buffer = resumed.replay_buffer
+    assert (buffer.dones[99], buffer.timeouts[99]) == (1, 1)
+    assert (buffer.dones[59], buffer.timeouts[59]) == (1, 1)  # the time limit
+    assert buffer.dones.sum() == 2
+    resumed.learn(10, reset_num_timesteps=False)
+    assert resumed.replay_buffer.pos == 110
+
+
+def test_environment_is_made_anew_from_its_id(tmp_path):
+    env = VecNormalize(make_vec_env("Pendulum-v1", n_envs=2, env_kwargs=dict(g=3.0)), clip_obs=5.0)
+    arguments = dict(learning_starts=5, buffer_size=100, policy_kwargs=resumes.SMALL, device="cpu")
+    BNDDPG("MlpPolicy", env, **arguments).learn(20).save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint")
+    assert isinstance(resumed.env, VecNormalize)
+    assert resumed.env.clip_obs == 5.0
+    assert resumed.env.get_attr("g") == [3.0, 3.0]
+    np.testing.assert_array_equal(resumed.env.obs_rms.mean, env.obs_rms.mean)
+
+
+def test_another_environment_is_refused(make_model, tmp_path):
+    path = tmp_path / "checkpoint"
+    make_model().learn(30).save_checkpoint(path)
+    with pytest.raises(ValueError, match=r"`env=None` is not allowed: .* not made from an id"):
+        BNDDPG.resume(path)
+    with pytest.raises(ValueError, match="`env` with 2 environments is not allowed: the checkpoint has 1"):
+        BNDDPG.resume(path, make_vec_env(VectorEnv, n_envs=2))
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        BNDDPG.resume(path, VectorEnv(obs_dim=5))
+    with pytest.raises(ValueError, match=r"`env` with the wrappers \['VecNormalize'\] is not allowed"):
+        BNDDPG.resume(path, VecNormalize(make_vec_env(VectorEnv)))
+    with pytest.raises(ValueError, match=r"TimeLimit.* the checkpoint's of \[.*Monitor.*VectorEnv"):
+        BNDDPG.resume(path, gym.wrappers.TimeLimit(VectorEnv(), 20))
+
+
+def test_what_a_checkpoint_is_not(make_model, tmp_path):
+    model = make_model().learn(30)
+    model.save(tmp_path / "model.zip")
+    model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(FileError, match=r"model\.zip is no checkpoint"):
+        BNDDPG.resume(tmp_path / "model.zip", VectorEnv())
+    with pytest.raises(FileError, match=r"is a checkpoint: it takes `BNDDPG\.resume`, not `load`"):
+        BNDDPG.load(tmp_path / "checkpoint")
+    with pytest.raises(FileNotFoundError):
+        BNDDPG.resume(tmp_path / "nothing")
+    content = (tmp_path / "checkpoint").read_bytes()
+    (tmp_path / "later").write_bytes(content.replace(b"checkpoint 1 ", b"checkpoint 2 ", 1))
+    with pytest.raises(FileError, match="of version 2: only version 1 is known"):
+        BNDDPG.resume(tmp_path / "later", VectorEnv())
+
+
+def test_other_versions_are_told(make_model, tmp_path, monkeypatch):
+    make_model().learn(30).save_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr("sb3_bn_ddpg.checkpoint.version", lambda name: "99")
+    with pytest.warns(UserWarning, match=r"need not give the same numbers: .*torch .* then, 99 now"):
+        BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+
+
+def test_checkpoints_of_large_empty_buffers_are_small(make_model, tmp_path):
+    model = make_model(buffer_size=1_000_000).learn(30)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint").stat().st_size < 200_000
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+    assert resumed.replay_buffer.observations.shape == model.replay_buffer.observations.shape
+
+
+def test_save_freq():
+    with pytest.raises(ValueError, match="`save_freq=0` is not allowed"):
+        CheckpointEvery(0, "checkpoint")
