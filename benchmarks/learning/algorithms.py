@@ -1,5 +1,6 @@
 """From a variant's plain values to a model."""
 
+import copy
 from typing import Any
 
 import torch as th
@@ -23,7 +24,7 @@ def build(variant: Variant, env: VecEnv, seed: int) -> OffPolicyAlgorithm:
     :return: The model, on the CPU, with one torch thread
     """
     th.set_num_threads(1)
-    kwargs: dict[str, Any] = dict(variant.kwargs)
+    kwargs: dict[str, Any] = copy.deepcopy(variant.kwargs)  # SB3 adds its own entries to policy_kwargs
     if "action_noise" in kwargs:
         kwargs["action_noise"] = build_action_noise(kwargs["action_noise"], env.action_space.shape or ())
     algorithm: Any = ALGORITHMS[variant.algorithm]

@@ -129,7 +129,9 @@ VARIANTS: dict[str, Variant] = {
     "random": Variant("Random policy", "random"),
     "sb3_ddpg": Variant("SB3 DDPG", "ddpg", _ZOO),
     "sb3_td3": Variant("SB3 TD3", "td3", _ZOO),
-    "crossq_256": Variant("CrossQ, critics of 256", "crossq", dict(policy_kwargs=dict(net_arch=dict(pi=[256, 256], qf=[256, 256])))),
+    "crossq_256": Variant(
+        "CrossQ, critics of 256", "crossq", dict(policy_kwargs=dict(net_arch=dict(pi=[256, 256], qf=[256, 256])))
+    ),
     "crossq_1024": Variant("CrossQ, critics of 1024", "crossq"),  # its defaults
     # The paper's Figure 2, everything else at the paper's values, which are the class's defaults
     "paper_no_targets": Variant("batch norm, no target networks", "bn_ddpg", dict(use_target_networks=False)),
