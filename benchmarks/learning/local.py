@@ -38,7 +38,7 @@ def unit_command(unit: Unit, budget: Budget, folder: Path, nice: int) -> list[st
     """
     command = [sys.executable, "-m", "benchmarks.learning.unit", "--write", "--results", str(folder)]
     command += ["--task", unit.task, "--variant", unit.variant, "--seed", str(unit.seed)]
-    for option, value in zip(("--steps", "--every", "--episodes"), astuple(budget), strict=True):
+    for option, value in zip(("--steps", "--every", "--episodes"), astuple(budget.of(unit.variant)), strict=True):
         command += [option, str(value)]
     return ["nice", "-n", str(nice), *command] if nice else command
 

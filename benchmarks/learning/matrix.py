@@ -6,12 +6,18 @@ The split into tuning and held-out tasks was committed before the first run that
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 PROTOCOL = 1
 """Raised when the way of training or evaluating changes: every stored unit is then run anew."""
+
+
+TUNED_PROFILE = Path(__file__).parents[2] / "hyperparams" / "bn_ddpg.yml"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ TASKS = {
     )
 }
 TUNING = tuple(name for name, task in TASKS.items() if not task.held_out)
+HELD_OUT = tuple(name for name, task in TASKS.items() if task.held_out)
 
 
 @dataclass(frozen=True)
@@ -58,26 +65,35 @@ class Variant:
     :param label: Name in tables and plots
     :param algorithm: ``"random"`` or a key of :data:`~benchmarks.learning.algorithms.ALGORITHMS`
     :param kwargs: Arguments of its constructor, as a hyperparameter file spells them (``action_noise`` is a mapping)
+    :param steps: Environment steps
     """
 
     label: str
     algorithm: str
     kwargs: dict[str, Any] = field(default_factory=dict)
+    steps: int = 50_000
 
 
 @dataclass(frozen=True)
 class Budget:
     """
-    The extent of a run, the same for all units.
+    The extent of a run.
 
-    :param steps: Environment steps
+    :param steps: Environment steps (if None: the variant's)
     :param every: Steps between evaluations
     :param episodes: Episodes of an evaluation
     """
 
-    steps: int = 50_000
+    steps: int | None = None
     every: int = 2_500
     episodes: int = 5
+
+    def of(self, variant: str) -> "Budget":
+        """
+        :param variant: Name of a variant
+        :return: The extent with the variant's steps filled in
+        """
+        return replace(self, steps=VARIANTS[variant].steps) if self.steps is None else self
 
 
 class Unit(NamedTuple):
@@ -139,20 +155,94 @@ VARIANTS: dict[str, Variant] = {
     "paper": Variant("batch norm and target networks", "bn_ddpg"),
 }
 
+# The best of the prototype's settings, around which one factor changes at a time
+_BASE = dict(
+    learning_rate=1e-3,
+    critic_learning_rate=1e-3,
+    critic_weight_decay=0.0,
+    tau=0.005,
+    batch_size=256,
+)
+ABLATION_STEPS = 30_000
+"""Fewer than elsewhere, so that every factor gets its three seeds."""
+
+
+def _changed(label: str, policy: dict[str, Any] | None = None, **kwargs: Any) -> Variant:
+    return Variant(label, "bn_ddpg", _BASE | kwargs | (dict(policy_kwargs=policy) if policy else {}), ABLATION_STEPS)
+
+
+FACTORS: dict[str, dict[str, Variant]] = {
+    "normalisation (base: batch norm)": {
+        "ablation_no_norm": _changed("none", dict(normalization=None)),
+        "ablation_renorm": _changed("batch renorm", dict(normalization="batch_renorm")),
+        "ablation_layer_norm": _changed("layer norm", dict(normalization="layer")),
+    },
+    "targets' statistics (base: the minibatch's)": {
+        "ablation_targets_copied": _changed("running, copied", target_statistics="running"),
+        "ablation_targets_polyak": _changed("running, Polyak", target_statistics="running", target_statistics_sync="polyak"),
+        "ablation_targets_own": _changed(
+            "the targets' own running", target_statistics="running_update", target_statistics_sync=None
+        ),
+    },
+    "critic in the actor's loss (base: running statistics)": {
+        "ablation_actor_loss_batch": _changed("the minibatch's", actor_loss_critic_statistics="batch"),
+    },
+    "exploration (base: OU, dt 1, sigma 0.2)": {
+        "ablation_ou_slow": _changed("OU, dt 0.01", action_noise=dict(type="ou", dt=0.01)),
+        "ablation_gaussian": _changed("Gaussian, sigma 0.2", action_noise=dict(type="normal", sigma=0.2)),
+    },
+    "critic's weight decay (base: 0)": {"ablation_decay": _changed("1e-2 (paper)", critic_weight_decay=1e-2)},
+    "tau (base: 0.005)": {
+        "ablation_tau_small": _changed("0.001 (paper)", tau=0.001),
+        "ablation_tau_large": _changed("0.02", tau=0.02),
+    },
+    "target networks (base: with)": {"ablation_no_targets": _changed("without", use_target_networks=False)},
+    "batch size (base: 256)": {"ablation_batch_64": _changed("64 (paper)", batch_size=64)},
+    "actor's learning rate (base: 1e-3)": {
+        "ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4),
+        "ablation_actor_3e-4": _changed("3e-4", learning_rate=3e-4),
+    },
+    "batch norm's momentum (base: 0.1)": {
+        "ablation_momentum_0.01": _changed("0.01", dict(norm_momentum=0.01)),
+        "ablation_momentum_0.001": _changed("0.001", dict(norm_momentum=0.001)),
+    },
+}
+"""What the paper leaves unsaid and what the prototype put in doubt: factor, then its values other than the base's."""
+VARIANTS["ablation_base"] = _changed("base")
+VARIANTS |= {name: variant for values in FACTORS.values() for name, variant in values.items()}
+
+
+def _tuned() -> dict[str, Any]:
+    """
+    :return: The entry ``default`` of the profile "tuned", without what is the benchmark's to say
+    """
+    kwargs: dict[str, Any] = yaml.safe_load(TUNED_PROFILE.read_text())["default"]
+    return {key: value for key, value in kwargs.items() if key not in ("n_timesteps", "policy", "learning_starts")}
+
+
+VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
 WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run-v0")
 
 
-def _cells(variants: tuple[str, ...], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:
+def _cells(variants: Iterable[str], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:
     return tuple((task, variant) for variant in variants for task in tasks)
 
 
 GROUPS: dict[str, Group] = {
-    "random": Group("What does a random policy score?", _cells(("random",)), 5),
+    "random": Group("What does a random policy score?", _cells(["random"]), 5),
     "peers": Group("How do SB3's DDPG, TD3 and CrossQ learn?", _cells(PEERS), 5),
-    "crossq_wide": Group("And CrossQ with its own wide critics?", _cells(("crossq_1024",), WIDE_TASKS), 3),
+    "crossq_wide": Group("And CrossQ with its own wide critics?", _cells(["crossq_1024"], WIDE_TASKS), 3),
     "figure2": Group("Does batch norm help, and do target networks (the paper's Figure 2)?", _cells(FIGURE2), 5),
+    "ablation": Group(
+        "What matters of what the paper leaves unsaid?",
+        _cells(["ablation_base", *(name for values in FACTORS.values() for name in values)], TUNING),
+        3,
+    ),
+    "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
+    "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""
 
@@ -166,5 +256,5 @@ def config_hash(unit: Unit, budget: Budget) -> str:
     :return: 12 hexadecimal digits
     """
     variant = VARIANTS[unit.variant]
-    config = [PROTOCOL, unit, variant.algorithm, variant.kwargs, LEARNING_STARTS, asdict(budget)]
+    config = [PROTOCOL, unit, variant.algorithm, variant.kwargs, LEARNING_STARTS, asdict(budget.of(unit.variant))]
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

@@ -8,87 +8,11 @@ it with its file to the bit; exit code 1 if they differ. The runner adds ``--wri
 import argparse
 import signal
 import sys
-import time
-from collections import defaultdict
+import tempfile
 from pathlib import Path
-from typing import Any
-
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
-
-
-class MeanLogger(Logger):
-    """Keeps the mean of every value of ``train/`` that an algorithm recorded since the last evaluation."""
-
-    def __init__(self) -> None:
-        super().__init__(folder=None, output_formats=[])
-        self.sums: dict[str, float] = defaultdict(float)
-        self.counts: dict[str, int] = defaultdict(int)
-
-    def record(self, key: str, value: Any, exclude: Any = None) -> None:
-        if key.startswith("train/"):
-            self.sums[key] += float(value)
-            self.counts[key] += 1
-
-    def take(self) -> dict[str, float]:
-        """
-        :return: The means by their names without ``train/``; counting starts anew
-        """
-        means = {key.removeprefix("train/"): self.sums[key] / self.counts[key] for key in self.sums}
-        self.sums.clear()
-        self.counts.clear()
-        return means
-
-
-class Recorder(BaseCallback):
-    """
-    Evaluates at step 0 and every so many steps, with the training's clocks stopped.
-
-    :param file: Where the rows go
-    :param task: The task
-    :param budget: How often
-    """
-
-    def __init__(self, file: UnitFile, task: str, budget: Budget) -> None:
-        super().__init__()
-        from benchmarks.learning.evaluation import Evaluator
-
-        self.file, self.budget = file, budget
-        self.evaluator = Evaluator(task, budget.episodes)
-        self.means = MeanLogger()
-        self.wall = self.cpu = 0.0
-
-    def _on_training_start(self) -> None:
-        self._write()
-        self._start_clocks()
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:  # after the update that belongs to the last step
-        if self.num_timesteps and self.num_timesteps % self.budget.every == 0:
-            self._evaluate()
-
-    def _on_training_end(self) -> None:  # the last step's update is done; no rollout follows it
-        self._evaluate()
-
-    def _evaluate(self) -> None:
-        self.wall += time.perf_counter() - self.wall_start
-        self.cpu += time.process_time() - self.cpu_start
-        self._write()
-        self._start_clocks()
-
-    def _write(self) -> None:
-        evaluation = self.evaluator.evaluate(self.model)
-        clocks = dict(wall_seconds=round(self.wall, 3), cpu_seconds=round(self.cpu, 3))
-        self.file.add(dict(step=self.num_timesteps) | evaluation._asdict() | clocks | self.means.take())
-
-    def _start_clocks(self) -> None:
-        self.wall_start, self.cpu_start = time.perf_counter(), time.process_time()
 
 
 def run(unit: Unit, budget: Budget, folder: Path) -> Path:
@@ -101,10 +25,14 @@ def run(unit: Unit, budget: Budget, folder: Path) -> Path:
     :return: The unit's file
     """
     # Here, so that --help and the runner do without torch
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
     from benchmarks.learning.algorithms import build
     from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
+    from benchmarks.learning.recorder import Recorder
 
     variant = VARIANTS[unit.variant]
+    budget = budget.of(unit.variant)
     with UnitFile(folder, unit, budget) as file:
         if variant.algorithm == "random":
             evaluator = Evaluator(unit.task, budget.episodes)
@@ -114,6 +42,7 @@ def run(unit: Unit, budget: Budget, folder: Path) -> Path:
             model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed)
             recorder = Recorder(file, unit.task, budget)
             model.set_logger(recorder.means)
+            assert budget.steps is not None
             model.learn(budget.steps, callback=recorder, log_interval=sys.maxsize)
     return file.path
 
@@ -123,7 +52,7 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: Gets the options that shorten a run and say where results lie
     """
     default = Budget()
-    parser.add_argument("--steps", type=int, default=default.steps, help="environment steps of a unit")
+    parser.add_argument("--steps", type=int, help="environment steps of a unit (default: the variant's)")
     parser.add_argument("--every", type=int, default=default.every, help="steps between evaluations")
     parser.add_argument("--episodes", type=int, default=default.episodes, help="episodes of an evaluation")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
@@ -148,8 +77,6 @@ def main() -> None:
     stored = read_unit(arguments.results, unit)
     if stored is None:
         sys.exit(f"Nothing is stored of {unit} in {arguments.results}: run it with --write")
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         run(unit, budget, Path(folder))
         again = read_unit(Path(folder), unit)
