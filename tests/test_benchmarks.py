@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.markdown import BEGIN, END
 from benchmarks.speed import report
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.contenders import BASELINE, FLOOR, JAX_BASELINE, OURS
@@ -114,7 +115,7 @@ def test_slope_is_that_of_the_largest_sizes(results: Path):
 
 def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    readme.write_text(f"# Before\n{BEGIN}\nold\n{END}\nAfter\n")
     report.write(results, readme)
     first = readme.read_text()
     assert first.startswith("# Before\n")
