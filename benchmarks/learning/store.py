@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
@@ -159,3 +160,17 @@ def source_hash() -> str:
         if path.name not in ("cli.py", "__main__.py"):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def header_text(folder: Path) -> str:
+    """
+    :param folder: The results
+    :return: Machines and versions of the stored units, as a Markdown list with the number of units of each
+    """
+    counts: Counter[str] = Counter()
+    for path in folder.glob("*/*/seed-*.csv"):
+        with path.open() as file:
+            stored = json.loads(file.readline().removeprefix("# "))
+        versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        counts[f"{stored['machine']}; {versions}"] += 1
+    return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())

@@ -58,6 +58,14 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
 
 
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """
+    :param arguments: A command line with the options of :func:`add_budget_arguments`
+    :return: The extent of the runs
+    """
+    return Budget(arguments.steps, arguments.every, arguments.episodes)
+
+
 def main() -> None:
     """Parse the command line; run and write, or run and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,7 +76,7 @@ def main() -> None:
     add_budget_arguments(parser)
     arguments = parser.parse_args()
     unit = Unit(arguments.task, arguments.variant, arguments.seed)
-    budget = Budget(arguments.steps, arguments.every, arguments.episodes)
+    budget = budget_of(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed
 
     if arguments.write:

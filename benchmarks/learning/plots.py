@@ -1,0 +1,238 @@
+"""The plots, each as PNG and SVG, the same bytes for the same results."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.learning.figures import (
+    Estimate,
+    complete,
+    curve_matrix,
+    estimate,
+    final_matrix,
+    interquartile_mean,
+    over_time,
+    performance_profile,
+    seconds_per_step,
+)
+from benchmarks.learning.matrix import TASKS, VARIANTS
+
+mpl.use("Agg")
+mpl.rcParams.update(
+    {"svg.hashsalt": "learning", "svg.fonttype": "none", "figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3}
+)
+
+COLORS = {
+    "tuned": "tab:red",
+    "paper": "tab:purple",
+    "paper_no_norm": "tab:brown",
+    "paper_no_targets": "tab:olive",
+    "sb3_ddpg": "tab:blue",
+    "sb3_td3": "tab:cyan",
+    "crossq_256": "tab:green",
+    "crossq_1024": "tab:gray",
+}
+"""Of each variant, the same in all plots."""
+POINTS = 40
+"""Points of a curve over time or thresholds."""
+STATISTICS = {
+    "q_estimate": "mean Q(s, a) of the minibatch",
+    "critic_loss": "critic's loss",
+    "actor_statistics_drift": "actor's statistics drift",
+    "critic_statistics_drift": "critic's statistics drift",
+    "actor_grad_norm": "actor's gradient norm",
+}
+"""Rows of the plot of what the algorithms logged. DDPG and TD3 log no Q: it is the negative of their actor's loss."""
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """
+    :param figure: A figure, which is closed
+    :param folder: Where it goes
+    :param name: Its name without extension
+    :return: Markdown that shows it
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    plt.close(figure)
+    return f"![{name}]({folder.name}/{name}.png)\n\n[As SVG]({folder.name}/{name}.svg)"
+
+
+def grid(n_rows: int, n_columns: int, sharey: bool = False) -> tuple[Figure, np.ndarray]:
+    """
+    :param n_rows: Number of rows of panels
+    :param n_columns: Number of columns
+    :param sharey: Whether their values have one scale
+    :return: The figure and its panels
+    """
+    return plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(4.2 * n_columns, 3 * n_rows + 0.6),
+        squeeze=False,
+        layout="constrained",
+        sharex="row" if n_rows == 1 else False,
+        sharey=sharey,
+    )
+
+
+def legend(figure: Figure, panels: np.ndarray, columns: int) -> None:
+    """
+    One legend below all panels.
+
+    :param figure: The figure
+    :param panels: Its panels
+    :param columns: Number of the legend's columns
+    """
+    entries = {}
+    for axes in panels.flat:
+        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        if axes.get_legend():
+            axes.get_legend().remove()
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def plot_returns(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
+    """
+    Returns over steps, a panel a task: means over seeds with 95% bootstrap intervals.
+
+    :param rows: The stored evaluations
+    :param variants: The curves
+    :return: The figure
+    """
+    figure, panels = grid(2, (len(TASKS) + 1) // 2)
+    for axes, (task, declared) in zip(panels.flat, TASKS.items(), strict=False):
+        for variant in variants:
+            own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
+            if len(own):
+                label = VARIANTS[variant].label
+                sns.lineplot(own, x="step", y="return_mean", ax=axes, label=label, color=COLORS[variant], seed=0, n_boot=500)
+        random = rows.loc[(rows["task"] == task) & (rows["variant"] == "random"), "return_mean"]
+        if len(random):
+            axes.axhline(random.mean(), color="black", linewidth=0.8, linestyle=":", label=VARIANTS["random"].label)
+        axes.set(title=f"{task}{', held out' if declared.held_out else ''}", xlabel="environment steps", ylabel="return")
+    legend(figure, panels, len(variants) + 1)
+    return figure
+
+
+def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
+    """
+    What the algorithms logged, over steps: a row a statistic, a column a task; means over seeds and their range.
+
+    :param rows: The stored evaluations
+    :param variants: The curves
+    :return: The figure
+    """
+    figure, panels = grid(len(STATISTICS), len(TASKS))
+    for line, (column, name) in zip(panels, STATISTICS.items(), strict=True):
+        for axes, task in zip(line, TASKS, strict=True):
+            for variant in variants:
+                own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
+                if column == "q_estimate":
+                    fallback = -own["actor_loss"] if VARIANTS[variant].algorithm in ("ddpg", "td3") else np.nan
+                    own = own.assign(q_estimate=own["q_value"].fillna(fallback) if "q_value" in own else fallback)
+                if column in own and own[column].notna().any():
+                    label = VARIANTS[variant].label
+                    sns.lineplot(own, x="step", y=column, ax=axes, label=label, color=COLORS[variant], errorbar=("pi", 100))
+            if column != "q_estimate":
+                axes.set_yscale("log")
+            axes.set(title=task, xlabel="environment steps", ylabel=name if axes is line[0] else "")
+    legend(figure, panels, len(variants))
+    return figure
+
+
+def band(axes: Axes, x: np.ndarray, curve: Estimate, variant: str) -> None:
+    """
+    :param axes: Where to draw
+    :param x: Points
+    :param curve: Values and intervals there
+    :param variant: Whose they are
+    """
+    axes.plot(x, curve.value, color=COLORS[variant], label=VARIANTS[variant].label)
+    axes.fill_between(x, curve.low, curve.high, color=COLORS[variant], alpha=0.15)
+
+
+def plot_aggregate(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> Figure:
+    """
+    Interquartile means over steps and over CPU seconds.
+
+    :param rows: The stored evaluations
+    :param variants: The curves; those without a seed for every task are left out
+    :param tasks: The tasks that are aggregated
+    :return: The figure
+    """
+    figure, panels = grid(1, 2, sharey=True)
+    names = complete(rows, variants, tasks)
+    steps = rows["step"].max()
+    longest = max((seconds_per_step(rows, name, task) * steps for name in names for task in tasks), default=1.0)
+    for name in names:
+        band(panels[0, 0], *_curve(*curve_matrix(rows, name, tasks)), name)
+        band(panels[0, 1], *_curve(*over_time(rows, name, tasks, np.linspace(0, longest, POINTS * 2))), name)
+    panels[0, 0].set(xlabel="environment steps", ylabel="interquartile mean of scores")
+    panels[0, 1].set(xlabel="CPU seconds of training")
+    figure.set_size_inches(10, 4.5)
+    legend(figure, panels, 3)
+    return figure
+
+
+def _curve(x: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, Estimate]:
+    return x, estimate(interquartile_mean, scores)
+
+
+def plot_profiles(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> Figure:
+    """
+    Performance profiles: the share of runs whose final score exceeds a threshold.
+
+    :param rows: The stored evaluations
+    :param variants: The curves
+    :param tasks: The tasks that are aggregated
+    :return: The figure
+    """
+    figure, panels = grid(1, 1)
+    scores = {name: final_matrix(rows, name, tasks) for name in complete(rows, variants, tasks)}
+    thresholds = np.linspace(0, max((matrix.max() for matrix in scores.values()), default=1.0), POINTS)
+    for name, matrix in scores.items():
+        band(panels[0, 0], thresholds, performance_profile(matrix, thresholds), name)
+    panels[0, 0].set(xlabel="score", ylabel="share of runs above it")
+    figure.set_size_inches(6, 4.5)
+    legend(figure, panels, 2)
+    return figure
+
+
+def plot_forest(estimates: dict[str, Estimate], neutral: float, label: str, headings: dict[str, str] | None = None) -> Figure:
+    """
+    A line an estimate, with its interval.
+
+    :param estimates: By name
+    :param neutral: The value that says: no difference
+    :param label: What they estimate
+    :param headings: What stands above an estimate, by its name
+    :return: The figure
+    """
+    figure, panels = grid(1, 1)
+    axes, ticks, names = panels[0, 0], [], []
+    for name, entry in estimates.items():
+        if headings and name in headings:
+            ticks.append(len(ticks) + 0.0)
+            names.append(headings[name])
+        ticks.append(len(ticks) + 0.0)
+        names.append(f"   {name.partition(': ')[2] or name}" if headings else name)
+        excludes = entry.low > neutral or entry.high < neutral
+        axes.plot([entry.low, entry.high], [ticks[-1]] * 2, color="tab:red" if excludes else "tab:gray")
+        axes.plot(entry.value, ticks[-1], "o", color="tab:red" if excludes else "tab:gray")
+    axes.axvline(neutral, color="black", linewidth=0.8)
+    axes.set_yticks(ticks, names, ha="left" if headings else "right")
+    if headings:
+        axes.tick_params(axis="y", pad=190, length=0)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    figure.set_size_inches(8, 0.28 * len(ticks) + 1)
+    return figure
