@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from rliable import library
-from scipy.stats import trim_mean
 
 from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import is_done, read_unit
@@ -142,7 +141,10 @@ def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     :param scores: Of shape ``(n_seeds, n_tasks)`` or ``(n_seeds, n_tasks, n_points)``
     :return: rliable's interquartile mean over seeds and tasks, one for each point
     """
-    return np.atleast_1d(trim_mean(scores.reshape(-1, *scores.shape[2:]), 0.25, axis=0))
+    # SciPy's trim_mean, which rliable calls, spends fifty times as long on checking its arguments as on the mean
+    runs = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(runs) // 4
+    return np.atleast_1d(runs[cut : len(runs) - cut].mean(axis=0))
 
 
 def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,7 +162,7 @@ def improvement(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
     :param other: Likewise
     :return: rliable's probability that a run of the first scores higher on a task than one of the other
     """
-    # rliable's own asks SciPy for a whole test of each task and sample; its statistic is this count of pairs
+    # rliable's own asks SciPy for a whole test of each task and sample; its statistic is this count of pairs, ties half
     pairs = np.sign(one[:, None] - other[None]) / 2 + 0.5
     return np.atleast_1d(pairs.mean())
 

@@ -14,6 +14,7 @@ from benchmarks.learning.matrix import Budget, Unit
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.2
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 class Outcome(NamedTuple):
@@ -47,9 +48,8 @@ def unit_environment() -> dict[str, str]:
     """
     :return: This process's environment variables, with one thread for everything and this checkout first
     """
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    return os.environ | threads | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return os.environ | ONE_THREAD | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 class Process:

@@ -71,7 +71,12 @@ def run(units: Sequence[Unit], budget: Budget, arguments: argparse.Namespace) ->
     :param arguments: The command line
     :return: Those that failed
     """
-    outcomes = local.run_units(units, budget, arguments.results, arguments.workers, arguments.nice)
+    if arguments.ray:
+        from benchmarks.learning import ray_cluster
+
+        outcomes = ray_cluster.run_units(units, budget, arguments.results, arguments.ray, arguments.nice)
+    else:
+        outcomes = local.run_units(units, budget, arguments.results, arguments.workers, arguments.nice)
     failed = []
     with tqdm(total=len(units), desc="units", smoothing=0) as progress:
         for outcome in outcomes:
