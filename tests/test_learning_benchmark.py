@@ -336,7 +336,7 @@ def test_the_report_of_an_unfinished_matrix_says_what_is_missing(tmp_path: Path)
     assert text.endswith("\nafter\n")
     assert f"- `figure2`: {6 * 3 * 5 - 9} of {6 * 3 * 5} runs" in text
     assert "- `random`" not in text
-    assert "No two variants have a seed for every task yet." in text
+    assert "No two variants have 3 seeds of every task yet." in text
 
 
 def test_the_report_of_nothing(tmp_path: Path):

@@ -14,6 +14,8 @@ from benchmarks.learning.store import is_done, read_unit
 
 REPETITIONS = 2_000
 """Bootstrap samples of every interval."""
+SEEDS_FOR_INTERVALS = 3
+"""From fewer, a bootstrap's interval is too narrow to decide anything; from one it has no width."""
 FINAL_EVALUATIONS = 4
 """A run's final score is the mean of its last evaluations (10,000 steps): a single one is noisy."""
 UNDISTURBED = 0.1

@@ -150,9 +150,9 @@ VARIANTS: dict[str, Variant] = {
     ),
     "crossq_1024": Variant("CrossQ, critics of 1024", "crossq"),  # its defaults
     # The paper's Figure 2, everything else at the paper's values, which are the class's defaults
-    "paper_no_targets": Variant("batch norm, no target networks", "bn_ddpg", dict(use_target_networks=False)),
-    "paper_no_norm": Variant("target networks, no batch norm", "bn_ddpg", dict(policy_kwargs=dict(normalization=None))),
-    "paper": Variant("batch norm and target networks", "bn_ddpg"),
+    "paper_no_targets": Variant("paper, no target networks", "bn_ddpg", dict(use_target_networks=False)),
+    "paper_no_norm": Variant("paper, no batch norm", "bn_ddpg", dict(policy_kwargs=dict(normalization=None))),
+    "paper": Variant("paper (both)", "bn_ddpg"),
 }
 
 # The best of the prototype's settings, around which one factor changes at a time

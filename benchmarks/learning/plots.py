@@ -79,7 +79,6 @@ def grid(n_rows: int, n_columns: int, sharey: bool = False) -> tuple[Figure, np.
         figsize=(4.2 * n_columns, 3 * n_rows + 0.6),
         squeeze=False,
         layout="constrained",
-        sharex="row" if n_rows == 1 else False,
         sharey=sharey,
     )
 
@@ -207,32 +206,31 @@ def plot_profiles(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[s
     return figure
 
 
-def plot_forest(estimates: dict[str, Estimate], neutral: float, label: str, headings: dict[str, str] | None = None) -> Figure:
+def plot_forest(sections: dict[str, dict[str, Estimate]], neutral: float, label: str) -> Figure:
     """
-    A line an estimate, with its interval.
+    A line an estimate, with its interval; red if the interval excludes the neutral value.
 
-    :param estimates: By name
+    :param sections: Estimates by name, by heading (none is drawn for an empty heading)
     :param neutral: The value that says: no difference
     :param label: What they estimate
-    :param headings: What stands above an estimate, by its name
     :return: The figure
     """
     figure, panels = grid(1, 1)
-    axes, ticks, names = panels[0, 0], [], []
-    for name, entry in estimates.items():
-        if headings and name in headings:
-            ticks.append(len(ticks) + 0.0)
-            names.append(headings[name])
-        ticks.append(len(ticks) + 0.0)
-        names.append(f"   {name.partition(': ')[2] or name}" if headings else name)
-        excludes = entry.low > neutral or entry.high < neutral
-        axes.plot([entry.low, entry.high], [ticks[-1]] * 2, color="tab:red" if excludes else "tab:gray")
-        axes.plot(entry.value, ticks[-1], "o", color="tab:red" if excludes else "tab:gray")
+    axes, names = panels[0, 0], []
+    for heading, entries in sections.items():
+        if heading:
+            names.append(heading)
+        for name, entry in entries.items():
+            color = "tab:red" if entry.low > neutral or entry.high < neutral else "tab:gray"
+            axes.plot([entry.low, entry.high], [len(names)] * 2, color=color)
+            axes.plot(entry.value, len(names), "o", color=color)
+            names.append(name)
     axes.axvline(neutral, color="black", linewidth=0.8)
-    axes.set_yticks(ticks, names, ha="left" if headings else "right")
-    if headings:
-        axes.tick_params(axis="y", pad=190, length=0)
+    axes.set_yticks(range(len(names)), names)
+    for tick in axes.get_yticklabels():
+        if tick.get_text() in sections:
+            tick.set_fontweight("bold")
     axes.invert_yaxis()
     axes.set_xlabel(label)
-    figure.set_size_inches(8, 0.28 * len(ticks) + 1)
+    figure.set_size_inches(8, 0.28 * len(names) + 1)
     return figure

@@ -8,6 +8,7 @@ import pandas as pd
 
 from benchmarks.learning import plots
 from benchmarks.learning.figures import (
+    SEEDS_FOR_INTERVALS,
     Estimate,
     complete,
     difference,
@@ -19,6 +20,7 @@ from benchmarks.learning.figures import (
     missing_text,
     read,
     seconds_per_step,
+    seeds_of,
 )
 from benchmarks.learning.matrix import FACTORS, FIGURE2, HELD_OUT, PEERS, TASKS, TUNING, VARIANTS, WIDE_TASKS, Budget
 from benchmarks.learning.store import header_text
@@ -126,11 +128,22 @@ def score_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str
         lines.append(
             [task, *(f"{cell.mean():.3f} / {cell.max():.3f} ({len(cell)})" if len(cell) else MISSING for cell in cells)]
         )
-    aggregate = ["interquartile mean of all"]
-    for name in names:
-        enough = complete(rows, [name], tasks)
-        aggregate.append(interval(estimate(interquartile_mean, final_matrix(rows, name, tasks))) if enough else MISSING)
+    aggregate = ["interquartile mean of all", *(aggregate_cell(rows, name, tasks) for name in names)]
     return table(["Average / best (seeds)", *(VARIANTS[name].label for name in names)], [*lines, aggregate])
+
+
+def aggregate_cell(rows: pd.DataFrame, name: str, tasks: Sequence[str]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param name: A variant
+    :param tasks: Tasks
+    :return: Its interquartile mean over them, with an interval if there are seeds enough for one
+    """
+    seeds = len(seeds_of(rows, name, tasks))
+    if not seeds:
+        return MISSING
+    entry = estimate(interquartile_mean, final_matrix(rows, name, tasks))
+    return interval(entry) if seeds >= SEEDS_FOR_INTERVALS else f"{entry.value:.3f} (seeds: {seeds})"
 
 
 def return_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> str:
@@ -175,7 +188,7 @@ def comparison_table(rows: pd.DataFrame) -> str:
     lines = []
     for one, other in COMPARISONS:
         for tasks, name in ((tuple(TASKS), "all"), (TUNING, "tuning"), (HELD_OUT, "held-out")):
-            if len(complete(rows, (one, other), tasks)) < 2:
+            if len(complete(rows, (one, other), tasks, SEEDS_FOR_INTERVALS)) < 2:
                 continue
             scores = final_matrix(rows, one, tasks), final_matrix(rows, other, tasks)
             gain, probability = estimate(difference, *scores), estimate(improvement, *scores)
@@ -183,7 +196,7 @@ def comparison_table(rows: pd.DataFrame) -> str:
             question = f"{VARIANTS[one].label} > {VARIANTS[other].label}?"
             lines.append([question, name, seeds, interval(gain), interval(probability, 2), verdict(gain, 0)])
     if not lines:
-        return "No two variants have a seed for every task yet."
+        return f"No two variants have {SEEDS_FOR_INTERVALS} seeds of every task yet."
     columns = ["", "tasks", "seeds", "difference of interquartile means", "probability of improvement", "by the difference"]
     return table(columns, lines)
 
@@ -199,11 +212,13 @@ def improvements(rows: pd.DataFrame, pictures: Path) -> list[str]:
             improvement, final_matrix(rows, one, tuple(TASKS)), final_matrix(rows, other, tuple(TASKS))
         )
         for one, other in COMPARISONS
-        if len(complete(rows, (one, other), tuple(TASKS))) == 2
+        if len(complete(rows, (one, other), tuple(TASKS), SEEDS_FOR_INTERVALS)) == 2
     }
     if not entries:
         return []
-    return [plots.save(plots.plot_forest(entries, 0.5, "probability of improvement, all tasks"), pictures, "improvement")]
+    return [
+        plots.save(plots.plot_forest({"": entries}, 0.5, "probability of improvement, all tasks"), pictures, "improvement")
+    ]
 
 
 def time_table(rows: pd.DataFrame, variants: Sequence[str]) -> str:
@@ -226,11 +241,7 @@ def split(rows: pd.DataFrame) -> list[str]:
     """
     lines = []
     for name in present(rows, CONTENDERS):
-        cells = []
-        for tasks in (TUNING, HELD_OUT):
-            enough = complete(rows, [name], tasks)
-            cells.append(interval(estimate(interquartile_mean, final_matrix(rows, name, tasks))) if enough else MISSING)
-        lines.append([VARIANTS[name].label, *cells])
+        lines.append([VARIANTS[name].label, *(aggregate_cell(rows, name, tasks) for tasks in (TUNING, HELD_OUT))])
     return ["## Tuning tasks against held-out tasks", table(["Interquartile mean", "tuning", "held-out"], lines)]
 
 
@@ -243,22 +254,23 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
     if not complete(rows, ["ablation_base"], TUNING):
         return []
     base = final_matrix(rows, "ablation_base", TUNING)
-    entries: dict[str, Estimate] = {}
-    headings = {}
-    for factor, values in FACTORS.items():
-        for name in complete(rows, values, TUNING):
-            key = f"{factor}: {VARIANTS[name].label}"
-            if not any(entry.startswith(f"{factor}: ") for entry in entries):
-                headings[key] = factor
-            entries[key] = estimate(difference, final_matrix(rows, name, TUNING), base)
+    sections = {
+        factor: {
+            VARIANTS[name].label: estimate(difference, final_matrix(rows, name, TUNING), base)
+            for name in complete(rows, values, TUNING, SEEDS_FOR_INTERVALS)
+        }
+        for factor, values in FACTORS.items()
+        if len(base) >= SEEDS_FOR_INTERVALS
+    }
+    sections = {factor: entries for factor, entries in sections.items() if entries}
     parts = ["## What the paper left unsaid: one factor at a time"]
-    if entries:
+    if sections:
         label = "difference of interquartile means from the base"
-        parts.append(plots.save(plots.plot_forest(entries, 0, label, headings), pictures, "ablation"))
+        parts.append(plots.save(plots.plot_forest(sections, 0, label), pictures, "ablation"))
     lines = [_ablation_line(rows, "base", "ablation_base", None)]
     for factor, values in FACTORS.items():
         lines += [
-            _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, entries.get(f"{factor}: {VARIANTS[name].label}"))
+            _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, sections.get(factor, {}).get(VARIANTS[name].label))
             for name in present(rows, values)
         ]
     return [*parts, table(["Final return", *TUNING, "seeds", "difference of scores from the base"], lines)]
