@@ -174,6 +174,7 @@ def test_a_unit_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_the_command_compares_with_the_stored_numbers(results: Path):
     def compare() -> subprocess.CompletedProcess[str]:
         command = [argument for argument in unit_command(UNIT, TINY, results, nice=0) if argument != "--write"]
@@ -324,6 +325,7 @@ def test_the_report_of_a_whole_matrix_repeats_to_the_byte(tmp_path: Path):
     assert line.endswith("1.00 [1.00, 1.00] | **better** |")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_repetitions")
 def test_the_report_of_an_unfinished_matrix_says_what_is_missing(tmp_path: Path):
     units = [*GROUPS["random"].units(), *list(GROUPS["figure2"].units())[: 6 + 3]]
