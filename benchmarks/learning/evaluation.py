@@ -74,7 +74,8 @@ class RandomPolicy:
     :param seed: Seed
     """
 
-    def __init__(self, action_space: gym.spaces.Box, seed: int) -> None:
+    def __init__(self, action_space: gym.Space[Any], seed: int) -> None:
+        assert isinstance(action_space, gym.spaces.Box)
         self.space, self.rng = action_space, np.random.default_rng(seed)
 
     def predict(self, obs: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> tuple[Any, Any]:

@@ -102,7 +102,8 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
     :param nice: How much to give way to other processes, 0 to 19
     :return: The units' outcomes, in the order in which they end
     """
-    waiting, running = iter(units), []
+    waiting = iter(units)
+    running: list[Process] = []
     try:
         while True:
             while len(running) < workers and (unit := next(waiting, None)) is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -91,12 +92,13 @@ def legend(figure: Figure, panels: np.ndarray, columns: int) -> None:
     :param panels: Its panels
     :param columns: Number of the legend's columns
     """
-    entries = {}
+    entries: dict[str, Artist] = {}
     for axes in panels.flat:
-        entries |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
         if axes.get_legend():
             axes.get_legend().remove()
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
 def plot_returns(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
