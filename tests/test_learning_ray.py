@@ -4,6 +4,7 @@ import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,17 @@ UNITS = [Unit("InvertedDoublePendulum-v5", "sb3_ddpg", seed) for seed in range(5
 def workers(node: Any) -> list[psutil.Process]:
     """The processes of a node that run a unit."""
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [child for child in raylet.children() if child.name().startswith("ray::run_r")]
+    with suppress(psutil.NoSuchProcess):  # one ended between two questions: ask again later
+        return [child for child in raylet.children() if "ray::run_remotely" in " ".join(child.cmdline())]
+    return []
 
 
-def wait_for_workers(nodes: list[Any]) -> list[psutil.Process]:
-    """Wait until each node runs a unit; return these processes."""
+def wait_for_workers(nodes: list[Any]) -> None:
+    """Wait until each node runs a unit."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
-        running = [workers(node) for node in nodes]
-        if all(running):
-            return [process for processes in running for process in processes]
+        if all(workers(node) for node in nodes):
+            return
         time.sleep(0.05)
     raise TimeoutError("a node never got a unit")
 
@@ -50,12 +52,12 @@ def test_a_node_dies_and_every_unit_is_finished_exactly_once(tmp_path: Path):
     killed: list[psutil.Process] = []
 
     def kill_a_node() -> None:
-        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         wait_for_workers(nodes)
         killed.extend(workers(nodes[1]))
         cluster.remove_node(nodes[1], allow_graceful=False)
 
     try:
+        nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         with ThreadPoolExecutor() as pool:
             killer = pool.submit(kill_a_node)
             outcomes = list(ray_cluster.run_units(UNITS, BUDGET, results, cluster.address, nice=0))
