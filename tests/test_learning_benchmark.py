@@ -24,7 +24,7 @@ from rliable import metrics
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.learning import figures, matrix, report
+from benchmarks.learning import figures, matrix, plots, report
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, run_units, unit_command, unit_environment
@@ -293,6 +293,22 @@ def test_the_time_of_a_step_is_that_of_undisturbed_stretches():
     times[0], times[1] = 0, 0.1  # the warm-up has no updates
     rows = pd.DataFrame(dict(task="t", variant="v", seed=0, step=steps, cpu_seconds=np.cumsum(times)))
     assert figures.seconds_per_step(rows, "v", "t") == pytest.approx(0.001)
+
+
+def test_overestimation_is_q_less_the_discounted_rewards_left():
+    lengths, reward, gamma = [3.0, 1000.0], 2.0, plots.GAMMA
+    left = [[(1 - gamma ** (3 - t)) / (1 - gamma) for t in range(3)], [1 / (1 - gamma)]]
+    rows = pd.DataFrame(dict(return_mean=[reward * n for n in lengths], length_mean=lengths, actor_loss=[-7.0, -300.0]))
+    estimates = plots.with_estimates(rows, q_is_actor_loss=True)
+    expected = [7 - reward * np.mean(left[0]), 300 - reward * np.mean(left[1])]
+    np.testing.assert_allclose(estimates["overestimation"], expected)
+    assert plots.with_estimates(rows, q_is_actor_loss=False)["q_estimate"].isna().all()
+
+
+def test_every_variant_discounts_alike():
+    env = DummyVecEnv([lambda: make_env(PENDULUM)])
+    for variant in VARIANTS.values():
+        assert variant.algorithm == "random" or build(variant, env, seed=0).gamma == plots.GAMMA
 
 
 @pytest.fixture

@@ -217,5 +217,5 @@ def missing_text(folder: Path, budget: Budget) -> str:
                 f"{VARIANTS[variant].label} {sum(unit.variant == variant for unit in gaps)}"
                 for variant in dict.fromkeys(unit.variant for unit in gaps)
             )
-            lines.append(f"- `{name}`: {len(gaps)} of {len(units)} runs ({cells})")
+            lines.append(f"- `{name}`: {len(gaps)} of {len(units)} runs" + (f" ({cells})" if len(gaps) < len(units) else ""))
     return "\n".join(lines)

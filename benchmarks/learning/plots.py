@@ -41,10 +41,13 @@ COLORS = {
     "crossq_1024": "tab:gray",
 }
 """Of each variant, the same in all plots."""
+GAMMA, TIME_LIMIT = 0.99, 1000
+"""Of all variants and all tasks."""
 POINTS = 40
 """Points of a curve over time or thresholds."""
 STATISTICS = {
     "q_estimate": "mean Q(s, a) of the minibatch",
+    "overestimation": "Q less the policy's value",
     "critic_loss": "critic's loss",
     "actor_statistics_drift": "actor's statistics drift",
     "critic_statistics_drift": "critic's statistics drift",
@@ -124,28 +127,44 @@ def plot_returns(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
     return figure
 
 
+def with_estimates(rows: pd.DataFrame, q_is_actor_loss: bool) -> pd.DataFrame:
+    """
+    :param rows: The evaluations of a task and a variant
+    :param q_is_actor_loss: Whether the algorithm logs Q only as the negative of its actor's loss
+    :return: These with ``q_estimate``, and ``overestimation``: this less what the evaluated policy's rewards are worth
+    """
+    missing = pd.Series(np.nan, rows.index)
+    q_estimate = rows.get("q_value", missing).fillna(-rows["actor_loss"] if q_is_actor_loss else missing)
+    # Mean discounted number of steps left from the states of an episode of so many steps; time limits bootstrap
+    length = rows["length_mean"]
+    left = (1 - GAMMA * (1 - GAMMA**length) / (length * (1 - GAMMA))) / (1 - GAMMA)
+    left = left.where(length < TIME_LIMIT, 1 / (1 - GAMMA))
+    return rows.assign(q_estimate=q_estimate, overestimation=q_estimate - rows["return_mean"] / length * left)
+
+
 def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
     """
     What the algorithms logged, over steps: a row a statistic, a column a task; means over seeds and their range.
 
     :param rows: The stored evaluations
-    :param variants: The curves
+    :param variants: The curves, of each of which something is stored
     :return: The figure
     """
-    figure, panels = grid(len(STATISTICS), len(TASKS))
-    for line, (column, name) in zip(panels, STATISTICS.items(), strict=True):
-        for axes, task in zip(line, TASKS, strict=True):
+    own = pd.concat(
+        with_estimates(rows[rows["variant"] == name], VARIANTS[name].algorithm in ("ddpg", "td3")) for name in variants
+    )
+    columns = [column for column in STATISTICS if column in own and own[column].notna().any()]
+    tasks = [task for task in TASKS if task in set(own["task"])]
+    figure, panels = grid(max(len(columns), 1), max(len(tasks), 1))
+    for line, column in zip(panels, columns, strict=False):
+        for axes, task in zip(line, tasks, strict=True):
             for variant in variants:
-                own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
-                if column == "q_estimate":
-                    fallback = -own["actor_loss"] if VARIANTS[variant].algorithm in ("ddpg", "td3") else np.nan
-                    own = own.assign(q_estimate=own["q_value"].fillna(fallback) if "q_value" in own else fallback)
-                if column in own and own[column].notna().any():
+                cell = own[(own["task"] == task) & (own["variant"] == variant)]
+                if cell[column].notna().any():
                     label = VARIANTS[variant].label
-                    sns.lineplot(own, x="step", y=column, ax=axes, label=label, color=COLORS[variant], errorbar=("pi", 100))
-            if column != "q_estimate":
-                axes.set_yscale("log")
-            axes.set(title=task, xlabel="environment steps", ylabel=name if axes is line[0] else "")
+                    sns.lineplot(cell, x="step", y=column, ax=axes, label=label, color=COLORS[variant], errorbar=("pi", 100))
+            axes.set_yscale("linear" if column == "q_estimate" else "symlog" if column == "overestimation" else "log")
+            axes.set(title=task, xlabel="environment steps", ylabel=STATISTICS[column] if axes is line[0] else "")
     legend(figure, panels, len(variants))
     return figure
 

@@ -65,10 +65,6 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         everything = tuple(TASKS)
         parts += ["## In one table", comparison_table(rows)]
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2")
-        parts += [
-            "### What the algorithms logged",
-            plots.save(plots.plot_statistics(rows, FIGURE2), pictures, "figure2_logged"),
-        ]
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
@@ -77,8 +73,9 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
                 plots.save(plots.plot_profiles(rows, (*CONTENDERS, *FIGURE2[:2]), everything), pictures, "profiles"),
             ]
         parts += improvements(rows, pictures)
-        parts += ["### CPU time of a step", time_table(rows, (*CONTENDERS, "crossq_1024"))]
-        parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
+        parts += ["### CPU time of a step", time_table(rows, (*CONTENDERS, *FIGURE2[:2], "crossq_1024"))]
+        if present(rows, ["crossq_1024"]):
+            parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += ["## Machine and versions", header_text(folder)]
@@ -92,8 +89,10 @@ def section(rows: pd.DataFrame, title: str, variants: Sequence[str], pictures: P
     :param variants: Who is compared
     :param pictures: Folder of the plots
     :param name: Name of the plot of returns
-    :return: Returns over steps, scores and returns at the end
+    :return: Returns over steps, scores and returns at the end, logged statistics; nothing if nothing is stored
     """
+    if not present(rows, variants):
+        return []
     return [
         f"## {title}",
         plots.save(plots.plot_returns(rows, variants), pictures, name),
@@ -101,6 +100,9 @@ def section(rows: pd.DataFrame, title: str, variants: Sequence[str], pictures: P
         score_table(rows, variants, tuple(TASKS)),
         "Returns at the end, mean ± standard deviation over seeds:",
         return_table(rows, variants, tuple(TASKS)),
+        "What the algorithms logged, means over seeds and their range. The value of the evaluated policy is its mean reward "
+        "a step times the discounted number of steps left, so a rough one; Q far above it is overestimation:",
+        plots.save(plots.plot_statistics(rows, present(rows, variants)), pictures, f"{name}_logged"),
     ]
 
 
