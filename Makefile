@@ -11,7 +11,7 @@ SEED ?= 0
 SPEED := benchmarks/speed
 PROFILE ?= quick
 
-.PHONY: help train test check docs format constraints bench-speed clean
+.PHONY: help train test check docs format constraints bench-speed bench-learning clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,10 @@ constraints: $(VENV)/ready-to-test ## Renew the tested versions (CUDA packages f
 
 bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=full: about an hour)
 	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
+
+# `make bench-learning ARGS="--group peers --workers 2"`, `ARGS="--ray auto"`; with everything stored it only draws
+bench-learning: $(VENV)/ready-to-test ## Returns beside the peers and the ablations: run what is missing, draw everything anew
+	$(BIN)/python -m benchmarks.learning.run $(ARGS)
 
 $(SPEED)/envs/jax/ready: constraints.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch as th
 
+from benchmarks.markdown import BEGIN, END
 from benchmarks.speed import report
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
@@ -143,7 +144,7 @@ def test_slope_is_that_of_the_largest_sizes(results: Path):
 
 def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Before\n{report.BEGIN}\nold\n{report.END}\nAfter\n")
+    readme.write_text(f"# Before\n{BEGIN}\nold\n{END}\nAfter\n")
     report.write(results, readme)
     first = readme.read_text()
     assert first.startswith("# Before\n")

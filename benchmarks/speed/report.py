@@ -2,21 +2,17 @@
 
 import argparse
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.markdown import MISSING, number, replace_results, table
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import BASELINE, CONTENDERS, JAX_BASELINE
 from benchmarks.speed.figures import ratio, read, select, summary, threads_text
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
-BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
-"""Around the part of the README that the report replaces."""
-
-MISSING = "-"
 BREAKDOWN = "Milliseconds of one `train()` by PyTorch's profiler (shares of the profiled time, times the time without it)."
 RATE = "median (quartiles), x SB3 DDPG, x SBX DDPG"
 
@@ -43,7 +39,7 @@ def write(folder: Path, readme: Path) -> None:
         "## Machine and versions\n\n" + machine_table(folder),
         "## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows),
     ]
-    readme.parent.mkdir(parents=True, exist_ok=True)
+    readme.parent.mkdir(parents=True, exist_ok=True)  # the plots come first
     if len(select(figures, figure="train")):
         plot_train(figures, readme.with_name("train.png"))
         parts.append(f"## Updates/s of `train()`\n\nEach cell: {RATE}.\n\n![Updates/s over the batch size](train.png)")
@@ -66,30 +62,7 @@ def write(folder: Path, readme: Path) -> None:
         parts += scale_tables(figures)
     if len(select(figures, figure="buffer_memory")):
         parts.append(buffer_table(rows))
-    text = readme.read_text() if readme.exists() else f"{BEGIN}\n{END}\n"
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    readme.write_text(before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after)
-
-
-def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    """
-    :param header: Names of the columns
-    :param lines: Their cells
-    :return: A Markdown table, the first column aligned left, the others right
-    """
-    header = list(header)
-    rule = ["---"] + ["---:"] * (len(header) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *lines])
-
-
-def number(value: float) -> str:
-    """
-    :param value: A figure
-    :return: Three significant digits at least, and every digit before the point
-    """
-    if math.isnan(value):
-        return MISSING
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    replace_results(readme, parts)
 
 
 def rate_cell(rows: pd.DataFrame, contender: str) -> str:

@@ -1,0 +1,32 @@
+"""From a variant's plain values to a model."""
+
+import copy
+from typing import Any
+
+import torch as th
+from sb3_contrib import CrossQ
+from stable_baselines3 import DDPG, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from benchmarks.learning.matrix import LEARNING_STARTS, Variant
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.zoo.action_noise import build_action_noise
+
+ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "crossq": CrossQ, "bn_ddpg": BNDDPG}
+
+
+def build(variant: Variant, env: VecEnv, seed: int) -> OffPolicyAlgorithm:
+    """
+    :param variant: The contender
+    :param env: The training environment
+    :param seed: Seed of networks, exploration and replay sampling
+    :return: The model, on the CPU, with one torch thread
+    """
+    th.set_num_threads(1)
+    kwargs: dict[str, Any] = copy.deepcopy(variant.kwargs)  # SB3 adds its own entries to policy_kwargs
+    if "action_noise" in kwargs:
+        kwargs["action_noise"] = build_action_noise(kwargs["action_noise"], env.action_space.shape or ())
+    algorithm: Any = ALGORITHMS[variant.algorithm]
+    model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device="cpu", **kwargs)
+    return model

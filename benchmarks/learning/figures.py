@@ -1,0 +1,221 @@
+"""From stored units to figures: scores, their aggregates with intervals, and rates of time."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from rliable import library
+
+from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.store import is_done, read_unit
+
+REPETITIONS = 2_000
+"""Bootstrap samples of every interval."""
+SEEDS_FOR_INTERVALS = 3
+"""From fewer, a bootstrap's interval is too narrow to decide anything; from one it has no width."""
+FINAL_EVALUATIONS = 4
+"""A run's final score is the mean of its last evaluations (10,000 steps): a single one is noisy."""
+UNDISTURBED = 0.1
+"""Quantile of CPU seconds a step that counts as a variant's cost: other work on the machine can only add to it."""
+
+
+class Estimate(NamedTuple):
+    """A figure with its 95% interval; arrays for curves."""
+
+    value: Any
+    low: Any
+    high: Any
+
+
+def all_units() -> list[Unit]:
+    """
+    :return: The whole matrix, each unit once
+    """
+    return list(dict.fromkeys(unit for group in GROUPS.values() for unit in group.units()))
+
+
+def read(folder: Path, budget: Budget) -> pd.DataFrame:
+    """
+    :param folder: The results
+    :param budget: The extent of the runs
+    :return: The rows of every unit that is stored as the matrix has it, with ``task``, ``variant``, ``seed`` and ``score``
+    """
+    frames = []
+    for unit in all_units():
+        if is_done(folder, unit, budget):
+            stored = read_unit(folder, unit)
+            assert stored is not None
+            frame = pd.DataFrame(stored.rows).apply(pd.to_numeric)
+            frames.append(frame.assign(task=unit.task, variant=unit.variant, seed=unit.seed))
+    if not frames:
+        return pd.DataFrame(columns=["task", "variant", "seed", "step", "return_mean", "score"])
+    rows = pd.concat(frames, ignore_index=True)
+    random = rows[rows["variant"] == "random"].groupby("task")["return_mean"].mean()
+    zero = rows["task"].map(random)
+    one = rows["task"].map({name: task.reference for name, task in TASKS.items()})
+    return rows.assign(score=(rows["return_mean"] - zero) / (one - zero))
+
+
+def final(rows: pd.DataFrame, column: str = "score") -> pd.Series:
+    """
+    :param rows: As from :func:`read`
+    :param column: A column
+    :return: Its mean over each run's last evaluations, by task, variant and seed
+    """
+    last = rows.groupby(["task", "variant", "seed"]).tail(FINAL_EVALUATIONS)
+    return last.groupby(["task", "variant", "seed"])[column].mean()
+
+
+def seeds_of(rows: pd.DataFrame, variant: str, tasks: Sequence[str]) -> list[int]:
+    """
+    :param rows: As from :func:`read`
+    :param variant: A variant
+    :param tasks: Tasks
+    :return: The seeds that are stored for every one of the tasks
+    """
+    own = rows[rows["variant"] == variant]
+    seeds = [set(own.loc[own["task"] == task, "seed"]) for task in tasks]
+    return sorted(set.intersection(*seeds)) if seeds else []
+
+
+def final_matrix(rows: pd.DataFrame, variant: str, tasks: Sequence[str]) -> NDArray[np.float64]:
+    """
+    :param rows: As from :func:`read`
+    :param variant: A variant
+    :param tasks: Tasks
+    :return: Final scores, of shape ``(n_seeds, n_tasks)``
+    """
+    scores = final(rows[rows["variant"] == variant])
+    return np.array([[scores[task, variant, seed] for task in tasks] for seed in seeds_of(rows, variant, tasks)])
+
+
+def curve_matrix(rows: pd.DataFrame, variant: str, tasks: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    :param rows: As from :func:`read`
+    :param variant: A variant
+    :param tasks: Tasks
+    :return: The steps, and scores of shape ``(n_seeds, n_tasks, n_steps)``
+    """
+    own = rows[(rows["variant"] == variant) & rows["task"].isin(tasks)]
+    table = own.pivot_table(index="step", columns=["seed", "task"], values="score")
+    seeds = seeds_of(rows, variant, tasks)
+    return table.index.to_numpy(float), np.array([[table[seed, task] for task in tasks] for seed in seeds])
+
+
+def seconds_per_step(rows: pd.DataFrame, variant: str, task: str) -> float:
+    """
+    The CPU time of a step with its update. Work beside a run slows its core down, so the raw clocks of runs are not
+    comparable; the fastest stretches between evaluations, over all of a cell's runs, nearly are.
+
+    :param rows: As from :func:`read`
+    :param variant: A variant
+    :param task: A task
+    :return: CPU seconds
+    """
+    own = rows[(rows["variant"] == variant) & (rows["task"] == task)].sort_values(["seed", "step"])
+    runs = own.groupby("seed")
+    rates = (runs["cpu_seconds"].diff() / runs["step"].diff())[own["step"] > own["step"].drop_duplicates().nsmallest(2).max()]
+    return float(rates.quantile(UNDISTURBED))
+
+
+def over_time(
+    rows: pd.DataFrame, variant: str, tasks: Sequence[str], seconds: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    :param rows: As from :func:`read`
+    :param variant: A variant
+    :param tasks: Tasks
+    :param seconds: Points in time
+    :return: Those points that every task's runs reach, and scores there, of shape ``(n_seeds, n_tasks, n_points)``
+    """
+    steps, scores = curve_matrix(rows, variant, tasks)
+    clocks = [steps * seconds_per_step(rows, variant, task) for task in tasks]
+    points = seconds[seconds <= min(clock[-1] for clock in clocks)]
+    by_time = [[np.interp(points, clock, run) for clock, run in zip(clocks, seed, strict=True)] for seed in scores]
+    return points, np.array(by_time)
+
+
+def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    :param scores: Of shape ``(n_seeds, n_tasks)`` or ``(n_seeds, n_tasks, n_points)``
+    :return: rliable's interquartile mean over seeds and tasks, one for each point
+    """
+    # SciPy's trim_mean, which rliable calls, spends fifty times as long on checking its arguments as on the mean
+    runs = np.sort(scores.reshape(-1, *scores.shape[2:]), axis=0)
+    cut = len(runs) // 4
+    return np.atleast_1d(runs[cut : len(runs) - cut].mean(axis=0))
+
+
+def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    :param one: Scores, of shape ``(n_seeds, n_tasks)``
+    :param other: Likewise
+    :return: The first's interquartile mean less the other's
+    """
+    return interquartile_mean(one) - interquartile_mean(other)
+
+
+def improvement(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    :param one: Scores, of shape ``(n_seeds, n_tasks)``
+    :param other: Likewise
+    :return: rliable's probability that a run of the first scores higher on a task than one of the other
+    """
+    # rliable's own asks SciPy for a whole test of each task and sample; its statistic is this count of pairs, ties half
+    pairs = np.sign(one[:, None] - other[None]) / 2 + 0.5
+    return np.atleast_1d(pairs.mean())
+
+
+def estimate(function: Callable[..., NDArray[np.float64]], *scores: NDArray[np.float64]) -> Estimate:
+    """
+    :param function: The figure
+    :param scores: One matrix of scores, or two that are drawn from independently
+    :return: Value and 95% interval of the bootstrap stratified by tasks, the same at every call
+    """
+    np.random.seed(0)  # rliable draws from the global generator
+    data: Any = {"": scores[0] if len(scores) == 1 else list(scores)}
+    values, intervals = library.get_interval_estimates(data, function, reps=REPETITIONS)
+    value, (low, high) = values[""], intervals[""]
+    return Estimate(*(part.item() if part.size == 1 else part for part in (value, low, high)))
+
+
+def performance_profile(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Estimate:
+    """
+    :param scores: Final scores, of shape ``(n_seeds, n_tasks)``
+    :param thresholds: Scores to exceed
+    :return: The share of runs above each of them
+    """
+    return estimate(lambda sample: (sample.reshape(-1, 1) > thresholds).mean(axis=0), scores)
+
+
+def complete(rows: pd.DataFrame, variants: Iterable[str], tasks: Sequence[str], seeds: int = 1) -> list[str]:
+    """
+    :param rows: As from :func:`read`
+    :param variants: Names
+    :param tasks: Tasks
+    :param seeds: How many seeds it takes
+    :return: The variants that have so many seeds on every task
+    """
+    return [name for name in variants if len(seeds_of(rows, name, tasks)) >= seeds]
+
+
+def missing_text(folder: Path, budget: Budget) -> str:
+    """
+    :param folder: The results
+    :param budget: The extent of the runs
+    :return: What of the matrix is not stored, as a Markdown list; empty if nothing is
+    """
+    lines = []
+    for name, group in GROUPS.items():
+        units = list(group.units())
+        gaps = [unit for unit in units if not is_done(folder, unit, budget)]
+        if gaps:
+            cells = ", ".join(
+                f"{VARIANTS[variant].label} {sum(unit.variant == variant for unit in gaps)}"
+                for variant in dict.fromkeys(unit.variant for unit in gaps)
+            )
+            lines.append(f"- `{name}`: {len(gaps)} of {len(units)} runs" + (f" ({cells})" if len(gaps) < len(units) else ""))
+    return "\n".join(lines)

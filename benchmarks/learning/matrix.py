@@ -1,0 +1,260 @@
+"""
+The declared matrix: tasks x variants x seeds. Plain data, so that its hash says whether a stored result is still valid.
+
+The split into tuning and held-out tasks was committed before the first run that tuned anything.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+PROTOCOL = 1
+"""Raised when the way of training or evaluating changes: every stored unit is then run anew."""
+
+
+TUNED_PROFILE = Path(__file__).parents[2] / "hyperparams" / "bn_ddpg.yml"
+
+
+@dataclass(frozen=True)
+class Task:
+    """
+    An environment and how its returns become scores.
+
+    :param env_id: Its id
+    :param reference: The return that counts as a score of 1; a random policy's counts as 0
+    :param held_out: Whether no hyperparameter was ever chosen by a run on it
+    :param source: Where the reference comes from
+    """
+
+    env_id: str
+    reference: float
+    held_out: bool
+    source: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder of results."""
+        return self.env_id.replace("/", "-")
+
+
+TASKS = {
+    task.env_id: task
+    for task in (
+        Task("dm_control/cartpole-swingup-v0", 1000, False, "largest return of the Control Suite"),
+        Task("HalfCheetah-v5", 10_000, False, "DDPG at 1M steps: 8,577 (TD3 paper) to 11,719 (Tianshou)"),
+        Task("InvertedDoublePendulum-v5", 9360, False, "1,000 steps of balance; DDPG at 1M steps: 9,356 (TD3 paper)"),
+        Task("dm_control/cheetah-run-v0", 1000, True, "largest return of the Control Suite"),
+        Task("dm_control/reacher-easy-v0", 1000, True, "largest return of the Control Suite"),
+        Task("Hopper-v5", 3000, True, "above DDPG's 1,577 to 2,197 at 1M steps, below the 3,564 of TD3 (TD3 paper)"),
+    )
+}
+TUNING = tuple(name for name, task in TASKS.items() if not task.held_out)
+HELD_OUT = tuple(name for name, task in TASKS.items() if task.held_out)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """
+    One contender.
+
+    :param label: Name in tables and plots
+    :param algorithm: ``"random"`` or a key of :data:`~benchmarks.learning.algorithms.ALGORITHMS`
+    :param kwargs: Arguments of its constructor, as a hyperparameter file spells them (``action_noise`` is a mapping)
+    :param steps: Environment steps
+    """
+
+    label: str
+    algorithm: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    steps: int = 50_000
+
+
+@dataclass(frozen=True)
+class Budget:
+    """
+    The extent of a run.
+
+    :param steps: Environment steps (if None: the variant's)
+    :param every: Steps between evaluations
+    :param episodes: Episodes of an evaluation
+    """
+
+    steps: int | None = None
+    every: int = 2_500
+    episodes: int = 5
+
+    def of(self, variant: str) -> "Budget":
+        """
+        :param variant: Name of a variant
+        :return: The extent with the variant's steps filled in
+        """
+        return replace(self, steps=VARIANTS[variant].steps) if self.steps is None else self
+
+
+class Unit(NamedTuple):
+    """One training run: a task, a variant and a seed."""
+
+    task: str
+    variant: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.variant} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    A part of the matrix that answers one question.
+
+    :param question: The question
+    :param cells: Tasks and variants
+    :param seeds: Number of seeds of each cell
+    """
+
+    question: str
+    cells: tuple[tuple[str, str], ...]
+    seeds: int
+
+    def units(self) -> Iterator[Unit]:
+        """Breadth first: all cells' first seed, then all cells' second, so that an unfinished matrix is an even one."""
+        for seed in range(self.seeds):
+            for task, variant in self.cells:
+                yield Unit(task, variant, seed)
+
+
+LEARNING_STARTS = 1_000
+"""Random steps before the first update, of every contender: the Zoo's 10,000 would be a fifth of this budget."""
+
+# RL Zoo's entry for MuJoCo in both ddpg.yml and td3.yml (rl-zoo3 2.9.2)
+_ZOO = dict(
+    learning_rate=1e-3,
+    batch_size=256,
+    train_freq=1,
+    gradient_steps=1,
+    action_noise=dict(type="normal", sigma=0.1),
+    policy_kwargs=dict(net_arch=[400, 300]),
+)
+
+VARIANTS: dict[str, Variant] = {
+    "random": Variant("Random policy", "random"),
+    "sb3_ddpg": Variant("SB3 DDPG", "ddpg", _ZOO),
+    "sb3_td3": Variant("SB3 TD3", "td3", _ZOO),
+    "crossq_256": Variant(
+        "CrossQ, critics of 256", "crossq", dict(policy_kwargs=dict(net_arch=dict(pi=[256, 256], qf=[256, 256])))
+    ),
+    "crossq_1024": Variant("CrossQ, critics of 1024", "crossq"),  # its defaults
+    # The paper's Figure 2, everything else at the paper's values, which are the class's defaults
+    "paper_no_targets": Variant("paper, no target networks", "bn_ddpg", dict(use_target_networks=False)),
+    "paper_no_norm": Variant("paper, no batch norm", "bn_ddpg", dict(policy_kwargs=dict(normalization=None))),
+    "paper": Variant("paper (both)", "bn_ddpg"),
+}
+
+# The best of the prototype's settings, around which one factor changes at a time
+_BASE = dict(
+    learning_rate=1e-3,
+    critic_learning_rate=1e-3,
+    critic_weight_decay=0.0,
+    tau=0.005,
+    batch_size=256,
+)
+ABLATION_STEPS = 30_000
+"""Fewer than elsewhere, so that every factor gets its three seeds."""
+
+
+def _changed(label: str, policy: dict[str, Any] | None = None, **kwargs: Any) -> Variant:
+    return Variant(label, "bn_ddpg", _BASE | kwargs | (dict(policy_kwargs=policy) if policy else {}), ABLATION_STEPS)
+
+
+FACTORS: dict[str, dict[str, Variant]] = {
+    "normalisation (base: batch norm)": {
+        "ablation_no_norm": _changed("none", dict(normalization=None)),
+        "ablation_renorm": _changed("batch renorm", dict(normalization="batch_renorm")),
+        "ablation_layer_norm": _changed("layer norm", dict(normalization="layer")),
+    },
+    "targets' statistics (base: the minibatch's)": {
+        "ablation_targets_copied": _changed("running, copied", target_statistics="running"),
+        "ablation_targets_polyak": _changed("running, Polyak", target_statistics="running", target_statistics_sync="polyak"),
+        "ablation_targets_own": _changed(
+            "the targets' own running", target_statistics="running_update", target_statistics_sync=None
+        ),
+    },
+    "critic in the actor's loss (base: running statistics)": {
+        "ablation_actor_loss_batch": _changed("the minibatch's", actor_loss_critic_statistics="batch"),
+    },
+    "exploration (base: OU, dt 1, sigma 0.2)": {
+        "ablation_ou_slow": _changed("OU, dt 0.01", action_noise=dict(type="ou", dt=0.01)),
+        "ablation_gaussian": _changed("Gaussian, sigma 0.2", action_noise=dict(type="normal", sigma=0.2)),
+    },
+    "critic's weight decay (base: 0)": {"ablation_decay": _changed("1e-2 (paper)", critic_weight_decay=1e-2)},
+    "tau (base: 0.005)": {
+        "ablation_tau_small": _changed("0.001 (paper)", tau=0.001),
+        "ablation_tau_large": _changed("0.02", tau=0.02),
+    },
+    "target networks (base: with)": {"ablation_no_targets": _changed("without", use_target_networks=False)},
+    "batch size (base: 256)": {"ablation_batch_64": _changed("64 (paper)", batch_size=64)},
+    "actor's learning rate (base: 1e-3)": {
+        "ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4),
+        "ablation_actor_3e-4": _changed("3e-4", learning_rate=3e-4),
+    },
+    "batch norm's momentum (base: 0.1)": {
+        "ablation_momentum_0.01": _changed("0.01", dict(norm_momentum=0.01)),
+        "ablation_momentum_0.001": _changed("0.001", dict(norm_momentum=0.001)),
+    },
+}
+"""What the paper leaves unsaid and what the prototype put in doubt: factor, then its values other than the base's."""
+VARIANTS["ablation_base"] = _changed("base")
+VARIANTS |= {name: variant for values in FACTORS.values() for name, variant in values.items()}
+
+
+def _tuned() -> dict[str, Any]:
+    """
+    :return: The entry ``default`` of the profile "tuned", without what is the benchmark's to say
+    """
+    kwargs: dict[str, Any] = yaml.safe_load(TUNED_PROFILE.read_text())["default"]
+    return {key: value for key, value in kwargs.items() if key not in ("n_timesteps", "policy", "learning_starts")}
+
+
+VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+
+FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
+PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
+WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run-v0")
+
+
+def _cells(variants: Iterable[str], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:
+    return tuple((task, variant) for variant in variants for task in tasks)
+
+
+GROUPS: dict[str, Group] = {
+    "random": Group("What does a random policy score?", _cells(["random"]), 5),
+    "peers": Group("How do SB3's DDPG, TD3 and CrossQ learn?", _cells(PEERS), 5),
+    "crossq_wide": Group("And CrossQ with its own wide critics?", _cells(["crossq_1024"], WIDE_TASKS), 3),
+    "figure2": Group("Does batch norm help, and do target networks (the paper's Figure 2)?", _cells(FIGURE2), 5),
+    "ablation": Group(
+        "What matters of what the paper leaves unsaid?",
+        _cells(["ablation_base", *(name for values in FACTORS.values() for name in values)], TUNING),
+        3,
+    ),
+    "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
+    "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
+}
+"""In the order in which they run."""
+
+
+def config_hash(unit: Unit, budget: Budget) -> str:
+    """
+    Changes if and only if the unit would have to be run anew.
+
+    :param unit: The unit
+    :param budget: The extent of the run
+    :return: 12 hexadecimal digits
+    """
+    variant = VARIANTS[unit.variant]
+    config = [PROTOCOL, unit, variant.algorithm, variant.kwargs, LEARNING_STARTS, asdict(budget.of(unit.variant))]
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

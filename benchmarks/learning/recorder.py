@@ -1,0 +1,80 @@
+"""What a training run leaves behind: evaluations, clocks and the means of what its algorithm logged."""
+
+import time
+from collections import defaultdict
+from typing import Any
+
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from benchmarks.learning.evaluation import Evaluator
+from benchmarks.learning.matrix import Budget
+from benchmarks.learning.store import UnitFile
+
+
+class MeanLogger(Logger):
+    """Keeps the mean of every value of ``train/`` that an algorithm recorded since the last evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__(folder=None, output_formats=[])
+        self.sums: dict[str, float] = defaultdict(float)
+        self.counts: dict[str, int] = defaultdict(int)
+
+    def record(self, key: str, value: Any, exclude: Any = None) -> None:
+        if key.startswith("train/"):
+            self.sums[key] += float(value)
+            self.counts[key] += 1
+
+    def take(self) -> dict[str, float]:
+        """
+        :return: The means by their names without ``train/``; counting starts anew
+        """
+        means = {key.removeprefix("train/"): self.sums[key] / self.counts[key] for key in self.sums}
+        self.sums.clear()
+        self.counts.clear()
+        return means
+
+
+class Recorder(BaseCallback):
+    """
+    Evaluates at step 0 and every so many steps, with the training's clocks stopped.
+
+    :param file: Where the rows go
+    :param task: The task
+    :param budget: How often
+    """
+
+    def __init__(self, file: UnitFile, task: str, budget: Budget) -> None:
+        super().__init__()
+        self.file, self.budget = file, budget
+        self.evaluator = Evaluator(task, budget.episodes)
+        self.means = MeanLogger()
+        self.wall = self.cpu = 0.0
+
+    def _on_training_start(self) -> None:
+        self._write()
+        self._start_clocks()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:  # after the update that belongs to the last step
+        if self.num_timesteps and self.num_timesteps % self.budget.every == 0:
+            self._evaluate()
+
+    def _on_training_end(self) -> None:  # the last step's update is done; no rollout follows it
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        self.wall += time.perf_counter() - self.wall_start
+        self.cpu += time.process_time() - self.cpu_start
+        self._write()
+        self._start_clocks()
+
+    def _write(self) -> None:
+        evaluation = self.evaluator.evaluate(self.model)
+        clocks = dict(wall_seconds=round(self.wall, 3), cpu_seconds=round(self.cpu, 3))
+        self.file.add(dict(step=self.num_timesteps) | evaluation._asdict() | clocks | self.means.take())
+
+    def _start_clocks(self) -> None:
+        self.wall_start, self.cpu_start = time.perf_counter(), time.process_time()

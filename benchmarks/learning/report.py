@@ -1,0 +1,292 @@
+"""The report: ``python -m benchmarks.learning.report`` draws and writes everything from the stored units alone."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.learning import plots
+from benchmarks.learning.figures import (
+    SEEDS_FOR_INTERVALS,
+    Estimate,
+    complete,
+    difference,
+    estimate,
+    final,
+    final_matrix,
+    improvement,
+    interquartile_mean,
+    missing_text,
+    read,
+    seconds_per_step,
+    seeds_of,
+)
+from benchmarks.learning.matrix import FACTORS, FIGURE2, HELD_OUT, PEERS, TASKS, TUNING, VARIANTS, WIDE_TASKS, Budget
+from benchmarks.learning.store import header_text
+from benchmarks.learning.unit import add_budget_arguments, budget_of
+from benchmarks.markdown import MISSING, number, replace_results, table
+
+PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+CONTENDERS = ("tuned", "paper", *PEERS)
+COMPARISONS = (
+    ("paper", "paper_no_norm"),
+    ("paper", "paper_no_targets"),
+    ("tuned", "sb3_ddpg"),
+    ("tuned", "sb3_td3"),
+    ("tuned", "crossq_256"),
+    ("paper", "sb3_ddpg"),
+)
+"""Each asks whether the first is better than the second."""
+
+
+def main() -> None:
+    """Parse the command line and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the tables go; plots go into a folder of its name")
+    add_budget_arguments(parser)
+    arguments = parser.parse_args()
+    write(arguments.results, arguments.page, budget_of(arguments))
+
+
+def write(folder: Path, page: Path, budget: Budget) -> None:
+    """
+    Replace the results in the page, and its plots. What the stored units do not suffice for is left out and named.
+
+    :param folder: The results
+    :param page: The page
+    :param budget: The extent of the runs
+    """
+    rows = read(folder, budget)
+    missing = missing_text(folder, budget)
+    parts = [f"Not stored yet, and so not in the figures:\n\n{missing}"] if missing else []
+    pictures = page.with_suffix("")
+    if len(rows):
+        everything = tuple(TASKS)
+        parts += ["## In one table", comparison_table(rows)]
+        parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2")
+        parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
+        if complete(rows, CONTENDERS, everything):
+            parts += [
+                "### All tasks together",
+                plots.save(plots.plot_aggregate(rows, CONTENDERS, everything), pictures, "aggregate"),
+                plots.save(plots.plot_profiles(rows, (*CONTENDERS, *FIGURE2[:2]), everything), pictures, "profiles"),
+            ]
+        parts += improvements(rows, pictures)
+        parts += ["### CPU time of a step", time_table(rows, (*CONTENDERS, *FIGURE2[:2], "crossq_1024"))]
+        if present(rows, ["crossq_1024"]):
+            parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
+        parts += split(rows)
+        parts += ablation(rows, pictures)
+        parts += ["## Machine and versions", header_text(folder)]
+    replace_results(page, parts)
+
+
+def section(rows: pd.DataFrame, title: str, variants: Sequence[str], pictures: Path, name: str) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param title: Its title
+    :param variants: Who is compared
+    :param pictures: Folder of the plots
+    :param name: Name of the plot of returns
+    :return: Returns over steps, scores and returns at the end, logged statistics; nothing if nothing is stored
+    """
+    if not present(rows, variants):
+        return []
+    return [
+        f"## {title}",
+        plots.save(plots.plot_returns(rows, variants), pictures, name),
+        "Scores at the end, average / best of the seeds, as in the paper's Table 1:",
+        score_table(rows, variants, tuple(TASKS)),
+        "Returns at the end, mean ± standard deviation over seeds:",
+        return_table(rows, variants, tuple(TASKS)),
+        "What the algorithms logged, means over seeds and their range. The value of the evaluated policy is its mean reward "
+        "a step times the discounted number of steps left, so a rough one; Q far above it is overestimation:",
+        plots.save(plots.plot_statistics(rows, present(rows, variants)), pictures, f"{name}_logged"),
+    ]
+
+
+def present(rows: pd.DataFrame, variants: Iterable[str]) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param variants: Names
+    :return: Those that have any
+    """
+    stored = set(rows["variant"])
+    return [name for name in variants if name in stored]
+
+
+def score_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param variants: The columns
+    :param tasks: The rows
+    :return: Average / best final score, with the number of seeds where it is not that of most cells
+    """
+    names, scores = present(rows, variants), final(rows)
+    lines = []
+    for task in tasks:
+        cells = [scores.get(task, pd.Series(dtype=float)).get(name, pd.Series(dtype=float)) for name in names]
+        lines.append(
+            [task, *(f"{cell.mean():.3f} / {cell.max():.3f} ({len(cell)})" if len(cell) else MISSING for cell in cells)]
+        )
+    aggregate = ["interquartile mean of all", *(aggregate_cell(rows, name, tasks) for name in names)]
+    return table(["Average / best (seeds)", *(VARIANTS[name].label for name in names)], [*lines, aggregate])
+
+
+def aggregate_cell(rows: pd.DataFrame, name: str, tasks: Sequence[str]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param name: A variant
+    :param tasks: Tasks
+    :return: Its interquartile mean over them, with an interval if there are seeds enough for one
+    """
+    seeds = len(seeds_of(rows, name, tasks))
+    if not seeds:
+        return MISSING
+    entry = estimate(interquartile_mean, final_matrix(rows, name, tasks))
+    return interval(entry) if seeds >= SEEDS_FOR_INTERVALS else f"{entry.value:.3f} (seeds: {seeds})"
+
+
+def return_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param variants: The columns
+    :param tasks: The rows
+    :return: Mean and standard deviation of the final returns
+    """
+    names = present(rows, ("random", *variants))
+    returns = final(rows, "return_mean").groupby(["task", "variant"]).agg(["mean", "std"])
+    cells = {key: f"{number(mean)} ± {number(std)}" for key, mean, std in returns.itertuples()}
+    lines = [[task, *(cells.get((task, name), MISSING) for name in names)] for task in tasks]
+    return table(["Return", *(VARIANTS[name].label for name in names)], lines)
+
+
+def interval(entry: Estimate, digits: int = 3) -> str:
+    """
+    :param entry: A figure
+    :param digits: Digits after the point
+    :return: It and its interval
+    """
+    return f"{entry.value:.{digits}f} [{entry.low:.{digits}f}, {entry.high:.{digits}f}]"
+
+
+def verdict(entry: Estimate, neutral: float) -> str:
+    """
+    :param entry: A figure
+    :param neutral: The value that says: no difference
+    :return: Whether its interval decides
+    """
+    if entry.low > neutral:
+        return "**better**"
+    return "**worse**" if entry.high < neutral else "not decided"
+
+
+def comparison_table(rows: pd.DataFrame) -> str:
+    """
+    :param rows: The stored evaluations
+    :return: For each question on two variants: difference of interquartile means and probability of improvement
+    """
+    lines = []
+    for one, other in COMPARISONS:
+        for tasks, name in ((tuple(TASKS), "all"), (TUNING, "tuning"), (HELD_OUT, "held-out")):
+            if len(complete(rows, (one, other), tasks, SEEDS_FOR_INTERVALS)) < 2:
+                continue
+            scores = final_matrix(rows, one, tasks), final_matrix(rows, other, tasks)
+            gain, probability = estimate(difference, *scores), estimate(improvement, *scores)
+            seeds = f"{len(scores[0])}, {len(scores[1])}"
+            question = f"{VARIANTS[one].label} > {VARIANTS[other].label}?"
+            lines.append([question, name, seeds, interval(gain), interval(probability, 2), verdict(gain, 0)])
+    if not lines:
+        return f"No two variants have {SEEDS_FOR_INTERVALS} seeds of every task yet."
+    columns = ["", "tasks", "seeds", "difference of interquartile means", "probability of improvement", "by the difference"]
+    return table(columns, lines)
+
+
+def improvements(rows: pd.DataFrame, pictures: Path) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param pictures: Folder of the plots
+    :return: The plot of the probabilities of improvement over all tasks
+    """
+    entries = {
+        f"{VARIANTS[one].label} > {VARIANTS[other].label}": estimate(
+            improvement, final_matrix(rows, one, tuple(TASKS)), final_matrix(rows, other, tuple(TASKS))
+        )
+        for one, other in COMPARISONS
+        if len(complete(rows, (one, other), tuple(TASKS), SEEDS_FOR_INTERVALS)) == 2
+    }
+    if not entries:
+        return []
+    return [
+        plots.save(plots.plot_forest({"": entries}, 0.5, "probability of improvement, all tasks"), pictures, "improvement")
+    ]
+
+
+def time_table(rows: pd.DataFrame, variants: Sequence[str]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param variants: The columns
+    :return: CPU milliseconds of an environment step with its update
+    """
+    names, lines = present(rows, variants), []
+    for task in TASKS:
+        cells = [seconds_per_step(rows, name, task) * 1000 for name in names]
+        lines.append([task, *map(number, cells)])
+    return table(["ms", *(VARIANTS[name].label for name in names)], lines)
+
+
+def split(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :return: The aggregates on tuning tasks and on held-out tasks
+    """
+    lines = []
+    for name in present(rows, CONTENDERS):
+        lines.append([VARIANTS[name].label, *(aggregate_cell(rows, name, tasks) for tasks in (TUNING, HELD_OUT))])
+    return ["## Tuning tasks against held-out tasks", table(["Interquartile mean", "tuning", "held-out"], lines)]
+
+
+def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param pictures: Folder of the plots
+    :return: One factor at a time: plot and tables
+    """
+    if not complete(rows, ["ablation_base"], TUNING):
+        return []
+    base = final_matrix(rows, "ablation_base", TUNING)
+    sections = {
+        factor: {
+            VARIANTS[name].label: estimate(difference, final_matrix(rows, name, TUNING), base)
+            for name in complete(rows, values, TUNING, SEEDS_FOR_INTERVALS)
+        }
+        for factor, values in FACTORS.items()
+        if len(base) >= SEEDS_FOR_INTERVALS
+    }
+    sections = {factor: entries for factor, entries in sections.items() if entries}
+    parts = ["## What the paper left unsaid: one factor at a time"]
+    if sections:
+        label = "difference of interquartile means from the base"
+        parts.append(plots.save(plots.plot_forest(sections, 0, label), pictures, "ablation"))
+    lines = [_ablation_line(rows, "base", "ablation_base", None)]
+    for factor, values in FACTORS.items():
+        lines += [
+            _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, sections.get(factor, {}).get(VARIANTS[name].label))
+            for name in present(rows, values)
+        ]
+    return [*parts, table(["Final return", *TUNING, "seeds", "difference of scores from the base"], lines)]
+
+
+def _ablation_line(rows: pd.DataFrame, label: str, name: str, gain: Estimate | None) -> list[str]:
+    returns = final(rows[rows["variant"] == name], "return_mean")
+    cells = []
+    for task in TUNING:
+        own = returns[returns.index.get_level_values("task") == task]
+        cells.append(f"{number(own.mean())} ± {number(own.std())}" if len(own) else MISSING)
+    seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
+    return [label, *cells, "-".join(map(str, sorted(set(seeds)))), interval(gain) if gain else MISSING]
+
+
+if __name__ == "__main__":
+    main()

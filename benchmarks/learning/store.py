@@ -1,0 +1,176 @@
+"""Units on disk: one CSV file each, whose first line is a comment with its configuration, versions and machine."""
+
+import csv
+import hashlib
+import json
+import os
+import platform
+from collections import Counter
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
+from benchmarks.speed.machine import processor
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "shimmy")
+CLOCKS = ("wall_seconds", "cpu_seconds")
+"""The columns that a second run does not repeat."""
+
+
+class StoredUnit(NamedTuple):
+    """
+    :param header: The first line
+    :param rows: One for each evaluation; numbers as they are written
+    """
+
+    header: dict[str, Any]
+    rows: list[dict[str, str]]
+
+
+def unit_path(folder: Path, unit: Unit) -> Path:
+    """
+    :param folder: The results
+    :param unit: A unit
+    :return: Its file
+    """
+    return folder / TASKS[unit.task].folder / unit.variant / f"seed-{unit.seed}.csv"
+
+
+def read_unit(folder: Path, unit: Unit) -> StoredUnit | None:
+    """
+    :param folder: The results
+    :param unit: A unit
+    :return: What its file holds, None if it is not there
+    """
+    path = unit_path(folder, unit)
+    if not path.exists():
+        return None
+    with path.open(newline="") as file:
+        header = json.loads(file.readline().removeprefix("# "))
+        return StoredUnit(header, list(csv.DictReader(file)))
+
+
+def is_done(folder: Path, unit: Unit, budget: Budget) -> bool:
+    """
+    :param folder: The results
+    :param unit: A unit
+    :param budget: The extent of the run
+    :return: Whether it is stored, and as the matrix has it now
+    """
+    path = unit_path(folder, unit)
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return bool(json.loads(file.readline().removeprefix("# "))["config"] == config_hash(unit, budget))
+
+
+def differences(stored: StoredUnit, again: StoredUnit) -> list[str]:
+    """
+    :param stored: A unit
+    :param again: The same unit, run another time
+    :return: Sentences on every number that differs, clocks left out; versions and machine only if a number does
+    """
+    found = []
+    if len(stored.rows) != len(again.rows):
+        found.append(f"rows: {len(stored.rows)} stored, {len(again.rows)} now")
+    for old, new in zip(stored.rows, again.rows, strict=False):
+        for column in {**old, **new}:
+            if column not in CLOCKS and old.get(column) != new.get(column):
+                found.append(f"step {old['step']}, {column}: {old.get(column)} stored, {new.get(column)} now")
+    if stored.header["config"] != again.header["config"]:
+        found.append("the configuration is no longer the stored one")
+    if found:
+        for key in stored.header:
+            if stored.header[key] != again.header.get(key):
+                found.append(f"{key}: {stored.header[key]} stored, {again.header.get(key)} now")
+    return found
+
+
+class UnitFile:
+    """
+    The file of a unit while it runs: complete under its name, or not there.
+
+    :param folder: The results
+    :param unit: The unit
+    :param budget: The extent of the run
+    """
+
+    def __init__(self, folder: Path, unit: Unit, budget: Budget) -> None:
+        self.path = unit_path(folder, unit)
+        self.partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        self.header = header(unit, budget)
+        self.rows: list[dict[str, Any]] = []
+
+    def __enter__(self) -> "UnitFile":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        return self
+
+    def add(self, row: dict[str, Any]) -> None:
+        """
+        :param row: An evaluation. Written at once, and numbers to their last bit.
+        """
+        self.rows.append(row)
+        self._write()
+
+    def _write(self) -> None:
+        # The whole file each time: the algorithms' columns appear with the first update, after the first row
+        columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        with self.partial.open("w", newline="") as file:
+            file.write(f"# {json.dumps(self.header)}\n")
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.partial.replace(self.path)
+        else:
+            self.partial.unlink()
+
+
+def header(unit: Unit, budget: Budget) -> dict[str, Any]:
+    """
+    :param unit: A unit
+    :param budget: The extent of the run
+    :return: What its numbers depend on
+    """
+    variant = VARIANTS[unit.variant]
+    return {
+        "config": config_hash(unit, budget),
+        "algorithm": variant.algorithm,
+        "kwargs": variant.kwargs,
+        "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "machine": f"{processor()}, {platform.system()} {platform.machine()}",
+    }
+
+
+def source_hash() -> str:
+    """
+    :return: Digest of this package's own sources without its command line, whose version number does not follow every commit
+    """
+    import sb3_bn_ddpg
+
+    digest = hashlib.sha256()
+    for path in sorted(Path(sb3_bn_ddpg.__file__).parent.glob("*.py")):
+        if path.name not in ("cli.py", "__main__.py"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def header_text(folder: Path) -> str:
+    """
+    :param folder: The results
+    :return: Machines and versions of the stored units, as a Markdown list with the number of units of each
+    """
+    counts: Counter[str] = Counter()
+    for path in folder.glob("*/*/seed-*.csv"):
+        with path.open() as file:
+            stored = json.loads(file.readline().removeprefix("# "))
+        versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        counts[f"{stored['machine']}; {versions}"] += 1
+    return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())

@@ -1,0 +1,98 @@
+"""
+One unit: train, evaluate as it goes, write a CSV file.
+
+``python -m benchmarks.learning.unit --task HalfCheetah-v5 --variant sb3_ddpg --seed 0`` runs a stored unit again and compares
+it with its file to the bit; exit code 1 if they differ. The runner adds ``--write``.
+"""
+
+import argparse
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
+
+
+def run(unit: Unit, budget: Budget, folder: Path) -> Path:
+    """
+    Run a unit. Its file has a name of its own until the unit is complete.
+
+    :param unit: The unit
+    :param budget: Steps and evaluations
+    :param folder: The results
+    :return: The unit's file
+    """
+    # Here, so that --help and the runner do without torch
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    from benchmarks.learning.algorithms import build
+    from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
+    from benchmarks.learning.recorder import Recorder
+
+    variant = VARIANTS[unit.variant]
+    budget = budget.of(unit.variant)
+    with UnitFile(folder, unit, budget) as file:
+        if variant.algorithm == "random":
+            evaluator = Evaluator(unit.task, budget.episodes)
+            policy = RandomPolicy(evaluator.env.action_space, unit.seed)
+            file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
+        else:
+            model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed)
+            recorder = Recorder(file, unit.task, budget)
+            model.set_logger(recorder.means)
+            assert budget.steps is not None
+            model.learn(budget.steps, callback=recorder, log_interval=sys.maxsize)
+    return file.path
+
+
+def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Gets the options that shorten a run and say where results lie
+    """
+    default = Budget()
+    parser.add_argument("--steps", type=int, help="environment steps of a unit (default: the variant's)")
+    parser.add_argument("--every", type=int, default=default.every, help="steps between evaluations")
+    parser.add_argument("--episodes", type=int, default=default.episodes, help="episodes of an evaluation")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+
+
+def budget_of(arguments: argparse.Namespace) -> Budget:
+    """
+    :param arguments: A command line with the options of :func:`add_budget_arguments`
+    :return: The extent of the runs
+    """
+    return Budget(arguments.steps, arguments.every, arguments.episodes)
+
+
+def main() -> None:
+    """Parse the command line; run and write, or run and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, required=True, metavar="TASK")
+    parser.add_argument("--variant", choices=VARIANTS, required=True, metavar="VARIANT")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--write", action="store_true", help="write the result instead of comparing it with the stored one")
+    add_budget_arguments(parser)
+    arguments = parser.parse_args()
+    unit = Unit(arguments.task, arguments.variant, arguments.seed)
+    budget = budget_of(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed
+
+    if arguments.write:
+        print(run(unit, budget, arguments.results))
+        return
+    stored = read_unit(arguments.results, unit)
+    if stored is None:
+        sys.exit(f"Nothing is stored of {unit} in {arguments.results}: run it with --write")
+    with tempfile.TemporaryDirectory() as folder:
+        run(unit, budget, Path(folder))
+        again = read_unit(Path(folder), unit)
+    assert again is not None
+    found = differences(stored, again)
+    print("\n".join(found) if found else f"{unit}: the stored numbers, to the bit")
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

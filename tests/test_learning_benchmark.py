@@ -1,0 +1,379 @@
+"""The learning benchmark: its matrix, its units, resuming, its figures and its report."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+pytest.importorskip("mujoco")
+pytest.importorskip("rl_zoo3")
+pytest.importorskip("rliable")
+pytest.importorskip("seaborn")
+pytest.importorskip("shimmy")
+
+import rl_zoo3
+from rliable import metrics
+from stable_baselines3 import DDPG
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from benchmarks.learning import figures, matrix, plots, report
+from benchmarks.learning.algorithms import build
+from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
+from benchmarks.learning.local import REPOSITORY, run_units, unit_command, unit_environment
+from benchmarks.learning.matrix import GROUPS, HELD_OUT, TASKS, TUNING, VARIANTS, Budget, Unit, Variant, config_hash
+from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
+from benchmarks.learning.unit import run
+from benchmarks.markdown import BEGIN, END
+
+PENDULUM = "InvertedDoublePendulum-v5"
+UNIT = Unit(PENDULUM, "sb3_ddpg", 0)
+TINY = Budget(steps=1_060, every=530, episodes=2)
+
+
+def test_every_cell_names_a_task_and_a_variant_and_tuning_stays_on_its_tasks():
+    assert set(TUNING) | set(HELD_OUT) == set(TASKS)
+    assert not set(TUNING) & set(HELD_OUT)
+    for group in GROUPS.values():
+        assert all(unit.task in TASKS and unit.variant in VARIANTS for unit in group.units())
+    assert {unit.task for unit in GROUPS["ablation"].units()} == set(TUNING)
+    assert {unit.task for unit in GROUPS["tuned_tuning"].units()} == set(TUNING)
+    assert {unit.task for unit in GROUPS["tuned_held_out"].units()} == set(HELD_OUT)
+
+
+def test_units_come_breadth_first():
+    seeds = [unit.seed for unit in GROUPS["peers"].units()]
+    assert seeds == sorted(seeds)
+    assert len(seeds) == 5 * len(set(GROUPS["peers"].cells))
+
+
+@pytest.mark.parametrize(("file", "variant"), [("ddpg.yml", "sb3_ddpg"), ("td3.yml", "sb3_td3")])
+def test_peers_have_the_values_of_the_zoo(file: str, variant: str):
+    zoo = yaml.safe_load((Path(rl_zoo3.__file__).parent / "hyperparams" / file).read_text())["HalfCheetah-v4"]
+    ours = dict(VARIANTS[variant].kwargs)
+    noise = ours.pop("action_noise")
+    assert noise == dict(type=zoo.pop("noise_type"), sigma=zoo.pop("noise_std"))
+    assert zoo.pop("policy_kwargs") == "dict(net_arch=[400, 300])"
+    assert ours.pop("policy_kwargs") == dict(net_arch=[400, 300])
+    for key in ("n_timesteps", "policy", "learning_starts"):
+        zoo.pop(key)
+    assert ours == zoo
+
+
+def test_every_variant_of_ours_can_be_built():
+    env = DummyVecEnv([lambda: make_env(PENDULUM)])
+    for variant in VARIANTS.values():
+        if variant.algorithm == "bn_ddpg":
+            model = build(variant, env, seed=0)
+            for key in ("batch_size", "tau", "target_statistics", "use_target_networks"):
+                if key in variant.kwargs:
+                    assert getattr(model, key) == variant.kwargs[key]
+
+
+def test_a_changed_variant_is_another_configuration_and_an_unchanged_one_is_not(monkeypatch: pytest.MonkeyPatch):
+    first = config_hash(UNIT, Budget())
+    assert config_hash(UNIT, Budget(steps=50_000)) == first
+    assert config_hash(UNIT._replace(seed=1), Budget()) != first
+    assert config_hash(UNIT, Budget(steps=40_000)) != first
+    other = VARIANTS["sb3_td3"]
+    monkeypatch.setitem(VARIANTS, "sb3_td3", replace(other, kwargs=other.kwargs | dict(gamma=0.98)))
+    assert config_hash(UNIT, Budget()) == first
+    monkeypatch.setitem(VARIANTS, "sb3_ddpg", replace(VARIANTS["sb3_ddpg"], label="another name"))
+    assert config_hash(UNIT, Budget()) == first
+    monkeypatch.setitem(VARIANTS, "sb3_ddpg", VARIANTS["sb3_td3"])
+    assert config_hash(UNIT, Budget()) != first
+
+
+def test_the_stored_results_that_are_committed_belong_to_the_matrix():
+    stored = [unit for unit in figures.all_units() if unit_path(REPOSITORY / "benchmarks/learning/results", unit).exists()]
+    assert sum(unit.variant == "random" for unit in stored) == 5 * len(TASKS)
+    assert all(is_done(REPOSITORY / "benchmarks/learning/results", unit, Budget()) for unit in stored)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_observations_and_time_limits(task: str):
+    env = DummyVecEnv([lambda: make_env(task)])
+    assert env.observation_space.dtype == np.float32
+    assert len(env.observation_space.shape or ()) == 1
+    env.seed(0)
+    env.reset()
+    policy = RandomPolicy(env.action_space, seed=0)
+    step, done = 0, False
+    while not done:
+        _, _, (done,), (info,) = env.step(policy.predict(np.empty((1, 1)))[0])
+        step += 1
+    # A fall is a termination; the end of a thousand steps is not
+    assert info["TimeLimit.truncated"] == (step == 1000)
+    assert (step == 1000) == (task not in (PENDULUM, "Hopper-v5"))
+
+
+def test_evaluations_repeat_and_differ_between_their_episodes():
+    evaluator = Evaluator(PENDULUM, episodes=3)
+    first, second = (evaluator.evaluate(RandomPolicy(evaluator.env.action_space, seed=0)) for _ in range(2))
+    assert first == second
+    assert first.return_std > 0
+    assert first != evaluator.evaluate(RandomPolicy(evaluator.env.action_space, seed=1))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one unit."""
+    folder = tmp_path_factory.mktemp("results")
+    run(UNIT, TINY, folder)
+    return folder
+
+
+def test_a_unit_writes_its_evaluations_and_statistics(results: Path):
+    stored = read_unit(results, UNIT)
+    assert stored is not None
+    assert [row["step"] for row in stored.rows] == ["0", "530", "1060"]
+    assert stored.header["kwargs"] == VARIANTS["sb3_ddpg"].kwargs
+    last = {column: float(value) for column, value in stored.rows[-1].items()}
+    assert {"return_mean", "return_std", "length_mean", "actor_loss", "critic_loss"} <= set(last)
+    assert last["n_updates"] == np.mean(range(1, 61))
+    assert 0 < float(stored.rows[1]["cpu_seconds"]) < last["cpu_seconds"]
+    assert stored.rows[1]["critic_loss"] == ""  # before the first update
+    assert is_done(results, UNIT, TINY)
+    assert not is_done(results, UNIT, Budget())
+
+
+def test_a_second_run_gives_the_same_numbers_and_evaluations_do_not_disturb_training(results: Path, tmp_path: Path):
+    run(UNIT, replace(TINY, every=265), tmp_path)
+    stored, again = read_unit(results, UNIT), read_unit(tmp_path, UNIT)
+    assert stored is not None
+    assert again is not None
+    columns = ("step", "return_mean", "return_std", "length_mean")
+    often = {row["step"]: [row[column] for column in columns] for row in again.rows}
+    assert len(often) == 5
+    assert [often[row["step"]] for row in stored.rows] == [[row[column] for column in columns] for row in stored.rows]
+
+
+def test_the_clocks_leave_evaluations_out(tmp_path: Path):
+    start = time.process_time()
+    run(UNIT, Budget(steps=200, every=10, episodes=20), tmp_path)
+    took = time.process_time() - start
+    stored = read_unit(tmp_path, UNIT)
+    assert stored is not None
+    assert float(stored.rows[-1]["cpu_seconds"]) < took / 2
+
+
+def test_a_unit_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(self: DDPG, gradient_steps: int, batch_size: int) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(DDPG, "train", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        run(UNIT, TINY, tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+def test_the_command_compares_with_the_stored_numbers(results: Path):
+    def compare() -> subprocess.CompletedProcess[str]:
+        command = [argument for argument in unit_command(UNIT, TINY, results, nice=0) if argument != "--write"]
+        return subprocess.run(command, cwd=REPOSITORY, env=unit_environment(), capture_output=True, text=True)
+
+    same = compare()
+    assert same.returncode == 0, same.stderr
+    assert "to the bit" in same.stdout
+    path = unit_path(results, UNIT)
+    text = path.read_text()
+    stored = read_unit(results, UNIT)
+    assert stored is not None
+    value = stored.rows[-1]["critic_loss"]
+    try:
+        path.write_text(text.replace(value, value[:-1] + str((int(value[-1]) + 1) % 10)))
+        other = compare()
+    finally:
+        path.write_text(text)
+    assert other.returncode == 1
+    assert other.stdout.startswith(f"step 1060, critic_loss: {value[:-1]}")
+
+
+def test_a_failing_unit_is_reported_and_the_others_go_on(tmp_path: Path):
+    units = [Unit(PENDULUM, "no such variant", 0), Unit(PENDULUM, "random", 0)]
+    VARIANTS["no such variant"] = Variant("only in this process", "random")
+    try:
+        outcomes = {outcome.unit: outcome for outcome in run_units(units, Budget(), tmp_path, workers=1, nice=0)}
+    finally:
+        del VARIANTS["no such variant"]
+    assert "invalid choice" in outcomes[units[0]].error
+    assert outcomes[units[1]].error == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_complete_units_and_the_next_run_does_the_rest(tmp_path: Path, signal_number: int):
+    command = [sys.executable, "-m", "benchmarks.learning.run", "--results", str(tmp_path), "--workers", "1", "--no-report"]
+    command += ["--group", "random", "peers", "--task", PENDULUM, "--seed", "0", "--variant"]
+    long = ["--steps", "1000000", "--every", "100"]
+    environment = unit_environment()
+    runner = subprocess.Popen(
+        [*command, "random", "sb3_td3", *long], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 300
+    while not (partial := list(tmp_path.rglob("*.partial"))) or "\n100," not in partial[0].read_text():
+        assert time.monotonic() < deadline
+        assert runner.poll() is None
+        time.sleep(0.2)
+    unit_process = int(partial[0].name.split(".")[1])
+    runner.send_signal(signal_number)
+    assert runner.wait(60) == 128 + signal_number
+    assert not os.path.exists(f"/proc/{unit_process}")
+    stored = unit_path(tmp_path, Unit(PENDULUM, "random", 0))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored]
+
+    written = stored.stat().st_mtime_ns
+    short = ["--steps", "1000000", "--every", "100", "--list"]
+    listed = subprocess.run([*command, "random", "sb3_td3", *short], cwd=REPOSITORY, env=environment, capture_output=True)
+    assert listed.stdout.decode() == f"{PENDULUM} sb3_td3 seed 0\n"
+    assert stored.stat().st_mtime_ns == written
+
+
+def test_interquartile_mean_and_improvement_are_rliables():
+    rng = np.random.default_rng(0)
+    for seeds, tasks in ((3, 6), (5, 3), (1, 2)):
+        one, other = rng.normal(size=(2, seeds, tasks)).round(1)
+        assert figures.interquartile_mean(one).item() == pytest.approx(metrics.aggregate_iqm(one))
+        assert figures.improvement(one, other).item() == pytest.approx(metrics.probability_of_improvement(one, other))
+
+
+def test_intervals_repeat_and_hold_their_value():
+    scores = np.random.default_rng(0).normal(size=(5, 6))
+    first, second = (figures.estimate(figures.interquartile_mean, scores) for _ in range(2))
+    assert first == second
+    assert first.low < first.value < first.high
+
+
+def synthetic(folder: Path, units: list[Unit], budget: Budget) -> None:
+    """Units that reach the returns (their variant's rank among the variants) x step, and whose steps take 2 ms."""
+    for unit in units:
+        rank = list(VARIANTS).index(unit.variant)
+        with UnitFile(folder, unit, budget.of(unit.variant)) as file:
+            for step in [0] if unit.variant == "random" else range(0, 10_001, 2_500):
+                statistics = dict(q_value=1.0 + step, actor_loss=-1.0, critic_loss=0.1) if step else {}
+                clocks = dict(wall_seconds=step * 0.003, cpu_seconds=step * 0.002)
+                evaluation = dict(return_mean=10.0 + rank * step / 10 + unit.seed, return_std=1.0, length_mean=5.0)
+                file.add(dict(step=step) | evaluation | clocks | statistics)
+
+
+SHORT = Budget(steps=10_000)
+
+
+def test_figures_by_hand(tmp_path: Path):
+    units = [Unit(task, variant, seed) for task in TASKS for variant in ("random", "sb3_ddpg") for seed in range(2)]
+    synthetic(tmp_path, units[:-1], SHORT)  # the last task lacks a seed
+    rows = figures.read(tmp_path, SHORT)
+    task = TASKS["Hopper-v5"]
+    rank = list(VARIANTS).index("sb3_ddpg")
+    last = [10 + rank * step / 10 for step in (2_500, 5_000, 7_500, 10_000)]
+    random = 10.5
+    expected = (np.mean(last) - random) / (task.reference - random)
+    assert figures.final(rows)["Hopper-v5", "sb3_ddpg", 0] == pytest.approx(expected)
+    assert figures.seeds_of(rows, "sb3_ddpg", tuple(TASKS)) == [0]
+    assert figures.seeds_of(rows, "sb3_ddpg", TUNING) == [0, 1]
+    assert figures.final_matrix(rows, "sb3_ddpg", TUNING).shape == (2, 3)
+    assert figures.seconds_per_step(rows, "sb3_ddpg", "Hopper-v5") == pytest.approx(0.002)
+    seconds, scores = figures.over_time(rows, "sb3_ddpg", TUNING, np.array([0.0, 10.0, 21.0]))
+    assert list(seconds) == [0.0, 10.0]
+    steps, by_step = figures.curve_matrix(rows, "sb3_ddpg", TUNING)
+    np.testing.assert_allclose(scores[:, :, 1], by_step[:, :, list(steps).index(5_000)])
+
+
+def test_the_time_of_a_step_is_that_of_undisturbed_stretches():
+    steps = np.arange(0, 50_001, 2_500)
+    times = np.where(np.arange(len(steps)) % 3 == 0, 2.5, 7.5)  # a third of the stretches is undisturbed: 1 ms a step
+    times[0], times[1] = 0, 0.1  # the warm-up has no updates
+    rows = pd.DataFrame(dict(task="t", variant="v", seed=0, step=steps, cpu_seconds=np.cumsum(times)))
+    assert figures.seconds_per_step(rows, "v", "t") == pytest.approx(0.001)
+
+
+def test_overestimation_is_q_less_the_discounted_rewards_left():
+    lengths, reward, gamma = [3.0, 1000.0], 2.0, plots.GAMMA
+    left = [[(1 - gamma ** (3 - t)) / (1 - gamma) for t in range(3)], [1 / (1 - gamma)]]
+    rows = pd.DataFrame(dict(return_mean=[reward * n for n in lengths], length_mean=lengths, actor_loss=[-7.0, -300.0]))
+    estimates = plots.with_estimates(rows, q_is_actor_loss=True)
+    expected = [7 - reward * np.mean(left[0]), 300 - reward * np.mean(left[1])]
+    np.testing.assert_allclose(estimates["overestimation"], expected)
+    assert plots.with_estimates(rows, q_is_actor_loss=False)["q_estimate"].isna().all()
+
+
+def test_every_variant_discounts_alike():
+    env = DummyVecEnv([lambda: make_env(PENDULUM)])
+    for variant in VARIANTS.values():
+        assert variant.algorithm == "random" or build(variant, env, seed=0).gamma == plots.GAMMA
+
+
+@pytest.fixture
+def few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bootstraps of few samples: their time is not what is tested."""
+    monkeypatch.setattr(figures, "REPETITIONS", 20)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_repetitions")
+def test_the_report_of_a_whole_matrix_repeats_to_the_byte(tmp_path: Path):
+    synthetic(tmp_path / "results", figures.all_units(), SHORT)
+    page = tmp_path / "page.md"
+    written = []
+    for _ in range(2):
+        report.write(tmp_path / "results", page, SHORT)
+        written.append({path: path.read_bytes() for path in tmp_path.glob("page*/*")} | {page: page.read_bytes()})
+    assert written[0] == written[1]
+    text = page.read_text()
+    assert "Not stored yet" not in text
+    assert "nan" not in text
+    names = {path.name for path in (tmp_path / "page").glob("*")}
+    assert {f"{name}.{end}" for end in ("png", "svg") for name in ("figure2", "aggregate", "profiles", "improvement")} <= names
+    assert {name.removesuffix(".png") for name in names if name.endswith(".png")} == {
+        link.split("/")[1].split(".")[0] for link in text.split("](page/")[1:] for link in ["page/" + link]
+    }
+    # The tuned profile's rank among the variants is the highest, and the paper's above its parts'
+    assert "| BNDDPG, tuned > SB3 DDPG? | all | 5, 5 |" in text
+    line = next(line for line in text.splitlines() if line.startswith("| BNDDPG, tuned > SB3 DDPG? | all"))
+    assert line.endswith("1.00 [1.00, 1.00] | **better** |")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_repetitions")
+def test_the_report_of_an_unfinished_matrix_says_what_is_missing(tmp_path: Path):
+    units = [*GROUPS["random"].units(), *list(GROUPS["figure2"].units())[: 6 + 3]]
+    synthetic(tmp_path / "results", units, SHORT)
+    page = tmp_path / "page.md"
+    page.write_text(f"Before\n{BEGIN}\nold\n{END}\nafter\n")
+    report.write(tmp_path / "results", page, SHORT)
+    text = page.read_text()
+    assert text.startswith("Before\n")
+    assert text.endswith("\nafter\n")
+    assert f"- `figure2`: {6 * 3 * 5 - 9} of {6 * 3 * 5} runs" in text
+    assert "- `random`" not in text
+    assert "No two variants have 3 seeds of every task yet." in text
+
+
+def test_the_report_of_nothing(tmp_path: Path):
+    report.write(tmp_path / "results", tmp_path / "page.md", SHORT)
+    assert "- `peers`: 90 of 90 runs" in (tmp_path / "page.md").read_text()
+
+
+def test_a_raised_protocol_runs_everything_anew(results: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(matrix, "PROTOCOL", matrix.PROTOCOL + 1)
+    assert not is_done(results, UNIT, TINY)
+
+
+def test_differences_name_rows_and_configurations(results: Path):
+    stored = read_unit(results, UNIT)
+    assert stored is not None
+    assert differences(stored, stored) == []
+    slower = [row | dict(cpu_seconds="99") for row in stored.rows]
+    assert differences(stored, stored._replace(rows=slower)) == []
+    shorter = differences(stored, stored._replace(rows=stored.rows[:-1]))
+    assert shorter[0] == "rows: 3 stored, 2 now"
+    changed = stored.header | dict(config="0")
+    assert differences(stored, stored._replace(header=changed))[0] == "the configuration is no longer the stored one"
