@@ -23,11 +23,10 @@ from benchmarks.learning.figures import (
     seeds_of,
 )
 from benchmarks.learning.matrix import FACTORS, FIGURE2, HELD_OUT, PEERS, TASKS, TUNING, VARIANTS, WIDE_TASKS, Budget
-from benchmarks.learning.store import header_text
+from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 CONTENDERS = ("tuned", "paper", *PEERS)
 COMPARISONS = (
     ("paper", "paper_no_norm"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.learning import local, report
+from benchmarks.learning import local
 from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
-from benchmarks.learning.store import is_done
+from benchmarks.learning.store import PAGE, is_done
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="give way to other processes")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one that runs here)")
     parser.add_argument("--list", action="store_true", help="only say what is missing")
-    parser.add_argument("--page", type=Path, default=report.PAGE, help="the page of results that is drawn anew at the end")
+    parser.add_argument("--page", type=Path, default=PAGE, help="the page of results that is drawn anew at the end")
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw nothing at the end")
     add_budget_arguments(parser)
     arguments = parser.parse_args()
@@ -47,6 +47,8 @@ def main() -> None:
     try:
         failed = run(units, budget, arguments)
         if arguments.report:
+            from benchmarks.learning import report  # its libraries take memory, which runs may need
+
             report.write(arguments.results, arguments.page, budget)
     except KeyboardInterrupt:
         sys.exit(130)
