@@ -15,10 +15,11 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_bn_ddpg import torch_layers
 from sb3_bn_ddpg.atomic_files import FileError, atomic_write, clear_errors
 from sb3_bn_ddpg.policies import Actor
 
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 METADATA_KEY = "bn_ddpg_policy"
 SHA256_KEY = "bn_ddpg_sha256"
-FEATURES_EXTRACTORS = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
+FEATURES_EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
+    cls.__name__: cls
+    for cls in (FlattenExtractor, NatureCNN, CombinedExtractor, *vars(torch_layers).values())
+    if isinstance(cls, type) and issubclass(cls, BaseFeaturesExtractor)
+}
 ACTIVATIONS = {
     cls.__name__: cls
     for cls in (nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.Identity)
