@@ -1,10 +1,12 @@
 """The paper's network for pixels: layers, number of parameters, initialisation, statistics, and every image SB3 accepts."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage, is_vecenv_wrapped
@@ -264,6 +266,50 @@ def test_shared_extractor_is_trained_by_the_actor_alone():
     before = [param.clone() for param in model.actor.features_extractor.parameters()]
     model.learn(30)
     assert all(not th.equal(a, b) for a, b in zip(before, model.actor.features_extractor.parameters(), strict=True))
+
+
+class BarEnv(gym.Env):
+    """A bar stands somewhere in the image; the best action is its place."""
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = spaces.Box(0, 255, (1, 24, 24), np.uint8), spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._image(), {}
+
+    def step(self, action):
+        reward = -abs(float(action[0]) - (self.place - 11.5) / 11.5)
+        self.steps += 1
+        return self._image(), reward, False, self.steps >= 10, {}
+
+    def _image(self):
+        self.place = int(self.np_random.integers(24))
+        image = np.full((1, 24, 24), 40, np.uint8)
+        image[:, :, max(self.place - 1, 0) : self.place + 2] = 220
+        return image
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, "batch"])
+def test_it_learns_from_images(kind):
+    """Random actions are 0.67 off on average, and one action for all places at least 0.5."""
+    policy_kwargs = dict(net_arch=[64, 64], normalization=kind, features_extractor_kwargs=dict(conv_normalization=kind))
+    model = make_model(
+        BarEnv(),
+        learning_rate=1e-3,
+        critic_weight_decay=0.0,
+        gamma=0.0,
+        tau=0.05,
+        batch_size=32,
+        buffer_size=3000,
+        learning_starts=300,
+        policy_kwargs=policy_kwargs,
+    )
+    model.learn(2500)
+    mean_return, _ = evaluate_policy(model, BarEnv(), n_eval_episodes=10, warn=False)
+    assert mean_return / 10 > -0.2
 
 
 def test_wrong_spaces_are_named():

@@ -29,6 +29,8 @@ def rows_of(results: Path) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_it_stops_and_goes_on(tmp_path):
     arguments = [
+        "--task",
+        "cartpole-balance",
         "--timesteps",
         "40",
         "--eval-freq",
@@ -62,7 +64,7 @@ def test_it_stops_and_goes_on(tmp_path):
     assert int(rows[-1]["updates"]) in (40 - 12 - 1, 40 - 12 - 2)
     assert not (tmp_path / "cartpole-balance-0" / "buffer.pkl").exists()
 
-    process = start("plots", tmp_path, "--figures", str(tmp_path))
+    process = start("plots", tmp_path, "--task", "cartpole-balance", "--figures", str(tmp_path))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "random actions: " in output

@@ -2,8 +2,8 @@
 BNDDPG beside SB3's DDPG, both with HerReplayBuffer, on gymnasium-robotics' FetchReach:
 ``python -m benchmarks.goals.fetch_reach``.
 
-gymnasium-robotics 1.4 does not run with the MuJoCo that dm_control needs (it compares joint types in a way that fails there), so
-this wants an environment of its own: ``pip install gymnasium-robotics "mujoco<3.4"``.
+gymnasium-robotics 1.4 does not run with MuJoCo 3.17 (it compares joint types in a way that fails there), so this wants an
+environment of its own: ``pip install gymnasium-robotics "mujoco<3.4"``.
 """
 
 import argparse

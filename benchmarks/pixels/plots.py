@@ -1,6 +1,6 @@
 """
 The curves of training runs, and a strip of frames of the best policy:
-``python -m benchmarks.pixels.plots --task cartpole-balance``.
+``python -m benchmarks.pixels.plots --task cartpole-swingup``.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def strip(model: BNDDPG, env: gym.Env, n_frames: int = 12, every: int = 8) -> np
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--task", default="cartpole-balance")
+    parser.add_argument("--task", default="cartpole-swingup")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--figures", type=Path, default=FIGURES)
     arguments = parser.parse_args()
