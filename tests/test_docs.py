@@ -11,7 +11,7 @@ from sb3_bn_ddpg import BNDDPG
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CAP = 250
+CAP = 600
 """Environment steps that a block's ``learn`` may take here."""
 
 
