@@ -42,8 +42,8 @@ def memory_slope(n_steps: int, buffer_size: int, n_envs: int) -> tuple[float, fl
     :param n_steps: Steps of the training, all environments together; there is an update for each five
     :param buffer_size: Size of the replay buffer, in transitions
     :param n_envs: Number of environments
-    :return: Slope of the memory, in KiB per 100,000 steps, and where it begins, in MiB: after the buffer was filled twice and a
-        fifth of the steps
+    :return: Slope of the memory, in KiB per 100,000 steps, and where it begins, in MiB: after the buffer was filled twice
+        and a fifth of the steps
     """
     curve = MemoryCurve(every=max(n_steps // 100, 1))
     with tempfile.TemporaryDirectory() as folder:
