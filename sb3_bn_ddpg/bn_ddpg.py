@@ -12,6 +12,7 @@ from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
@@ -32,7 +33,7 @@ DIAGNOSTICS_INTERVAL = 10
 SelfBNDDPG = TypeVar("SelfBNDDPG", bound="BNDDPG")
 
 
-class BNDDPG(SavingMixin):
+class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     """
     Deep Deterministic Policy Gradient (DDPG) with batch normalisation, as the paper describes it:
     `Continuous control with deep reinforcement learning <https://arxiv.org/abs/1509.02971>`_.

@@ -217,7 +217,10 @@ def _chain(env: gym.Env[Any, Any]) -> list[Any]:
 
 
 def _class_names(chain: list[Any]) -> list[str]:
-    return [f"{type(level).__module__}.{type(level).__qualname__}" for level in chain]
+    classes = [type(level) for level in chain]
+    # RL Zoo exchanges Gymnasium's time limit for a child with the same attributes in processes that import it
+    classes = [cls.__base__ or cls if cls.__module__ == "rl_zoo3.gym_patches" else cls for cls in classes]
+    return [f"{cls.__module__}.{cls.__qualname__}" for cls in classes]
 
 
 def _pack_environment(env: gym.Env[Any, Any]) -> bytes:

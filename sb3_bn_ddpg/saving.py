@@ -113,21 +113,12 @@ class SavingMixin(OffPolicyAlgorithm):
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        total_timesteps, self._callback = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
-        )
-        if self._pending_callback_states is not None and not reset_num_timesteps:
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._callback = super()._init_callback(callback, progress_bar)
+        if self._pending_callback_states is not None and self.num_timesteps > 0:  # 0: learn counts anew
             restore_callback_states(self._callback, self._pending_callback_states)
         self._pending_callback_states = None
-        return total_timesteps, self._callback
+        return self._callback
 
     # --- SB3's methods
 

@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.saving import SavingMixin
 
 CHOICES = [
     dict(),
@@ -40,7 +41,7 @@ CHOICES = [
 
 
 def test_direct_subclass():
-    assert BNDDPG.__bases__ == (OffPolicyAlgorithm,)
+    assert BNDDPG.__bases__ == (SavingMixin, OffPolicyAlgorithm)
 
 
 def test_parameters_of_sb3s_ddpg_in_its_order():

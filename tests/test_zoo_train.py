@@ -96,7 +96,9 @@ def test_a_killed_training_is_resumed_from_its_checkpoint(tmp_path):
     wait_for(checkpoint.exists, process)
     process.kill()
     process.communicate()
-    step = BNDDPG.resume(checkpoint).num_timesteps
+    # In a process without RL Zoo, which changes Gymnasium where it is imported
+    code = f"from sb3_bn_ddpg import BNDDPG; print(BNDDPG.resume({str(checkpoint)!r}).num_timesteps)"
+    step = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=ENVIRONMENT).stdout)
     assert step % 150 == 0
     output = run(*arguments, "-n", "200", "--checkpoint-freq", "-1", "-i", str(checkpoint), cwd=tmp_path)
     assert f"Resuming from step {step} for 200 more" in output

@@ -42,7 +42,8 @@ def memory_slope(n_steps: int, buffer_size: int, n_envs: int) -> tuple[float, fl
     :param n_steps: Steps of the training, all environments together; there is an update for each five
     :param buffer_size: Size of the replay buffer, in transitions
     :param n_envs: Number of environments
-    :return: Slope of the memory after the buffer was filled twice, in KiB per 100,000 steps, and the memory there, in MiB
+    :return: Slope of the memory, in KiB per 100,000 steps, and where it begins, in MiB: after the buffer was filled twice
+        and a fifth of the steps
     """
     curve = MemoryCurve(every=max(n_steps // 100, 1))
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +52,7 @@ def memory_slope(n_steps: int, buffer_size: int, n_envs: int) -> tuple[float, fl
         model = BNDDPG("MlpPolicy", env, buffer_size=buffer_size, gradient_steps=max(n_envs // 5, 1), **TINY)
         model.learn(n_steps, [curve, checkpoints])
     steps, used = np.array(curve.steps), np.array(curve.bytes)
-    late = steps >= 2 * buffer_size
+    late = steps >= max(2 * buffer_size, n_steps // 5)  # the allocator has settled too
     slope = np.polyfit(steps[late], used[late], deg=1)[0]
     return float(slope * 100_000 / 1024), float(used[late][0] / 2**20)
 
