@@ -107,7 +107,7 @@ class FastUpdate:
         state_pass = self.state_net.forward(obs, use)
         q_pass = self.q_net.forward(th.cat([state_pass.output, actions], dim=1), use)
         q_values, td_error = q_pass.output, q_pass.output - target
-        reported = [td_error.square(), q_values, target]
+        reported = [td_error.square(), q_values, q_values.abs(), target]
         # The input of the Q-network is (n, features + action_dim); the state layers get the gradient of the features
         n_features = state_pass.output.shape[1]
         features_grad = self.q_net.backward(q_pass, td_error.mul_(2 / n), slice(0, n_features))
@@ -135,9 +135,9 @@ class FastUpdate:
             storage.move_target(tau, self.statistics.target_sync)
             if self.n_steps % DENORMAL_INTERVAL == 0:
                 storage.flush_denormals()
-        # One mean of four columns instead of four means
-        critic_loss, q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
-        return UpdateInfo(actor_loss, critic_loss, q_value, mean_target)
+        # One mean of all columns instead of a mean each
+        critic_loss, q_value, abs_q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
+        return UpdateInfo(actor_loss, critic_loss, q_value, abs_q_value, mean_target)
 
 
 class FlatStorage:

@@ -50,8 +50,7 @@ class LearningGuard:
                 )
         if self.has_warned or model.gamma >= 1:
             return
-        # Q-values of both signs leave their mean small, but not their distance from the targets
-        q_value = max(abs(means.q_value), abs(means.td_target), math.sqrt(means.critic_loss) / 2)
+        q_value = max(means.abs_q_value, abs(means.td_target))
         if q_value <= self._limit(model):
             return
         self.largest_reward = max(self.largest_reward, _largest_reward(model))

@@ -94,6 +94,8 @@ class UpdateInfo(NamedTuple):
     critic_loss: th.Tensor
     q_value: th.Tensor
     """Mean of Q(s, a) before the step"""
+    abs_q_value: th.Tensor
+    """Mean of its absolute value"""
     td_target: th.Tensor
     """Mean of the TD target"""
 
@@ -133,7 +135,8 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     if nets.actor_target is not nets.actor:
         move_targets(nets, tau, statistics)
 
-    return UpdateInfo(loss.detach(), critic_loss.detach(), q_values.detach().mean(), target.mean())
+    q_values = q_values.detach()
+    return UpdateInfo(loss.detach(), critic_loss.detach(), q_values.mean(), q_values.abs().mean(), target.mean())
 
 
 @th.no_grad()
