@@ -18,7 +18,10 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
     _check_action_space(action_space)
     _check_observation_space(observation_space)
     if policy == "MultiInputPolicy" and not isinstance(observation_space, spaces.Dict):
-        raise ValueError(f"`policy={policy!r}` is not allowed with {observation_space}: it must be a `Dict`")
+        raise ValueError(
+            f"`policy={policy!r}` is not allowed with {observation_space}: it must be a `Dict`; "
+            "MlpPolicy is for vectors, CnnPolicy for images"
+        )
 
 
 @contextmanager

@@ -171,7 +171,7 @@ def test_frame_stack():
 
 def test_nested_dictionaries_are_refused():
     nested = dict(a=spaces.Dict(b=VECTOR))
-    with pytest.raises(NotImplementedError, match="Nested observation spaces are not supported"):
+    with pytest.raises(ValueError, match=r"observation space Dict\('b'.*must be a `Box`"):
         make_model(DictEnv(nested))
 
 
