@@ -1,6 +1,7 @@
 """Argument checks shared by the algorithm, its policies and its noise: every message names argument, value and range."""
 
 import math
+import operator
 from collections.abc import Collection
 from typing import Any
 
@@ -24,7 +25,7 @@ def check_number(
     :param low: Smallest allowed value
     :param high: Largest allowed value
     :param low_open: Whether ``low`` itself is excluded
-    :param integer: Whether only integers are allowed
+    :param integer: Whether only integers are allowed, of Python or NumPy
     :raises ValueError: if ``value`` is anything else
     """
     kind = "an integer" if integer else "a finite number"
@@ -35,11 +36,11 @@ def check_number(
         bounds.append(f"<= {high}")
     allowed = " ".join([kind, " and ".join(bounds)]).strip()
     try:
-        number = float(value)
+        # Not even 4.0 is an integer: layers and buffers cannot be made of it
+        number = float(operator.index(value) if integer else value)
         is_valid = (
             not isinstance(value, (bool, str))
             and math.isfinite(number)
-            and (not integer or number == int(number))
             and (low < number if low_open else low <= number)
             and number <= high
         )

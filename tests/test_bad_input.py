@@ -76,6 +76,7 @@ def test_targets_without_any_statistics(make_model):
         ("action_layer", 0, ">= 1"),
         ("net_arch", [64, 0], ">= 1"),
         ("net_arch", [64, 3.5], "an integer"),
+        ("net_arch", [64.0], "an integer"),
         ("net_arch", 64, "list"),
         ("net_arch", dict(pi=[64]), "dict(pi=[...], qf=[...])"),
         ("net_arch", dict(pi=64, qf=[64]), "lists of integers"),
