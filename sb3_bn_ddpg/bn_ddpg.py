@@ -243,9 +243,6 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             check_number("train_freq", frequency, low=1, integer=True)
             check_choice("train_freq", unit, ("step", "episode") if self.n_envs == 1 else ("step",))
-        # An integer spelled 64.0 is one
-        for name in ("buffer_size", "learning_starts", "batch_size", "gradient_steps", "n_steps"):
-            setattr(self, name, int(getattr(self, name)))
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,

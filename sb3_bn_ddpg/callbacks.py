@@ -32,7 +32,7 @@ class CheckpointEvery(BaseCallback):
     def __init__(self, save_freq: int, path: str | pathlib.Path, verbose: int = 0) -> None:
         super().__init__(verbose)
         check_number("save_freq", save_freq, low=1, integer=True)
-        self.save_freq = int(save_freq)
+        self.save_freq = save_freq
         self.path = pathlib.Path(path)
         self._saved_at = 0
         self._is_between_steps = True

@@ -81,13 +81,11 @@ def restore(venv: VecEnv, state: VecEnvState) -> None:
     """
     Put a state into a vectorised environment that is built as the captured one was.
 
-    :param venv: The environment
+    :param venv: The environment, of as many environments
     :param state: The state
     :raises ValueError: if it is built differently
     """
     wrappers, base = _layers(venv)
-    if base.num_envs != len(state.specs):
-        raise ValueError(f"`env` with {base.num_envs} environments is not allowed: the checkpoint has {len(state.specs)}")
     if state.wrappers is not None:
         names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
         if names != expected:

@@ -12,6 +12,7 @@ import ray.exceptions
 from benchmarks.learning.local import ONE_THREAD, REPOSITORY, Outcome
 from benchmarks.learning.matrix import Budget, Unit
 from benchmarks.learning.store import unit_path
+from sb3_bn_ddpg.atomic_files import atomic_write
 
 LEFT_BEHIND = ["/.git/", "/docs/", "/tests/", "/benchmarks/learning/results/", "/benchmarks/speed/results/"]
 """Of the checkout, what no unit needs. Ray itself leaves out what git ignores."""
@@ -63,18 +64,8 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, address: str,
             except ray.exceptions.RayError as error:
                 yield Outcome(unit, 0.0, str(error))
                 continue
-            write(unit_path(folder, unit), text)
+            with atomic_write(unit_path(folder, unit)) as file:
+                file.write(text.encode())
             yield Outcome(unit, seconds, "")
     finally:
         ray.shutdown()  # ends the job, and with it the tasks that run or wait
-
-
-def write(path: Path, text: str) -> None:
-    """
-    :param path: A file that appears complete or not at all
-    :param text: What it holds
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -9,7 +9,7 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
@@ -50,7 +50,7 @@ def read_unit(folder: Path, unit: Unit) -> StoredUnit | None:
     if not path.exists():
         return None
     with path.open(newline="") as file:
-        header = json.loads(file.readline().removeprefix("# "))
+        header = _stored_header(file)
         return StoredUnit(header, list(csv.DictReader(file)))
 
 
@@ -65,7 +65,13 @@ def is_done(folder: Path, unit: Unit, budget: Budget) -> bool:
     if not path.exists():
         return False
     with path.open() as file:
-        return bool(json.loads(file.readline().removeprefix("# "))["config"] == config_hash(unit, budget))
+        return bool(_stored_header(file)["config"] == config_hash(unit, budget))
+
+
+def _stored_header(file: TextIO) -> dict[str, Any]:
+    """The first line of a unit's file, which is read on behind it."""
+    stored: dict[str, Any] = json.loads(file.readline().removeprefix("# "))
+    return stored
 
 
 def differences(stored: StoredUnit, again: StoredUnit) -> list[str]:
@@ -171,7 +177,7 @@ def header_text(folder: Path) -> str:
     counts: Counter[str] = Counter()
     for path in folder.glob("*/*/seed-*.csv"):
         with path.open() as file:
-            stored = json.loads(file.readline().removeprefix("# "))
+            stored = _stored_header(file)
         versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
         counts[f"{stored['machine']}; {versions}"] += 1
     return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())

@@ -50,15 +50,14 @@ def box(axes: Axes, x: float, y: float, text: str, color: str) -> None:
     axes.text(x + WIDTH / 2, y + HEIGHT / 2, text, ha="center", va="center", fontsize=8)
 
 
-def stack(axes: Axes, x: float, title: str, state: str, parts: list[tuple[str, bool]], statistics: str, output: str) -> float:
-    """One network in one pass, from its input upwards; returns the height of its output."""
+def stack(axes: Axes, x: float, title: str, state: str, parts: list[tuple[str, bool]], statistics: str, output: str) -> None:
+    """One network in one pass, from its input upwards."""
     y = 0.0
     for text, is_norm in [(state, False), *parts, (output, False)]:
         is_end = text in (state, output)
         box(axes, x, y, text, COLORS[statistics][0] if is_norm else "white" if is_end else "#eeeeee")
         y += HEIGHT + GAP
     axes.text(x + WIDTH / 2, -0.3, title, ha="center", va="center", fontsize=9, fontweight="bold")
-    return y
 
 
 def main() -> None:
