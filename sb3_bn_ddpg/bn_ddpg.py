@@ -18,7 +18,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_bn_ddpg.checks import check_choice, check_number, check_schedule
-from sb3_bn_ddpg.fast_update import FastUpdate, UnsupportedError
+from sb3_bn_ddpg.fast_mlp import UnsupportedError
+from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, scale_free_weights

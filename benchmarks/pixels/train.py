@@ -42,7 +42,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timesteps", type=int, default=60_000, help="actions, of three simulator steps each")
     parser.add_argument("--eval-freq", type=int, default=2000)
     parser.add_argument("--n-eval-episodes", type=int, default=3)
-    parser.add_argument("--normalization", choices=("batch", "layer", "none"), default="batch", help="of the fully connected layers")
+    parser.add_argument(
+        "--normalization", choices=("batch", "layer", "none"), default="batch", help="of the fully connected layers"
+    )
     parser.add_argument("--conv-normalization", choices=("batch", "none"), default="batch")
     parser.add_argument("--n-steps", type=int, default=3)
     parser.add_argument("--samples", type=int, default=4, help="samples a pixel")

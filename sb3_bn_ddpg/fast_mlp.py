@@ -1,0 +1,210 @@
+"""The layers of the fast update: a sequence of linear layers with batch norm and ReLU that differentiates itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch as th
+from torch import nn
+
+from sb3_bn_ddpg.normalization import Statistics
+
+MlpArguments = tuple[nn.BatchNorm1d | None, list[tuple[nn.Linear, nn.BatchNorm1d | None]], bool]
+
+
+class UnsupportedError(Exception):
+    """The reason why a model's update needs ``update.gradient_step``."""
+
+
+@dataclass
+class Pass:
+    """What a forward pass leaves for its backward pass."""
+
+    inputs: list[th.Tensor]
+    """The input of the network as it came, then of each linear layer, (n, features) each"""
+    linear_outputs: list[th.Tensor]
+    moments: list[tuple[th.Tensor, th.Tensor] | None]
+    """Of the input's batch norm and of each layer's: mean and inverse standard deviation, if it used the batch's"""
+    output: th.Tensor
+
+
+class NormReLU:
+    """
+    What follows a linear layer: batch norm, ReLU, both or nothing. (A module's attributes cost more than some operations.)
+
+    :param module: The batch norm, or None
+    :param relu: Whether a ReLU follows
+    """
+
+    def __init__(self, module: nn.BatchNorm1d | None, relu: bool) -> None:
+        self.relu, self.has_norm = relu, module is not None
+        if module is None:
+            return
+        assert module.momentum is not None
+        self.weight, self.bias = module.weight.detach(), module.bias.detach()
+        # A target network has no gradients
+        self.weight_grad, self.bias_grad = module.weight.grad, module.bias.grad
+        self.mean, self.var = module.running_mean, module.running_var
+        self.momentum, self.eps = module.momentum, module.eps
+
+    def forward(self, x: th.Tensor, statistics: Statistics) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor] | None]:
+        """
+        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no batch norm
+        :param statistics: Which statistics to normalise with and to update
+        :return: Outputs, and the mean and inverse standard deviation of the batch if they were used
+        """
+        moments = None
+        if self.has_norm:
+            is_batch = statistics != "running"
+            mean, var = (None, None) if statistics == "batch" else (self.mean, self.var)
+            x, batch_mean, invstd = th.native_batch_norm(
+                x, self.weight, self.bias, mean, var, is_batch, self.momentum, self.eps
+            )
+            moments = (batch_mean, invstd)
+        return (x.relu_() if self.relu else x), moments
+
+    def backward(
+        self,
+        grad: th.Tensor,
+        y: th.Tensor,
+        x: th.Tensor,
+        moments: tuple[th.Tensor, th.Tensor] | None,
+        is_input: bool = False,
+    ) -> th.Tensor:
+        """
+        Fill the gradients of batch norm's parameters, if there are any.
+
+        :param grad: Gradient of the outputs y
+        :param y: What ``forward`` returned
+        :param x: What it was given
+        :param moments: The others it returned
+        :param is_input: Whether x is the network's input, whose gradient nobody wants
+        :return: Gradient of x
+        """
+        if self.relu:
+            grad = th.ops.aten.threshold_backward(grad, y, 0)
+        if self.has_norm:
+            assert moments is not None
+            assert self.weight_grad is not None
+            assert self.bias_grad is not None
+            grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
+                grad, x, self.weight, None, None, *moments, True, self.eps, [not is_input, True, True]
+            )
+            self.weight_grad.copy_(weight_grad)
+            self.bias_grad.copy_(bias_grad)
+        return grad
+
+
+class Mlp:
+    """
+    A sequence of linear layers, normalised or not, with ReLUs between them, that differentiates itself.
+
+    :param input_norm: Batch norm of the input, or None
+    :param layers: Linear layers and the batch norm behind each, or None
+    :param has_output: Whether the last layer is the output: no batch norm, no ReLU
+    """
+
+    def __init__(
+        self, input_norm: nn.BatchNorm1d | None, layers: list[tuple[nn.Linear, nn.BatchNorm1d | None]], has_output: bool
+    ) -> None:
+        self.input_norm = None if input_norm is None else NormReLU(input_norm, False)
+        n_hidden = len(layers) - has_output
+        self.followers = [NormReLU(norm, index < n_hidden) for index, (_, norm) in enumerate(layers)]
+        self.weights = [linear.weight.detach() for linear, _ in layers]
+        self.transposed = [weight.t() for weight in self.weights]
+        self.weight_grads = [linear.weight.grad for linear, _ in layers]
+        self.biases = [None if linear.bias is None else linear.bias.detach() for linear, _ in layers]
+        self.bias_grads = [None if linear.bias is None else linear.bias.grad for linear, _ in layers]
+
+    def forward(self, x: th.Tensor, statistics: Statistics) -> Pass:
+        """
+        :param x: Inputs, of shape ``(n, features)``
+        :param statistics: Which statistics to normalise with and to update
+        :return: The output and what the backward pass needs
+        """
+        inputs, linear_outputs, all_moments = [x], [], []
+        if self.input_norm is not None:
+            x, moments = self.input_norm.forward(x, statistics)
+            all_moments.append(moments)
+        else:
+            all_moments.append(None)
+        for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
+            inputs.append(x)
+            x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)
+            linear_outputs.append(x)
+            x, moments = follower.forward(x, statistics)
+            all_moments.append(moments)
+        return Pass(inputs, linear_outputs, all_moments, x)
+
+    def backward(self, forward: Pass, grad: th.Tensor, columns: slice | None = None) -> th.Tensor:
+        """
+        Fill the gradients of all parameters.
+
+        :param forward: A forward pass on batch statistics
+        :param grad: Gradient of its output
+        :param columns: Inputs whose gradient is wanted, if any; not together with batch norm of the input
+        :return: Gradient of these inputs
+        """
+        # The output of a layer is the input of the next
+        outputs = [*forward.inputs[2:], forward.output]
+        for index in reversed(range(len(self.weights))):
+            grad = self.followers[index].backward(
+                grad, outputs[index], forward.linear_outputs[index], forward.moments[index + 1]
+            )
+            bias_grad = self.bias_grads[index]
+            if bias_grad is not None:
+                th.sum(grad, dim=0, out=bias_grad)
+            th.mm(grad.t(), forward.inputs[index + 1], out=self.weight_grads[index])
+            if index or self.input_norm is not None:
+                grad = th.mm(grad, self.weights[index])
+            elif columns is not None:
+                grad = th.mm(grad, self.weights[index][:, columns])
+        if self.input_norm is not None:
+            x = forward.inputs[0]
+            # (nothing reads the output of a batch norm without a ReLU)
+            grad = self.input_norm.backward(grad, x, x, forward.moments[0], is_input=True)
+        return grad
+
+    def input_gradient(self, forward: Pass, grad: th.Tensor, columns: slice) -> th.Tensor:
+        """
+        The gradient of the input alone, for a sequence without batch norm.
+
+        :param forward: A forward pass
+        :param grad: Gradient of its output
+        :param columns: Inputs whose gradient is wanted
+        :return: Gradient of these inputs
+        """
+        outputs = [*forward.inputs[2:], forward.output]
+        for index in reversed(range(len(self.weights))):
+            grad = self.followers[index].backward(grad, outputs[index], forward.linear_outputs[index], None)
+            grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, columns])
+        return grad
+
+
+def parse_layers(modules: list[nn.Module]) -> MlpArguments:
+    """
+    :param modules: Layers in order
+    :return: The arguments of :class:`Mlp`
+    :raises UnsupportedError: if there is a layer that it does not know
+    """
+    for module in modules:
+        if type(module) not in (nn.Linear, nn.BatchNorm1d, nn.ReLU):
+            raise UnsupportedError(f"there is a layer {type(module).__name__}")
+
+    def pop_norm() -> nn.BatchNorm1d | None:
+        if modules and isinstance(modules[0], nn.BatchNorm1d):
+            norm = modules.pop(0)
+            assert isinstance(norm, nn.BatchNorm1d)
+            return norm
+        return None
+
+    input_norm, has_output = pop_norm(), False
+    layers: list[tuple[nn.Linear, nn.BatchNorm1d | None]] = []
+    while modules:
+        linear = modules.pop(0)
+        assert isinstance(linear, nn.Linear)
+        layers.append((linear, pop_norm()))
+        has_output = not modules
+        if modules:
+            assert isinstance(modules.pop(0), nn.ReLU)
+    return input_norm, layers, has_output

@@ -1,0 +1,174 @@
+"""
+The storage of the fast update: each network's parameters, gradients, Adam moments and running statistics, laid out in one
+tensor each, of which the modules and the optimizer keep views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_bn_ddpg.policies import Actor, Critic
+
+ALIGNMENT = 16
+"""Parameters start at multiples of so many floats (a cache line) in the flat tensors; the gaps stay zero."""
+
+DENORMAL_THRESHOLD = 1e-30
+"""
+Moments below it become zero now and then. Those of a parameter without gradient otherwise decay into denormal numbers after
+some 800 steps, and stay there, which makes Adam several times slower. Beside Adam's epsilon they count for nothing.
+"""
+
+
+class FlatStorage:
+    """
+    Everything an update changes of a network and its target, each kind in one tensor, of which the modules' parameters and
+    buffers, the parameters' gradients and the optimizer's moments become views.
+
+    :param network: The network, with its Adam optimizer
+    :param target: Its target network, or the network itself
+    """
+
+    def __init__(self, network: Actor | Critic, target: Actor | Critic) -> None:
+        self.optimizer = network.optimizer
+        groups = self.optimizer.param_groups
+        names = {param: name for name, param in network.named_parameters()}
+        # Group by group, so that each group is one slice
+        self.params: list[nn.Parameter] = [param for group in groups for param in group["params"]]
+        target_params = dict(target.named_parameters())
+        self.values, views = _flattened(self.params)
+        for param, view in zip(self.params, views, strict=True):
+            param.data = view
+        self.target_values = self.values
+        if target is not network:
+            matching = [target_params[names[param]] for param in self.params]
+            self.target_values, views = _flattened(matching)
+            for param, view in zip(matching, views, strict=True):
+                param.data = view
+        self.grads, self.grad_views = _flattened(th.zeros_like(param) for param in self.params)
+        for param, view in zip(self.params, self.grad_views, strict=True):
+            param.grad = view
+
+        # Adam's state: zeros before the first step, or what was loaded or reached by the reference
+        state: Any = self.optimizer.state
+        for moment in ("exp_avg", "exp_avg_sq"):
+            flat, views = _flattened(state.get(param, {}).get(moment, th.zeros_like(param)) for param in self.params)
+            setattr(self, moment, flat)
+            for param, view in zip(self.params, views, strict=True):
+                state.setdefault(param, {})[moment] = view
+        self.exp_avg: th.Tensor
+        self.exp_avg_sq: th.Tensor
+        steps = [float(state[param].get("step", 0.0)) for param in self.params]
+        # Where Adam itself keeps them
+        self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if groups[0].get("fused") else "cpu")
+        for index, param in enumerate(self.params):
+            state[param]["step"] = self.steps[index]
+        self._slices = []
+        start = first = 0
+        for group in groups:
+            end = start + sum(_aligned(param.numel()) for param in group["params"])
+            # One counter a slice, where fused Adam reads it
+            step = th.tensor(steps[first], dtype=th.float32, device=self.values.device)
+            tensors = [[flat[start:end]] for flat in (self.values, self.grads, self.exp_avg, self.exp_avg_sq)]
+            self._slices.append((group, tensors, step))
+            start, first = end, first + len(group["params"])
+
+        # Running means and variances in one tensor, counters in another
+        self.stats, self.counts = _flat_statistics(network)
+        self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
+
+    def is_current(self) -> bool:
+        """
+        :return: Whether parameters and optimizer state are still views of this storage
+        """
+        address = self.values.data_ptr()
+        for param, grad in ((self.params[0], self.grad_views[0]), (self.params[-1], self.grad_views[-1])):
+            offset = param.data_ptr() - address
+            moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
+            if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
+                return False
+        return self.params[0].data_ptr() == address
+
+    def adam_step(self) -> None:
+        """One step of the optimizer with the gradients that lie in the storage."""
+        self.steps.add_(1)
+        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self._slices:
+            step.add_(1)
+            # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
+            th._fused_adam_(
+                values,
+                grads,
+                exp_avgs,
+                exp_avg_sqs,
+                [],
+                [step],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def flush_denormals(self) -> None:
+        """Set moments that are too small to count to zero."""
+        for flat in (self.exp_avg, self.exp_avg_sq):
+            flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
+
+    def move_target(self, tau: float, sync: str | None) -> None:
+        """
+        :param tau: Polyak coefficient, in [0, 1]
+        :param sync: How running statistics follow: ``"copy"``, ``"polyak"`` or None
+        """
+        if self.target_values is self.values:
+            return
+        self.target_values.lerp_(self.values, tau)
+        if sync == "copy":
+            self.target_stats.copy_(self.stats)
+        elif sync == "polyak":
+            self.target_stats.lerp_(self.stats, tau)
+        if sync is not None:
+            self.target_counts.copy_(self.counts)
+
+
+def _aligned(n: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def _flattened(tensors: Iterable[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
+    """
+    :param tensors: Tensors of one type and device
+    :return: One flat tensor with their values, and a view of it for each, of its shape
+    """
+    tensors = [tensor.detach() for tensor in tensors]
+    flat = tensors[0].new_zeros(sum(_aligned(tensor.numel()) for tensor in tensors))
+    views, start = [], 0
+    for tensor in tensors:
+        view = flat[start : start + tensor.numel()].view(tensor.shape)
+        view.copy_(tensor)
+        views.append(view)
+        start += _aligned(tensor.numel())
+    return flat, views
+
+
+def _flat_statistics(network: Actor | Critic) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param network: A network, whose batch-norm buffers become views
+    :return: One tensor with all running means and variances, one with all counters of updates
+    """
+    flats = []
+    for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
+        keys = [(layer, name) for layer in network.norm_layers for name in names]
+        if not keys:
+            flats.append(th.zeros(0))
+            continue
+        flat, views = _flattened(getattr(layer, name) for layer, name in keys)
+        for (layer, name), view in zip(keys, views, strict=True):
+            layer._buffers[name] = view
+        flats.append(flat)
+    return flats[0], flats[1]
