@@ -3,9 +3,9 @@ Compare BNDDPG with SB3's DDPG: a few seeds of each, one plot.
 
     python docs/examples/compare.py --seeds 5 --timesteps 10000
 
-It needs `pip install "sb3-bn-ddpg[plots]"`. Both have the same learning rates, target networks' speed, batch size and noise: what
-differs is the networks, their normalisation and their initialisation. Five seeds of a small task show no more than that both
-learn; docs/results.md has the measurements.
+It needs `pip install "sb3-bn-ddpg[plots]"`. Both have the same learning rates, tau, batch size and noise: what differs is the
+networks, their normalisation and their initialisation. A few seeds of a small task show no more than that both learn;
+docs/results.md has the measurements.
 """
 
 import argparse
@@ -24,25 +24,24 @@ from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
-N_EVALUATIONS = 20
 ALGORITHMS = {"BNDDPG": (BNDDPG, dict(critic_learning_rate=1e-3, critic_weight_decay=0.0)), "SB3's DDPG": (DDPG, dict())}
 COMMON = dict(learning_rate=1e-3, tau=0.005, batch_size=64)
 
 
-def train(name: str, env_id: str, seed: int, timesteps: int, folder: Path) -> pd.DataFrame:
+def train(name: str, seed: int, args: argparse.Namespace) -> pd.DataFrame:
     """Train one model; the mean return of each of its evaluations, which are without noise."""
     algorithm, arguments = ALGORITHMS[name]
-    env = make_vec_env(env_id, seed=seed)
+    env = make_vec_env(args.env, seed=seed)
     noise = OrnsteinUhlenbeckNoise(np.zeros(env.action_space.shape), seed=seed)  # SB3's algorithms take it as well
     model = algorithm("MlpPolicy", env, action_noise=noise, seed=seed, **COMMON, **arguments)
     evaluation = EvalCallback(
-        make_vec_env(env_id, seed=10_000),
+        make_vec_env(args.env, seed=10_000),
         n_eval_episodes=5,
-        eval_freq=max(timesteps // N_EVALUATIONS, 1),
-        log_path=str(folder / f"{algorithm.__name__}_{seed}"),
+        eval_freq=max(args.timesteps // args.evaluations, 1),
+        log_path=str(args.out / f"{algorithm.__name__}_{seed}"),
         verbose=0,
     )
-    model.learn(timesteps, callback=evaluation, progress_bar=True)
+    model.learn(args.timesteps, callback=evaluation, progress_bar=True)
     returns = np.mean(evaluation.evaluations_results, axis=1)
     return pd.DataFrame(dict(algorithm=name, seed=seed, timesteps=evaluation.evaluations_timesteps, mean_return=returns))
 
@@ -59,11 +58,12 @@ def main() -> None:
     parser.add_argument("--env", default="Pendulum-v1", help="a Gymnasium environment with continuous actions")
     parser.add_argument("--timesteps", type=int, default=10_000, help="environment steps to train each model for")
     parser.add_argument("--seeds", type=int, default=3, help="models of each algorithm")
+    parser.add_argument("--evaluations", type=int, default=20, help="evaluations of each model, of five episodes")
     parser.add_argument("--out", type=Path, default=Path("runs/compare"), help="folder for evaluations, table and plot")
     args = parser.parse_args()
     th.set_num_threads(1)  # networks this small run faster on one thread
 
-    runs = [train(name, args.env, seed, args.timesteps, args.out) for name in ALGORITHMS for seed in range(args.seeds)]
+    runs = [train(name, seed, args) for name in ALGORITHMS for seed in range(args.seeds)]
     table = pd.concat(runs)
     table.to_csv(args.out / "returns.csv", index=False)
 

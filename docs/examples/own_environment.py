@@ -3,8 +3,8 @@ Bring your own environment: define it, check it, train in it, evaluate, and let 
 
     python docs/examples/own_environment.py
 
-Who imports this file registers HeatedRoom-v0, which is what `--gym-packages` is for. Its hyperparameters are in own_environment.yml;
-without that file it would get the entry `default` of the profile.
+Who imports this file registers HeatedRoom-v0, which is what `--gym-packages` is for. Its hyperparameters are in
+own_environment.yml; without that file it would get the entry `default` of the profile.
 
     PYTHONPATH=docs/examples bn-ddpg train --env HeatedRoom-v0 --gym-packages own_environment \
         --conf-file docs/examples/own_environment.yml

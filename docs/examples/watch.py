@@ -5,8 +5,9 @@ Watch a trained agent: film it, or open a window.
     python docs/examples/watch.py             # films it
     python docs/examples/watch.py --window    # shows it
 
-Films need moviepy, which brings ffmpeg, and Pendulum-v1 is drawn by pygame: `pip install "sb3-bn-ddpg[zoo]"`. What `bn-ddpg train`
-has trained is shown by `bn-ddpg enjoy --env Pendulum-v1 -f logs`, and filmed by `bn-ddpg record_video` with the same options.
+Films need moviepy, which brings ffmpeg, and Pendulum-v1 is drawn by pygame: `pip install "sb3-bn-ddpg[zoo]"`. What
+`bn-ddpg train` has trained is shown by `bn-ddpg enjoy --env Pendulum-v1 -f logs`, and filmed by `bn-ddpg record_video` with
+the same options.
 """
 
 import argparse
