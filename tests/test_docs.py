@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
+from conftest import VectorEnv
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.logger import configure
 
 from sb3_bn_ddpg import BNDDPG
 
@@ -58,6 +62,27 @@ def test_tests_that_the_decisions_name_exist():
     for name, test in named:
         file = name or file  # `::test` is in the file named before
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+
+
+class SuccessfulEnv(gym.Wrapper):
+    """Says that its episodes succeed, which SB3 then logs, too."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, terminated, truncated, info | {"is_success": True}
+
+
+def test_logged_values_are_those_that_the_page_explains(make_model, tmp_path: Path):
+    model = make_model(SuccessfulEnv(VectorEnv(ep_length=10)))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    evaluation = EvalCallback(SuccessfulEnv(VectorEnv()), eval_freq=50, n_eval_episodes=1, verbose=0, warn=False)
+    model.learn(120, callback=evaluation, log_interval=1)
+    logged = (tmp_path / "progress.csv").read_text().splitlines()[0].split(",")
+    _, _, section = (ROOT / "docs" / "algorithm.md").read_text().partition("\n## Logged values\n")
+    explained = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    names = re.findall(r"`(\w+/\w+)`", " ".join(explained))
+    assert len(names) == len(set(names))
+    assert set(names) == set(logged)
 
 
 @pytest.mark.slow
