@@ -59,7 +59,7 @@ def test_final_layers(model):
 
 
 def test_what_a_saved_model_holds(model, tmp_path):
-    """A second half of a training that was saved: only BNDDPG's checkpoint has the replay buffer and every generator's state."""
+    """Of the three, BNDDPG alone writes checkpoints; a saved policy is the same everywhere."""
     assert hasattr(model, "save_checkpoint") == isinstance(model, BNDDPG)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model")
