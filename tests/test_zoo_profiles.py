@@ -12,11 +12,11 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
-import yaml
 
 pytest.importorskip("rl_zoo3")
 
 import rl_zoo3
+import yaml
 from rl_zoo3 import exp_manager
 
 from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, zoo
