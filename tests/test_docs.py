@@ -22,6 +22,8 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    if re.search(r"import.*zoo", "".join(blocks(page, "python"))):
+        pytest.importorskip("rl_zoo3")
     learn = BNDDPG.learn
 
     def capped_learn(model, total_timesteps, **kwargs):
