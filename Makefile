@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+LOWEST_CORE := dm-control export mujoco plots tests
 # The quick start: `make train ENV=MountainCarContinuous-v0 STEPS=30000 SEED=1`
 ENV ?= Pendulum-v1
 STEPS ?= 12000
@@ -11,7 +13,7 @@ SEED ?= 0
 SPEED := benchmarks/speed
 PROFILE ?= quick
 
-.PHONY: help train test check docs format constraints bench-speed bench-learning clean
+.PHONY: help train test test-lowest check docs format constraints bench-speed bench-learning clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -22,6 +24,11 @@ train: $(VENV)/ready-to-train ## Train on Pendulum-v1, evaluate beside a random 
 # One torch thread a worker: more only wait for each other. `make test ARGS="-k noise"` runs a part.
 test: $(VENV)/ready-to-test ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+
+# RL Zoo asks for a newer SB3 than the rest, so its lowest versions are a second set. The sets are for Python 3.10 and 3.11.
+test-lowest: $(LOWEST)/core/ready $(LOWEST)/zoo/ready ## Run the tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST)/core/bin/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(LOWEST)/zoo/bin/python -m pytest -n auto $(ARGS)
 
 check: $(VENV)/ready-to-test ## Formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .
@@ -36,11 +43,17 @@ format: $(VENV)/ready-to-test ## Format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-constraints: $(VENV)/ready-to-test ## Renew the tested versions (CUDA packages follow from torch's own)
+constraints: $(VENV)/ready-to-test ## Renew the tested versions, newest and lowest (CUDA packages follow from torch's own)
 	$(BIN)/pip install uv
-	echo "torch==2.13.0" | $(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
-		--no-header --no-annotate --no-emit-index-url --constraint - | grep -vE '^(nvidia|cuda|triton)' > constraints.new
-	mv constraints.new constraints.txt
+	echo "torch==2.13.0" | $(call compile,--all-extras --universal --upgrade --constraint -,constraints.txt)
+	$(call compile,$(LOWEST_CORE:%=--extra %) --python-platform linux --resolution lowest-direct,constraints-lowest-core.txt)
+	$(call compile,--all-extras --python-platform linux --resolution lowest-direct,constraints-lowest-zoo.txt)
+
+define compile
+$(BIN)/uv pip compile pyproject.toml --python-version 3.10 --no-header --no-annotate --no-emit-index-url $(1) \
+		| grep -vE '^(nvidia|cuda|triton)' > constraints.new
+	mv constraints.new $(2)
+endef
 
 bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=full: about an hour)
 	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
@@ -63,8 +76,8 @@ $(SPEED)/envs/tianshou/ready: constraints.txt
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt tianshou==2.0.1 "gymnasium[mujoco]" psutil
 	touch $@
 
-clean: ## Remove the environment and every cache
-	rm -rf $(VENV) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+clean: ## Remove the environments and every cache
+	rm -rf $(VENV) $(LOWEST) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/ready-to-train: EXTRAS := plots
 $(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,docs,export,mujoco,plots,tests,zoo
@@ -75,4 +88,15 @@ $(VENV)/ready-to-%: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(LOWEST)/core/ready: EXTRAS := $(LOWEST_CORE)
+$(LOWEST)/zoo/ready: EXTRAS := $(LOWEST_CORE) bench distributed docs zoo
+
+$(LOWEST)/%/ready: pyproject.toml constraints-lowest-%.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 10), (3, 11)])' || \
+		{ echo "The lowest versions are for Python 3.10 and 3.11; name it by: make PYTHON=python3.10 test-lowest"; exit 1; }
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --constraint constraints-lowest-$*.txt --editable ".[$$(echo $(EXTRAS) | tr ' ' ,)]"
 	touch $@

@@ -186,7 +186,7 @@ def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
     :raises ImportError: if the packages onnx or onnxscript are missing
     """
     _require("onnx", "onnxscript")
-    policy: nn.Module = exported_policy(model)
+    policy: nn.Module = _without_batch_norm(exported_policy(model))
     space = model.observation_space
     if isinstance(space, spaces.Dict):
         names = sorted(space.spaces)
@@ -209,6 +209,47 @@ def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
     content = program.model_proto.SerializeToString()
     with atomic_write(path) as file:
         file.write(content)
+
+
+class _RunningNorm(nn.Module):
+    """
+    What batch norm in evaluation mode does with its running statistics.
+
+    :param layer: The batch norm layer
+    """
+
+    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert layer.running_mean is not None
+        assert layer.running_var is not None
+        # One number a feature of (n, features), one a channel of (n, channels, height, width)
+        shape = (-1, 1, 1) if isinstance(layer, nn.BatchNorm2d) else (-1,)
+        scale = th.rsqrt(layer.running_var + layer.eps)
+        self.register_buffer("mean", layer.running_mean.reshape(shape))
+        self.register_buffer("scale", (scale if layer.weight is None else scale * layer.weight.detach()).reshape(shape))
+        self.register_buffer("shift", th.zeros(()) if layer.bias is None else layer.bias.detach().reshape(shape))
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Input of the layer, of shape ``(n, features)`` or ``(n, channels, height, width)``
+        :return: Its output
+        """
+        return (x - self.get_buffer("mean")) * self.get_buffer("scale") + self.get_buffer("shift")
+
+
+def _without_batch_norm(network: nn.Module) -> nn.Module:
+    """
+    Replace each batch norm layer by plain arithmetic: the ONNX exporter of torch 2.6 fails at batch norm.
+
+    :param network: A network, changed in place
+    :return: The network
+    """
+    for name, child in network.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            setattr(network, name, _RunningNorm(child))
+        else:
+            _without_batch_norm(child)
+    return network
 
 
 class _FromPositions(nn.Module):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 
 pytest.importorskip("mujoco")
 pytest.importorskip("rl_zoo3")
@@ -20,6 +19,7 @@ pytest.importorskip("seaborn")
 pytest.importorskip("shimmy")
 
 import rl_zoo3
+import yaml
 from rliable import metrics
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv

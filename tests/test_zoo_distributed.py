@@ -10,13 +10,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import optuna
 import pytest
-from optuna.storages import RetryHeartbeatStaleTrialCallback
-from optuna.trial import TrialState
 from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
+
+import optuna
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.trial import TrialState
 
 from sb3_bn_ddpg.zoo.studies import finished_trials, open_storage
 

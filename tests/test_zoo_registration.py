@@ -4,15 +4,15 @@ from argparse import Namespace
 
 import gymnasium as gym
 import numpy as np
-import optuna
 import pytest
 import torch as th
-import yaml
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
 pytest.importorskip("rl_zoo3")
 
+import optuna
 import rl_zoo3.train
+import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 

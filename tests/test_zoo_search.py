@@ -4,12 +4,13 @@ import re
 import shlex
 import signal
 
-import optuna
 import pytest
-import yaml
 from zoo_runs import TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
+
+import optuna
+import yaml
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.zoo.studies import finished_trials, open_storage

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from stable_baselines3.common.buffers import ReplayBuffer
 from zoo_runs import ENVIRONMENT, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
+import yaml
 from huggingface_hub.errors import EntryNotFoundError
 from rl_zoo3 import ALGOS
 
