@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
 
+from sb3_bn_ddpg.normalization import Normalization
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}
@@ -54,7 +55,7 @@ def sample_bn_ddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     trial.suggest_int("train_freq_pow", 0, 3)
     trial.suggest_categorical("updates_per_step", [0.25, 0.5, 1.0, 2.0])
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
-    trial.suggest_categorical("normalization", ["batch", "batch_renorm", "layer", None])
+    trial.suggest_categorical("normalization", [*get_args(Normalization), None])
     trial.suggest_float("norm_momentum", 1e-3, 0.3, log=True)
     trial.suggest_categorical("noise_type", ["ou", "normal", None])
     trial.suggest_float("noise_sigma", 0.02, 0.6, log=True)
