@@ -202,6 +202,10 @@ FACTORS: dict[str, dict[str, Variant]] = {
         "ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4),
         "ablation_actor_3e-4": _changed("3e-4", learning_rate=3e-4),
     },
+    "weights of fixed norm, as CrossQ + WN (base: none)": {
+        "ablation_fixed_norm_critic": _changed("the critic's", weight_normalization="critic"),
+        "ablation_fixed_norm_both": _changed("critic's and actor's", weight_normalization="both"),
+    },
     "batch norm's momentum (base: 0.1)": {
         "ablation_momentum_0.01": _changed("0.01", dict(norm_momentum=0.01)),
         "ablation_momentum_0.001": _changed("0.001", dict(norm_momentum=0.001)),
