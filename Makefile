@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
-LOWEST_CORE := dm-control export mujoco plots tests
+LOWEST_CORE := compiled dm-control export mujoco plots tests
 # The quick start: `make train ENV=MountainCarContinuous-v0 STEPS=30000 SEED=1`
 ENV ?= Pendulum-v1
 STEPS ?= 12000
@@ -80,7 +80,7 @@ clean: ## Remove the environments and every cache
 	rm -rf $(VENV) $(LOWEST) $(SPEED)/envs .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 
 $(VENV)/ready-to-train: EXTRAS := plots
-$(VENV)/ready-to-test: EXTRAS := bench,distributed,dm-control,docs,export,mujoco,plots,tests,zoo
+$(VENV)/ready-to-test: EXTRAS := bench,compiled,distributed,dm-control,docs,export,mujoco,plots,tests,zoo
 
 $(VENV)/ready-to-%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -27,7 +27,6 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from sb3_bn_ddpg import environment_state
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear_errors, sha256
 from sb3_bn_ddpg.callback_state import callback_states
-from sb3_bn_ddpg.fast_update import FastUpdate
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
@@ -140,8 +139,9 @@ def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
     environment_state.restore(model.env, state["env"])
     if state["fast_update_steps"] is not None:
         # It counts its steps, as in some of them it does more
-        model._fast_update = FastUpdate(model._networks, model._pass_statistics)
-        model._fast_update.n_steps = state["fast_update_steps"]
+        fast_update = model._current_fast_update()
+        assert fast_update is not None
+        fast_update.n_steps = state["fast_update_steps"]
     model._pending_callback_states = state["callbacks"]
     if state["env"].not_offered is not None:
         model._last_obs = None  # learn resets the environment

@@ -1,5 +1,6 @@
 """Argument checks shared by the algorithm, its policies and its noise: every message names argument, value and range."""
 
+import importlib.util
 import math
 import operator
 from collections.abc import Collection
@@ -78,3 +79,14 @@ def check_schedule(name: str, value: float | Schedule) -> None:
     schedule = FloatSchedule(value)
     for progress_remaining in (1.0, 0.0):
         check_number(f"{name}({progress_remaining})", schedule(progress_remaining), low=0)
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """
+    :param extra: The extra of this package that brings them
+    :param packages: What is needed
+    :raises ImportError: if one of them is missing
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{package} is not installed: run `pip install sb3-bn-ddpg[{extra}]`")

@@ -6,7 +6,6 @@ statistics of observations are in the file. Batch norm uses its running statisti
 """
 
 import hashlib
-import importlib.util
 import json
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_bn_ddpg.atomic_files import FileError, atomic_write, clear_errors
+from sb3_bn_ddpg.checks import check_installed
 from sb3_bn_ddpg.exported_policy import ExportedPolicy
 from sb3_bn_ddpg.policy_description import build, check_description, describe
 
@@ -36,7 +36,7 @@ def export_policy(model: "BNDDPG", path: str | pathlib.Path) -> None:
     :raises ValueError: if the policy has custom parts, which a description without code cannot hold
     :raises ImportError: if the package safetensors is missing
     """
-    _require("safetensors")
+    check_installed("export", "safetensors")
     from safetensors.torch import save
 
     description, tensors = describe(model)
@@ -56,7 +56,7 @@ def load_policy(path: str | pathlib.Path) -> ExportedPolicy:
     :raises FileError: if the file is damaged, or holds anything that this version does not know
     :raises ImportError: if the package safetensors is missing
     """
-    _require("safetensors")
+    check_installed("export", "safetensors")
     from safetensors import safe_open
 
     with open(path, "rb"):  # for the system's own errors
@@ -95,7 +95,7 @@ def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
     :param path: The file to write or replace, as it is spelled
     :raises ImportError: if the packages onnx or onnxscript are missing
     """
-    _require("onnx", "onnxscript")
+    check_installed("export", "onnx", "onnxscript")
     policy: nn.Module = _without_batch_norm(build(*describe(model)))
     space = model.observation_space
     if isinstance(space, spaces.Dict):
@@ -181,9 +181,3 @@ class _FromPositions(nn.Module):
 def _example(space: spaces.Space[Any]) -> th.Tensor:
     """Two observations: a batch of one might be taken for a constant."""
     return th.as_tensor(np.zeros((2, *(space.shape or ())), dtype=space.dtype))
-
-
-def _require(*packages: str) -> None:
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"{package} is not installed: run `pip install sb3-bn-ddpg[export]`")

@@ -14,7 +14,6 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
 from sb3_bn_ddpg.flat_storage import FlatStorage
-from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
@@ -85,7 +84,6 @@ class FastUpdate:
         next_q = self.q_net_target.forward(th.cat([next_features, next_actions], dim=1), use).output
         discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
         target = th.addcmul(batch.rewards, discounts, next_q)
-        _count_updates(use, self.actor_storage.target_counts, self.critic_storage.target_counts)
 
         # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
         use = self.statistics.critic_loss
@@ -97,7 +95,6 @@ class FastUpdate:
         n_features = state_pass.output.shape[1]
         features_grad = self.q_net.backward(q_pass, td_error.mul_(2 / n), slice(0, n_features))
         self.state_net.backward(state_pass, features_grad)
-        _count_updates(use, self.critic_storage.counts)
         self.critic_storage.adam_step()
         restore_norms(self.nets.fixed_norm_critic_weights)
 
@@ -110,11 +107,10 @@ class FastUpdate:
         reported.append(-q_pass.output)
         action_grad = self.q_net.input_gradient(q_pass, th.full_like(target, -1 / n), slice(n_features, None))
         self.actor.backward(actor_pass, th.ops.aten.tanh_backward(action_grad, mu))
-        _count_updates(self.statistics.actor_loss_actor, self.actor_storage.counts)
-        _count_updates(use, self.critic_storage.counts)
         self.actor_storage.adam_step()
         restore_norms(self.nets.fixed_norm_actor_weights)
 
+        self._count_updates()
         self.n_steps += 1
         for storage in (self.actor_storage, self.critic_storage):
             storage.move_target(tau, self.statistics.target_sync)
@@ -123,6 +119,19 @@ class FastUpdate:
         # One mean of all columns instead of a mean each
         critic_loss, q_value, abs_q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
         return UpdateInfo(actor_loss, critic_loss, q_value, abs_q_value, mean_target)
+
+    def _count_updates(self) -> None:
+        """Advance batch norm's counters of those networks whose running statistics this step updated."""
+        statistics, actor, critic = self.statistics, self.actor_storage, self.critic_storage
+        for use, counts in (
+            (statistics.target, (actor.target_counts, critic.target_counts)),
+            (statistics.critic_loss, (critic.counts,)),
+            (statistics.actor_loss_actor, (actor.counts,)),
+            (statistics.actor_loss_critic, (critic.counts,)),
+        ):
+            if use == "batch_update":
+                for count in counts:
+                    count.add_(1)
 
 
 def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
@@ -166,13 +175,3 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
     return [parse_layers(modules) for modules in (list(actor.mu)[:-1], list(critic.state_net), list(critic.q_net))]
-
-
-def _count_updates(statistics: Statistics, *counts: th.Tensor) -> None:
-    """
-    :param statistics: What a pass did with the statistics
-    :param counts: The batch-norm counters of its networks, which advance by one if it updated
-    """
-    if statistics == "batch_update":
-        for count in counts:
-            count.add_(1)

@@ -66,14 +66,15 @@ class FlatStorage:
         self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if groups[0].get("fused") else "cpu")
         for index, param in enumerate(self.params):
             state[param]["step"] = self.steps[index]
-        self._slices = []
+        self.slices: list[tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]] = []
+        """Of each group of parameters: the group, values, gradients and moments, and the counter of steps"""
         start = first = 0
         for group in groups:
             end = start + sum(_aligned(param.numel()) for param in group["params"])
             # One counter a slice, where fused Adam reads it
             step = th.tensor(steps[first], dtype=th.float32, device=self.values.device)
             tensors = [[flat[start:end]] for flat in (self.values, self.grads, self.exp_avg, self.exp_avg_sq)]
-            self._slices.append((group, tensors, step))
+            self.slices.append((group, tensors, step))
             start, first = end, first + len(group["params"])
 
         # Running means and variances in one tensor, counters in another
@@ -95,7 +96,7 @@ class FlatStorage:
     def adam_step(self) -> None:
         """One step of the optimizer with the gradients that lie in the storage."""
         self.steps.add_(1)
-        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self._slices:
+        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self.slices:
             step.add_(1)
             # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
             th._fused_adam_(
@@ -127,6 +128,13 @@ class FlatStorage:
         if self.target_values is self.values:
             return
         self.target_values.lerp_(self.values, tau)
+        self.move_target_statistics(tau, sync)
+
+    def move_target_statistics(self, tau: float, sync: str | None) -> None:
+        """
+        :param tau: Polyak coefficient, in [0, 1]
+        :param sync: How running statistics follow: ``"copy"``, ``"polyak"`` or None
+        """
         if sync == "copy":
             self.target_stats.copy_(self.stats)
         elif sync == "polyak":

@@ -1,6 +1,7 @@
-"""The hand-derived gradient step against its definition by autograd: same numbers, same files, and the way back."""
+"""The hand-derived gradient steps against their definition by autograd: same numbers, same files, and the way back."""
 
 import copy
+import importlib.util
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 import sb3_bn_ddpg.fast_update as fast_update
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.fast_update import FastUpdate
 
 CONFIGURATIONS = {
     "default": dict(),
@@ -34,6 +36,17 @@ CONFIGURATIONS = {
     "critic updating": dict(actor_loss_critic_statistics="batch_update"),
 }
 
+NOT_COMPILED = {
+    "SB3's layout",
+    "action at the input",
+    "one hidden layer",
+    "linear",
+    "linear without batch norm",
+    "weight normalization",
+}
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
+COMPILED = pytest.param("compiled", marks=needs_numba)
+
 
 class DoubleExtractor(FlattenExtractor):
     """SB3 hands observations over in float32; the comparison is in float64."""
@@ -46,14 +59,14 @@ class PlainExtractor(FlattenExtractor):
     """Might do anything: the fast update does not look inside."""
 
 
-def pair(monkeypatch, double: bool = True, **kwargs) -> tuple[BNDDPG, BNDDPG]:
+def pair(monkeypatch, double: bool = True, path: bool | str = True, **kwargs) -> tuple[BNDDPG, BNDDPG]:
     """The same model twice, updating fast and by autograd."""
     policy_kwargs = dict(net_arch=[16, 12]) | kwargs.pop("policy_kwargs", {})
     if double:
         monkeypatch.setattr(fast_update, "FlattenExtractor", DoubleExtractor)
         policy_kwargs["features_extractor_class"] = DoubleExtractor
     models = []
-    for fast in (True, False):
+    for fast in (path, False):
         model = BNDDPG(
             "MlpPolicy", VectorEnv(), fast_update=fast, buffer_size=10, seed=0, policy_kwargs=policy_kwargs, tau=0.01, **kwargs
         )
@@ -75,18 +88,22 @@ def assert_close(first, second, **tolerance) -> None:
         np.testing.assert_allclose(value.numpy(), second[key].numpy(), err_msg=key, **tolerance)
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_hundred_updates_equal_the_reference(monkeypatch, name):
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [(True, name) for name in CONFIGURATIONS]
+    + [pytest.param("compiled", name, marks=needs_numba) for name in CONFIGURATIONS if name not in NOT_COMPILED],
+)
+def test_hundred_updates_equal_the_reference(monkeypatch, path, name):
     """
     Parameters, statistics, optimizer state, targets and what is reported, in float64: a direction without gradient, as the
     shift of an input that batch norm subtracts again, drifts by rounding in float32: Adam divides by the gradient's size.
     """
-    fast, reference = pair(monkeypatch, **copy.deepcopy(CONFIGURATIONS[name]))
+    fast, reference = pair(monkeypatch, path=path, **copy.deepcopy(CONFIGURATIONS[name]))
     start = copy.deepcopy(fast.policy.state_dict())
     for batch in batches(fast, 100):
         fast_info, info = fast._gradient_step(batch), reference._gradient_step(batch)
         np.testing.assert_allclose([x.item() for x in fast_info], [x.item() for x in info], rtol=1e-8, atol=1e-10)
-    assert fast._fast_update is not None
+    assert type(fast._fast_update).__name__ == ("CompiledUpdate" if path == "compiled" else "FastUpdate")
     assert reference._fast_update is None
     assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
     assert any(not th.equal(value, start[key]) for key, value in fast.policy.state_dict().items())
@@ -98,12 +115,13 @@ def test_hundred_updates_equal_the_reference(monkeypatch, name):
             assert state["step"] == 100
 
 
-@pytest.mark.parametrize("name", ["default", "no batch norm", "one hidden layer", "critic on the batch"])
-def test_float32(monkeypatch, name):
+@pytest.mark.parametrize("path", [True, COMPILED])
+@pytest.mark.parametrize("name", ["default", "no batch norm", "critic on the batch"])
+def test_float32(monkeypatch, path, name):
     """In the type that is used, with the paper's widths: each step's gradients and report, from the same parameters."""
     kwargs = copy.deepcopy(CONFIGURATIONS[name])
     kwargs["policy_kwargs"] = dict(net_arch=[400, 300]) | kwargs.get("policy_kwargs", {})
-    fast, reference = pair(monkeypatch, double=False, **kwargs)
+    fast, reference = pair(monkeypatch, double=False, path=path, **kwargs)
     for batch in batches(fast, 20, double=False):
         # A copy, for PyTorch's optimizers take over the very tensors that they load
         reference.set_parameters(copy.deepcopy(fast.get_parameters()))
@@ -113,11 +131,14 @@ def test_float32(monkeypatch, name):
             params = zip(getattr(fast, network).parameters(), getattr(reference, network).parameters(), strict=True)
             for param, reference_param in params:
                 scale = reference_param.grad.abs().max().item()
-                np.testing.assert_allclose(param.grad, reference_param.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+                close = np.isclose(param.grad, reference_param.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7)
+                # A unit at the threshold of its ReLU may fall to the other side by rounding
+                assert close.mean() >= (0.999 if path == "compiled" else 1)
 
 
-def test_n_step_discounts(monkeypatch):
-    fast, reference = pair(monkeypatch)
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_n_step_discounts(monkeypatch, path):
+    fast, reference = pair(monkeypatch, path=path)
     for batch in batches(fast, 3):
         batch = batch._replace(discounts=th.rand(len(batch.rewards), 1, dtype=th.float64))
         fast._gradient_step(batch)
@@ -135,14 +156,16 @@ def test_switching_between_the_paths(monkeypatch):
     """Ten steps fast, ten by autograd, ten fast: as thirty by autograd. Each path finds the other's optimizer state."""
     mixed, reference = pair(monkeypatch)
     for index, batch in enumerate(batches(mixed, 30)):
-        mixed._can_update_fast = index // 10 != 1
+        mixed._fast_update_classes = [] if index // 10 == 1 else [FastUpdate]
         mixed._gradient_step(batch)
         reference._gradient_step(batch)
     assert_close(mixed.policy.state_dict(), reference.policy.state_dict(), rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_saved_by_one_path_and_loaded_by_the_other(make_model, tmp_path, first):
+@pytest.mark.parametrize(
+    ("first", "second"), [(True, False), (False, True), pytest.param("compiled", False, marks=needs_numba)]
+)
+def test_saved_by_one_path_and_loaded_by_the_other(make_model, tmp_path, first, second):
     """Ten updates, save, load into the other path, ten more: as twenty on one path (in float32, so with some room)."""
     model = make_model(fast_update=first, policy_kwargs=dict(SMALL, normalization=None))
     whole = make_model(fast_update=True, policy_kwargs=dict(SMALL, normalization=None))
@@ -152,12 +175,12 @@ def test_saved_by_one_path_and_loaded_by_the_other(make_model, tmp_path, first):
     for batch in all_batches[:10]:
         model._gradient_step(batch)
     model.save(tmp_path / "model")
-    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), fast_update=not first)
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), fast_update=second)
     for batch in all_batches[10:]:
         loaded._gradient_step(batch)
     for batch in all_batches:
         whole._gradient_step(batch)
-    assert (loaded._fast_update is None) == first
+    assert (loaded._fast_update is None) == (not second)
     assert_close(loaded.policy.state_dict(), whole.policy.state_dict(), rtol=1e-3, atol=1e-5)
     steps = {float(state["step"]) for state in loaded.actor.optimizer.state_dict()["state"].values()}
     assert steps == {20}
@@ -210,6 +233,42 @@ def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, k
     output = capsys.readouterr().out
     assert output.count("Updating by autograd") == 1
     assert reason in output
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        (dict(weight_normalization="both"), "weight normalization"),
+        (dict(policy_kwargs=dict(SMALL, action_layer=1)), "first layer"),
+    ],
+)
+def test_what_is_not_compiled_goes_by_the_fast_update_and_says_so_once(make_model, capsys, kwargs, reason):
+    model = make_model(fast_update="compiled", verbose=1, **kwargs)
+    model.learn(40)
+    assert type(model._fast_update) is FastUpdate
+    output = capsys.readouterr().out
+    assert output.count("Updating without compiled code") == 1
+    assert reason in output
+
+
+@needs_numba
+def test_compiled_by_autograd_if_nothing_else_goes(make_model, capsys):
+    model = make_model(fast_update="compiled", verbose=1, policy_kwargs=dict(SMALL, activation_fn=nn.Tanh))
+    model.learn(40)
+    assert model._fast_update is None
+    assert "Updating by autograd: there is a layer Tanh" in capsys.readouterr().out
+
+
+@needs_numba
+def test_compiled_resumes_to_the_bit(make_model, tmp_path):
+    whole = make_model("Pendulum-v1", fast_update="compiled").learn(120)
+    half = make_model("Pendulum-v1", fast_update="compiled").learn(60, schedule_timesteps=120)
+    half.save_checkpoint(tmp_path / "half")
+    resumed = BNDDPG.resume(tmp_path / "half", env="Pendulum-v1")
+    resumed.learn(60, reset_num_timesteps=False)
+    for key, value in whole.policy.state_dict().items():
+        assert th.equal(value, resumed.policy.state_dict()[key]), key
 
 
 def test_frozen_parameters_stay_frozen(make_model):

@@ -136,6 +136,7 @@ observation = model.get_env().reset()
 assert (BNDDPG.load("model").predict(observation)[0] == model.predict(observation)[0]).all()
 for needs, extra in {
     "zoo": lambda: __import__("sb3_bn_ddpg.zoo"),
+    "compiled": lambda: BNDDPG("MlpPolicy", "Pendulum-v1", fast_update="compiled"),
     "export": lambda: model.export_policy("policy.safetensors"),
     "pixels": lambda: __import__("gymnasium").make("bn_ddpg/cartpole-swingup-pixels-v0"),
 }.items():

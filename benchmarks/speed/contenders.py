@@ -38,6 +38,7 @@ SB3 = "sb3_subject:SB3Subject"
 
 CONTENDERS: dict[str, Contender] = {
     "bnddpg": Contender("BNDDPG", SB3, "sb3_bn_ddpg", "BNDDPG"),
+    "bnddpg_compiled": Contender("BNDDPG, compiled", SB3, "sb3_bn_ddpg", "BNDDPG", kwargs=dict(fast_update="compiled")),
     "bnddpg_no_norm": Contender(
         "BNDDPG, no batch norm", SB3, "sb3_bn_ddpg", "BNDDPG", kwargs=dict(policy_kwargs=dict(normalization=None))
     ),
