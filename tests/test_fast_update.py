@@ -131,9 +131,10 @@ def test_float32(monkeypatch, path, name):
             params = zip(getattr(fast, network).parameters(), getattr(reference, network).parameters(), strict=True)
             for param, reference_param in params:
                 scale = reference_param.grad.abs().max().item()
-                close = np.isclose(param.grad, reference_param.grad, rtol=1e-3, atol=1e-4 * scale + 1e-7)
-                # A unit at the threshold of its ReLU may fall to the other side by rounding
-                assert close.mean() >= (0.999 if path == "compiled" else 1)
+                # Autograd and the fast update share PyTorch's batch norm to the bit. The compiled one rounds otherwise; Adam's
+                # first steps enlarge that in the critic's weights (see above), and the actor's gradient comes after them.
+                tolerance = (0.05 if path == "compiled" else 1e-4) * scale + 1e-7
+                np.testing.assert_allclose(param.grad, reference_param.grad, rtol=1e-3, atol=tolerance)
 
 
 @pytest.mark.parametrize("path", [True, COMPILED])
