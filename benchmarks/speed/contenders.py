@@ -54,5 +54,5 @@ CONTENDERS: dict[str, Contender] = {
 }
 """In the order of the tables."""
 
-OURS, BASELINE, JAX_BASELINE, FLOOR = "bnddpg", "sb3_ddpg", "sbx_ddpg", "floor"
+OURS, COMPILED, BASELINE, JAX_BASELINE, FLOOR = "bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"
 """Those that the ratios and the bars name."""
