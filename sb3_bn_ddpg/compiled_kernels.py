@@ -1,7 +1,7 @@
 """
 The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
 
-A network is a tuple of tuples of arrays (:class:`~sb3_bn_ddpg.compiled_update.CompiledMlp` builds it); an array of size zero
+A network is a tuple of tuples of arrays (:func:`~sb3_bn_ddpg.compiled_update.network_arrays`); an array of size zero
 stands for what a layer does not have. Matrix products are SciPy's BLAS.
 """
 
@@ -248,7 +248,7 @@ def gradient_step(online, target, memories, joined, q_grads, batch, modes, optim
     action_columns, action_grad = q_grads
     n, action_dim = actions.shape
     dtype = actions.dtype.type
-    zero, scale = dtype(0), dtype(2.0 / n)
+    scale = dtype(2.0 / n)
 
     # The TD target y = r + gamma Q'(s', mu'(s'))
     forward(target[0], actor_memory, next_obs, modes[0])
@@ -292,7 +292,7 @@ def gradient_step(online, target, memories, joined, q_grads, batch, modes, optim
     mu_grad = actor_memory[4][-1]
     for i in range(n):
         for j in range(action_dim):
-            mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j]) + zero
+            mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j])
     backward(actor, actor_memory, obs, True)
     adam(optimizers[0], settings[0])
     return actor_loss / n, loss / n, mean_q / n, mean_abs_q / n, mean_y / n
