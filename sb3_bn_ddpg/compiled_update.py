@@ -1,6 +1,6 @@
 """
-The fast update as one call of code that Numba compiled, on one core: no launches and no Python between the operations, which
-cost as much as the matrix products at minibatches of some hundred transitions.
+The fast update as one call of code that Numba compiled: no launches and no Python between the operations, which cost as much
+as the matrix products at minibatches of some hundred transitions.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import scipy.linalg.cython_blas  # the BLAS of the compiled code  # noqa: F401
 import torch as th
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
@@ -32,13 +33,13 @@ class CompiledUpdate(FastUpdate):
     """
 
     def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
-        if nets.actor.device.type != "cpu":
+        super().__init__(nets, statistics)
+        if self.actor_storage.values.device.type != "cpu":
             raise UnsupportedError(f"the device is {nets.actor.device}")
         if nets.fixed_norm_critic_weights:
             raise UnsupportedError("there is weight normalization")
-        if not any(isinstance(module, th.nn.Linear) for module in nets.critic.state_net):
+        if not self.state_net.weights:
             raise UnsupportedError("the action enters the critic's first layer")
-        super().__init__(nets, statistics)
         online = (self.actor, self.state_net, self.q_net)
         self.online = tuple(network_arrays(mlp) for mlp in online)
         self.target = tuple(network_arrays(mlp) for mlp in (self.actor_target, self.state_net_target, self.q_net_target))
@@ -49,7 +50,7 @@ class CompiledUpdate(FastUpdate):
             tuple(tuple(flat[0].numpy() for flat in tensors) for _, tensors, _ in storage.slices) for storage in storages
         )
         self.n = 0
-        # Two threads that wait for each other, and for PyTorch's, are slower than one at these sizes
+        # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
 
     def _set_batch_size(self, n: int) -> None:
@@ -74,7 +75,7 @@ class CompiledUpdate(FastUpdate):
             np.ascontiguousarray(x.to(self.dtype).numpy()) for x in (obs, batch.actions, next_obs, batch.rewards, discounts)
         )
         settings = tuple(adam_settings(storage) for storage in (self.actor_storage, self.critic_storage))
-        with self.blas.limit(limits=1):
+        with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
             values = kernels.gradient_step(
                 self.online,
                 self.target,

@@ -2,6 +2,9 @@
 
 import copy
 import importlib.util
+import subprocess
+import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -251,6 +254,18 @@ def test_what_is_not_compiled_goes_by_the_fast_update_and_says_so_once(make_mode
     output = capsys.readouterr().out
     assert output.count("Updating without compiled code") == 1
     assert reason in output
+
+
+@needs_numba
+def test_compiled_products_have_pytorchs_threads():
+    """SciPy's BLAS is among those that are limited; it is loaded when it is first used, if nobody loads it before."""
+    code = """
+        from sb3_bn_ddpg import BNDDPG
+        model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=10, fast_update="compiled")
+        model.learn(15)
+        assert any("scipy" in library.filepath for library in model._fast_update.blas.lib_controllers)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
 
 
 @needs_numba
