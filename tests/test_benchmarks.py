@@ -151,7 +151,7 @@ def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path)
     assert first.endswith("\nAfter\n")
     assert "old" not in first
     assert "| BNDDPG | **400** (300 to 400), 4 x, 2 x |" in first
-    assert "| `learn()` on HalfCheetah-v5, batch 64, over SB3 DDPG | at least 3 x | 2 | **missed** |" in first
+    assert "| `learn()` on HalfCheetah-v5, batch 64, over SB3 DDPG | at least 3 x | 2 | - | **missed** |" in first
     assert "| BNDDPG | 4 | 1 | 0.5 | 0.5 | 2 | 8 |" in first
     assert "| float32 | 0.164 | 0.328 | 2.000 |" in first
     assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "breakdown.png", "learn.png", "scale.png"}
