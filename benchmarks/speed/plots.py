@@ -1,6 +1,7 @@
 """The plots of a run, as PNG files beside the README."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -9,7 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
+from numpy.typing import NDArray
 
 from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import CONTENDERS
@@ -57,6 +60,20 @@ def log_axes(axes: Axes, sizes: list[int], x_label: str, y_label: str) -> None:
     axes.grid(alpha=0.3)
 
 
+def legend_beside(figure: Figure, grid: NDArray[Any]) -> None:
+    """
+    :param figure: Gets one legend of all that is in any of its panels, in the contenders' order where they are contenders
+    :param grid: The panels
+    """
+    entries = {}
+    for axes in grid.flat:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    order = [contender.label for contender in CONTENDERS.values()]
+    labels = sorted(entries, key=lambda label: order.index(label) if label in order else -1)
+    figure.legend([entries[label] for label in labels], labels, loc="outside right upper", fontsize="small")
+
+
 def plot_train(figures: pd.DataFrame, path: Path) -> None:
     """
     Updates/s over the batch size, one panel for dimensions and threads each.
@@ -78,7 +95,7 @@ def plot_train(figures: pd.DataFrame, path: Path) -> None:
                     line(axes, contender, own["batch_size"], own, CONTENDERS[contender].label)
             log_axes(axes, sorted(panel["batch_size"].unique()), "batch size", "updates/s")
             axes.set_title(f"{DIMENSIONS[obs_dim, action_dim]}, {threads_text(n_threads)}", fontsize="medium")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    legend_beside(figure, grid)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -131,7 +148,7 @@ def plot_breakdown(figures: pd.DataFrame, path: Path) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("ms")
     grid[0, 0].invert_yaxis()
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    legend_beside(figure, grid)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
