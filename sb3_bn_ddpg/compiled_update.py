@@ -15,7 +15,7 @@ from threadpoolctl import ThreadpoolController
 
 from sb3_bn_ddpg import compiled_kernels as kernels
 from sb3_bn_ddpg.fast_mlp import Mlp, NormReLU, UnsupportedError
-from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
+from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.flat_storage import FlatStorage
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo
 
@@ -87,15 +87,12 @@ class CompiledUpdate(FastUpdate):
                 self.optimizers,
                 settings,
             )
-        self._count_updates()
-        self.n_steps += 1
-        for storage in (self.actor_storage, self.critic_storage):
-            if storage.target_values is not storage.values:
-                kernels.move(storage.target_values.numpy(), storage.values.numpy(), tau)
-                storage.move_target_statistics(tau, self.statistics.target_sync)
-            if self.n_steps % DENORMAL_INTERVAL == 0:
-                storage.flush_denormals()
+        self._finish_step(tau)
         return UpdateInfo(*th.tensor(values, dtype=self.dtype).unbind())
+
+    def _move(self, target: th.Tensor, values: th.Tensor, tau: float) -> None:
+        # PyTorch would wake its threads, which then wait beside those of the matrix products
+        kernels.move(target.numpy(), values.numpy(), tau)
 
 
 def network_arrays(mlp: Mlp) -> tuple[Any, ...]:

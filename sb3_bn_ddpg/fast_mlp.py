@@ -122,12 +122,10 @@ class Mlp:
         :param statistics: Which statistics to normalise with and to update
         :return: The output and what the backward pass needs
         """
-        inputs, linear_outputs, all_moments = [x], [], []
+        inputs, linear_outputs, moments = [x], [], None
         if self.input_norm is not None:
             x, moments = self.input_norm.forward(x, statistics)
-            all_moments.append(moments)
-        else:
-            all_moments.append(None)
+        all_moments = [moments]
         for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
             inputs.append(x)
             x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)

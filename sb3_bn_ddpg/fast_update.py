@@ -110,15 +110,29 @@ class FastUpdate:
         self.actor_storage.adam_step()
         restore_norms(self.nets.fixed_norm_actor_weights)
 
-        self._count_updates()
-        self.n_steps += 1
-        for storage in (self.actor_storage, self.critic_storage):
-            storage.move_target(tau, self.statistics.target_sync)
-            if self.n_steps % DENORMAL_INTERVAL == 0:
-                storage.flush_denormals()
+        self._finish_step(tau)
         # One mean of all columns instead of a mean each
         critic_loss, q_value, abs_q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
         return UpdateInfo(actor_loss, critic_loss, q_value, abs_q_value, mean_target)
+
+    def _finish_step(self, tau: float) -> None:
+        """
+        What follows the two optimizers' steps.
+
+        :param tau: Polyak coefficient of the target networks, in [0, 1]
+        """
+        self._count_updates()
+        self.n_steps += 1
+        for storage in (self.actor_storage, self.critic_storage):
+            if storage.target_values is not storage.values:
+                self._move(storage.target_values, storage.values, tau)
+                storage.move_target_statistics(tau, self.statistics.target_sync)
+            if self.n_steps % DENORMAL_INTERVAL == 0:
+                storage.flush_denormals()
+
+    def _move(self, target: th.Tensor, values: th.Tensor, tau: float) -> None:
+        """Polyak averaging."""
+        target.lerp_(values, tau)
 
     def _count_updates(self) -> None:
         """Advance batch norm's counters of those networks whose running statistics this step updated."""

@@ -120,16 +120,6 @@ class FlatStorage:
         for flat in (self.exp_avg, self.exp_avg_sq):
             flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
 
-    def move_target(self, tau: float, sync: str | None) -> None:
-        """
-        :param tau: Polyak coefficient, in [0, 1]
-        :param sync: How running statistics follow: ``"copy"``, ``"polyak"`` or None
-        """
-        if self.target_values is self.values:
-            return
-        self.target_values.lerp_(self.values, tau)
-        self.move_target_statistics(tau, sync)
-
     def move_target_statistics(self, tau: float, sync: str | None) -> None:
         """
         :param tau: Polyak coefficient, in [0, 1]
