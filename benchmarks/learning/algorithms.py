@@ -27,6 +27,8 @@ def build(variant: Variant, env: VecEnv, seed: int) -> OffPolicyAlgorithm:
     kwargs: dict[str, Any] = copy.deepcopy(variant.kwargs)  # SB3 adds its own entries to policy_kwargs
     if "action_noise" in kwargs:
         kwargs["action_noise"] = build_action_noise(kwargs["action_noise"], env.action_space.shape or ())
+    if variant.algorithm == "bn_ddpg":
+        kwargs.setdefault("fast_update", "compiled")  # falls back by itself for what it does not know
     algorithm: Any = ALGORITHMS[variant.algorithm]
     model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device="cpu", **kwargs)
     return model

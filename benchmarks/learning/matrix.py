@@ -48,7 +48,6 @@ TASKS = {
         Task("dm_control/cartpole-swingup-v0", 1000, False, "largest return of the Control Suite"),
         Task("HalfCheetah-v5", 10_000, False, "DDPG at 1M steps: 8,577 (TD3 paper) to 11,719 (Tianshou)"),
         Task("InvertedDoublePendulum-v5", 9360, False, "1,000 steps of balance; DDPG at 1M steps: 9,356 (TD3 paper)"),
-        Task("dm_control/cheetah-run-v0", 1000, True, "largest return of the Control Suite"),
         Task("dm_control/reacher-easy-v0", 1000, True, "largest return of the Control Suite"),
         Task("Hopper-v5", 3000, True, "above DDPG's 1,577 to 2,197 at 1M steps, below the 3,564 of TD3 (TD3 paper)"),
     )
@@ -161,7 +160,7 @@ _BASE = dict(
     critic_learning_rate=1e-3,
     critic_weight_decay=0.0,
     tau=0.005,
-    batch_size=256,
+    batch_size=64,  # a third of the time of 256
 )
 ABLATION_STEPS = 30_000
 """Fewer than elsewhere, so that every factor gets its three seeds."""
@@ -197,7 +196,7 @@ FACTORS: dict[str, dict[str, Variant]] = {
         "ablation_tau_large": _changed("0.02", tau=0.02),
     },
     "target networks (base: with)": {"ablation_no_targets": _changed("without", use_target_networks=False)},
-    "batch size (base: 256)": {"ablation_batch_64": _changed("64 (paper)", batch_size=64)},
+    "batch size (base: 64)": {"ablation_batch_256": _changed("256", batch_size=256)},
     "actor's learning rate (base: 1e-3)": {
         "ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4),
         "ablation_actor_3e-4": _changed("3e-4", learning_rate=3e-4),
@@ -228,7 +227,7 @@ VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
 
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
-WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run-v0")
+WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cartpole-swingup-v0")
 
 
 def _cells(variants: Iterable[str], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:

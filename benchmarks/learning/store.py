@@ -16,7 +16,8 @@ from benchmarks.speed.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "shimmy")
+PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "numba", "scipy", "gymnasium", "mujoco")
+PACKAGES += ("dm-control", "shimmy")
 CLOCKS = ("wall_seconds", "cpu_seconds")
 """The columns that a second run does not repeat."""
 
