@@ -151,10 +151,9 @@ def adam_settings(storage: FlatStorage) -> Array:
     :param storage: The storage
     :return: What the step is made with, a row for each group of parameters
     """
-    storage.steps.add_(1)
     rows = []
-    for group, _, step in storage.slices:
-        t = step.add_(1).item()
+    for group, _, step in storage.count_step():
+        t = step.item()
         beta1, beta2 = group["betas"]
         rows.append(
             (group["lr"] / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t), beta1, beta2, group["eps"], group["weight_decay"])

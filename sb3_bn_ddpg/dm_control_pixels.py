@@ -10,7 +10,7 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from sb3_bn_ddpg.checks import check_choice, check_number
+from sb3_bn_ddpg.checks import check_choice, check_installed, check_number
 from sb3_bn_ddpg.pixels import PixelObservation
 
 TASKS = {
@@ -83,14 +83,11 @@ def make_dm_control_pixels(
     """
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     check_number("samples", samples, low=0, integer=True)
+    check_installed("pixels", "dm_control", "shimmy")
     _choose_renderer()
     try:
         from dm_control import suite
         from shimmy import DmControlCompatibilityV0
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"No module {error.name!r}: the pixel environments need `pip install sb3-bn-ddpg[pixels]`"
-        ) from error
     except Exception as error:  # what comes when a graphics library is missing differs from backend to backend
         raise _missing_renderer() from error
     env: Any = DmControlCompatibilityV0(suite.load(domain, task, **kwargs), render_mode="rgb_array")

@@ -22,6 +22,9 @@ Moments below it become zero now and then. Those of a parameter without gradient
 some 800 steps, and stay there, which makes Adam several times slower. Beside Adam's epsilon they count for nothing.
 """
 
+Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
+"""Of a group of parameters: the group, values, gradients and both moments, and the counter of steps."""
+
 
 class FlatStorage:
     """
@@ -66,8 +69,7 @@ class FlatStorage:
         self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if groups[0].get("fused") else "cpu")
         for index, param in enumerate(self.params):
             state[param]["step"] = self.steps[index]
-        self.slices: list[tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]] = []
-        """Of each group of parameters: the group, values, gradients and moments, and the counter of steps"""
+        self.slices: list[Slice] = []
         start = first = 0
         for group in groups:
             end = start + sum(_aligned(param.numel()) for param in group["params"])
@@ -93,11 +95,20 @@ class FlatStorage:
                 return False
         return self.params[0].data_ptr() == address
 
+    def count_step(self) -> list[Slice]:
+        """
+        Count a step of the optimizer, of which the caller then makes the rest.
+
+        :return: The slices
+        """
+        self.steps.add_(1)
+        for _, _, step in self.slices:
+            step.add_(1)
+        return self.slices
+
     def adam_step(self) -> None:
         """One step of the optimizer with the gradients that lie in the storage."""
-        self.steps.add_(1)
-        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self.slices:
-            step.add_(1)
+        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self.count_step():
             # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
             th._fused_adam_(
                 values,
