@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from benchmarks.learning.matrix import Budget, Unit
+from benchmarks.speed.worker import thread_variables
 
 REPOSITORY = Path(__file__).parents[2]
 POLL_SECONDS = 0.2
-ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+ONE_THREAD = thread_variables(1)
 
 
 class Outcome(NamedTuple):
