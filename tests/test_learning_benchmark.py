@@ -344,7 +344,8 @@ def test_the_report_of_a_whole_matrix_repeats_to_the_byte(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_repetitions")
 def test_the_report_of_an_unfinished_matrix_says_what_is_missing(tmp_path: Path):
-    units = [*GROUPS["random"].units(), *list(GROUPS["figure2"].units())[: 6 + 3]]
+    figure2 = list(GROUPS["figure2"].units())
+    units = [*GROUPS["random"].units(), *figure2[:9]]
     synthetic(tmp_path / "results", units, SHORT)
     page = tmp_path / "page.md"
     page.write_text(f"Before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -352,9 +353,24 @@ def test_the_report_of_an_unfinished_matrix_says_what_is_missing(tmp_path: Path)
     text = page.read_text()
     assert text.startswith("Before\n")
     assert text.endswith("\nafter\n")
-    assert f"- `figure2`: {6 * 3 * 5 - 9} of {6 * 3 * 5} runs" in text
+    assert f"- `figure2`: {len(figure2) - 9} of {len(figure2)} runs" in text
     assert "- `random`" not in text
     assert "No two variants have 3 seeds of every task yet." in text
+
+
+def test_the_curve_from_pixels_joins_figure_2(tmp_path: Path):
+    run = tmp_path / "cartpole-swingup-3"
+    run.mkdir()
+    (run / "evaluations.csv").write_text("step,updates,mean_return\n0,0,7.5\n2000,999,75.0\n")
+    pixels = figures.read_pixels(tmp_path)
+    assert pixels.to_dict("list") == dict(
+        task=["dm_control/cartpole-swingup-v0"] * 2, seed=[3, 3], step=[0, 6000], return_mean=[7.5, 75.0]
+    )
+    empty = figures.read(tmp_path / "nothing", SHORT)
+    figure = plots.plot_returns(empty, ["paper"], pixels)
+    lines = {axes.get_title(): [tuple(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes}
+    assert [task for task, drawn in lines.items() if (7.5, 75.0) in drawn] == ["dm_control/cartpole-swingup-v0"]
+    assert len(figures.read_pixels(tmp_path / "nothing")) == 0
 
 
 def test_the_report_of_nothing(tmp_path: Path):

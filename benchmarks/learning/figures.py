@@ -59,6 +59,21 @@ def read(folder: Path, budget: Budget) -> pd.DataFrame:
     return rows.assign(score=(rows["return_mean"] - zero) / (one - zero))
 
 
+def read_pixels(folder: Path) -> pd.DataFrame:
+    """
+    :param folder: The results of ``benchmarks.pixels.train``
+    :return: ``task``, ``seed``, ``step`` and ``return_mean`` of its evaluations; a step is one of the task, of which an action
+        from pixels takes three
+    """
+    frames = [pd.DataFrame(columns=["task", "seed", "step", "return_mean"])]
+    for path in sorted(folder.glob("*/evaluations.csv")):
+        task, seed = path.parent.name.rsplit("-", 1)
+        own = pd.read_csv(path)
+        columns = dict(task=f"dm_control/{task}-v0", seed=int(seed), step=3 * own["step"], return_mean=own["mean_return"])
+        frames.append(pd.DataFrame(columns))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
 def final(rows: pd.DataFrame, column: str = "score") -> pd.Series:
     """
     :param rows: As from :func:`read`

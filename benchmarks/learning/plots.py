@@ -41,6 +41,7 @@ COLORS = {
     "crossq_1024": "tab:gray",
 }
 """Of each variant, the same in all plots."""
+PIXELS = "target networks, from pixels (docs/pixels.md)"
 GAMMA, TIME_LIMIT = 0.99, 1000
 """Of all variants and all tasks."""
 POINTS = 40
@@ -104,12 +105,13 @@ def legend(figure: Figure, panels: np.ndarray, columns: int) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
-def plot_returns(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
+def plot_returns(rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFrame | None = None) -> Figure:
     """
     Returns over steps, a panel a task: means over seeds with 95% bootstrap intervals.
 
     :param rows: The stored evaluations
     :param variants: The curves
+    :param pixels: Evaluations from pixels, one more curve in the panels of their tasks (if None: no such curve)
     :return: The figure
     """
     figure, panels = grid(2, (len(TASKS) + 1) // 2)
@@ -119,11 +121,14 @@ def plot_returns(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
             if len(own):
                 label = VARIANTS[variant].label
                 sns.lineplot(own, x="step", y="return_mean", ax=axes, label=label, color=COLORS[variant], seed=0, n_boot=500)
+        seen = pixels[pixels["task"] == task] if pixels is not None else rows[:0]
+        if len(seen):
+            sns.lineplot(seen, x="step", y="return_mean", ax=axes, label=PIXELS, color="tab:pink", seed=0, n_boot=500)
         random = rows.loc[(rows["task"] == task) & (rows["variant"] == "random"), "return_mean"]
         if len(random):
             axes.axhline(random.mean(), color="black", linewidth=0.8, linestyle=":", label=VARIANTS["random"].label)
         axes.set(title=f"{task}{', held out' if declared.held_out else ''}", xlabel="environment steps", ylabel="return")
-    legend(figure, panels, len(variants) + 1)
+    legend(figure, panels, len(variants) + 2)
     return figure
 
 

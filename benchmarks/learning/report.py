@@ -19,6 +19,7 @@ from benchmarks.learning.figures import (
     interquartile_mean,
     missing_text,
     read,
+    read_pixels,
     seconds_per_step,
     seeds_of,
 )
@@ -27,6 +28,7 @@ from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 
+PIXELS = Path(__file__).parents[1] / "pixels" / "results"
 CONTENDERS = ("tuned", "paper", *PEERS)
 COMPARISONS = (
     ("paper", "paper_no_norm"),
@@ -63,7 +65,8 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     if len(rows):
         everything = tuple(TASKS)
         parts += ["## In one table", comparison_table(rows)]
-        parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2")
+        pixels = read_pixels(PIXELS)
+        parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
@@ -81,20 +84,28 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     replace_results(page, parts)
 
 
-def section(rows: pd.DataFrame, title: str, variants: Sequence[str], pictures: Path, name: str) -> list[str]:
+def section(
+    rows: pd.DataFrame,
+    title: str,
+    variants: Sequence[str],
+    pictures: Path,
+    name: str,
+    pixels: pd.DataFrame | None = None,
+) -> list[str]:
     """
     :param rows: The stored evaluations
     :param title: Its title
     :param variants: Who is compared
     :param pictures: Folder of the plots
     :param name: Name of the plot of returns
+    :param pixels: Evaluations from pixels, for that plot
     :return: Returns over steps, scores and returns at the end, logged statistics; nothing if nothing is stored
     """
     if not present(rows, variants):
         return []
     return [
         f"## {title}",
-        plots.save(plots.plot_returns(rows, variants), pictures, name),
+        plots.save(plots.plot_returns(rows, variants, pixels), pictures, name),
         "Scores at the end, average / best of the seeds, as in the paper's Table 1:",
         score_table(rows, variants, tuple(TASKS)),
         "Returns at the end, mean ± standard deviation over seeds:",
