@@ -211,7 +211,7 @@ def test_policy_by_itself(make_model, tmp_path, share_features_extractor, shared
         UNUSUAL_POLICY,
         features_extractor_class=WideExtractor,
         features_extractor_kwargs=dict(width=11),
-        share_features_extractor=shares,
+        share_features_extractor=share_features_extractor,
         shared_extractor_loss=shared_extractor_loss,
         normalize_images=False,
     )
