@@ -110,6 +110,24 @@ def test_normalised_convolutions(kind, norm):
                 assert (module.bias is None) == (kind == "batch")  # batch norm's beta takes its place
 
 
+@pytest.mark.parametrize("kind", ["batch", "batch_renorm", "layer", None])
+def test_a_fully_connected_layer_of_features(kind):
+    kwargs = dict(features_extractor_kwargs=dict(features_dim=11, features_normalization=kind), norm_momentum=0.3)
+    policy = make_policy(net_arch=[6], action_layer=1, **kwargs)
+    for network in (policy.actor, policy.critic):
+        assert network.features_extractor.features_dim == 11
+        linear, *norm, activation = list(network.features_extractor.cnn)[7:]
+        assert (linear.in_features, linear.out_features) == (32 * 7 * 7, 11)
+        assert isinstance(activation, nn.Tanh)
+        assert len(norm) == (kind is not None)
+        assert all(getattr(layer, "momentum", 0.3) == 0.3 for layer in norm)
+        assert (linear.bias is None) == (kind == "batch")
+    # The actor's one hidden layer, and the critic's, which the action enters
+    assert policy.actor.mu[0].in_features == 11
+    assert [m.in_features for m in policy.critic.q_net if isinstance(m, nn.Linear)] == [12, 6]
+    assert policy.predict(PIXELS.sample())[0].shape == (1,)
+
+
 def test_batch_renorm_of_images_is_that_of_their_places():
     from sb3_contrib.common.torch_layers import BatchRenorm1d
 
@@ -288,6 +306,22 @@ def test_wrong_spaces_are_named():
         BNDDPG("CnnPolicy", "Pendulum-v1", buffer_size=10)
     with pytest.raises(ValueError, match="`conv_normalization='group'` is not allowed: it must be one of 'batch'"):
         make_policy(features_extractor_kwargs=dict(conv_normalization="group"))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(features_dim=0), "`features_dim=0` is not allowed: it must be an integer >= 1"),
+        (dict(features_normalization="layer"), "`features_normalization='layer'` is not allowed without `features_dim`"),
+        (
+            dict(features_dim=3, features_normalization="max"),
+            "`features_normalization='max'` is not allowed: it must be one of",
+        ),
+    ],
+)
+def test_wrong_features_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(features_extractor_kwargs=kwargs)
 
 
 def test_policy_by_itself(tmp_path):
