@@ -64,7 +64,6 @@ def make_dm_control_pixels(
     camera_id: int | str | None = None,
     samples: int = 4,
     render_mode: str | None = None,
-    frame_skip: int = 1,
     **kwargs: Any,
 ) -> PixelObservation:
     """
@@ -72,12 +71,11 @@ def make_dm_control_pixels(
 
     :param domain: The suite's domain
     :param task: The domain's task
-    :param n_frames: Frames to an action
+    :param n_frames: Steps of the task (each a ``control_timestep``), and frames, to an action
     :param size: Height and width of a frame in pixels
     :param camera_id: Index or name of the camera (if None, one that sees what matters)
     :param samples: Samples a pixel against jagged edges, 0 for one: a third of the time, but thin things move in jumps
     :param render_mode: None or ``"rgb_array"``: ``render`` returns the newest frame that was observed
-    :param frame_skip: Steps of the task (each a ``control_timestep``) to a frame
     :param kwargs: Further arguments of ``dm_control.suite.load`` (``task_kwargs``, ``environment_kwargs``)
     :return: The environment
     :raises ImportError: if dm_control, Shimmy or a library to render with is missing
@@ -97,7 +95,7 @@ def make_dm_control_pixels(
         raise _missing_renderer() from error
     env: Any = DmControlCompatibilityV0(suite.load(domain, task, **kwargs), render_mode="rgb_array")
     camera = DmControlCamera(env, size, CAMERAS.get(domain, 0) if camera_id is None else camera_id, samples)
-    return PixelObservation(camera, n_frames, size, frame_skip)
+    return PixelObservation(camera, n_frames, size)
 
 
 class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordConstructorArgs):

@@ -17,36 +17,30 @@ Frame = NDArray[np.uint8]
 
 class PixelObservation(gym.Wrapper[Frame, NDArray[Any], Any, NDArray[Any]], RecordConstructorArgs):
     """
-    Repeats each action for ``n_frames`` times ``frame_skip`` steps of the environment, renders each ``frame_skip``-th, and
-    observes the last ``n_frames`` frames, from which velocities can be told. Rewards are summed. No frame is rendered twice:
-    ``render`` returns the newest one.
+    Repeats each action for ``n_frames`` steps of the environment, renders each, and observes the last ``n_frames`` frames,
+    from which velocities can be told. Rewards are summed. No frame is rendered twice: ``render`` returns the newest one.
 
     Observations are uint8 of shape ``(3 * n_frames, height, width)``, channels first as PyTorch has them, oldest frame first.
     After a reset there is one frame, which fills the stack. An episode that ends within a repetition ends there, and
-    observes the last ``n_frames`` frames all the same, its final one among them, so that they are always in the order of time.
+    observes the last ``n_frames`` frames all the same, so that they are always consecutive in time.
 
     :param env: An environment made with ``render_mode="rgb_array"``
-    :param n_frames: Frames to an action (>= 1)
+    :param n_frames: Steps of the environment, and frames, to an action (>= 1)
     :param size: Height and width of a frame in pixels; what is rendered larger is averaged over areas
-    :param frame_skip: Steps of the environment to a frame (>= 1): 1 in the paper. Where a step is short, frames further apart
-        show velocities that are less than a pixel a step
     :raises ValueError: if an argument is out of its range, or the environment does not render arrays
     """
 
-    def __init__(
-        self, env: gym.Env[Any, NDArray[Any]], n_frames: int = 3, size: tuple[int, int] = (64, 64), frame_skip: int = 1
-    ) -> None:
-        RecordConstructorArgs.__init__(self, n_frames=n_frames, size=size, frame_skip=frame_skip)
+    def __init__(self, env: gym.Env[Any, NDArray[Any]], n_frames: int = 3, size: tuple[int, int] = (64, 64)) -> None:
+        RecordConstructorArgs.__init__(self, n_frames=n_frames, size=size)
         gym.Wrapper.__init__(self, env)
         if env.render_mode != "rgb_array":
             raise ValueError(f"`env` with the render mode {env.render_mode!r} is not allowed: it must be 'rgb_array'")
         check_number("n_frames", n_frames, low=1, integer=True)
-        check_number("frame_skip", frame_skip, low=1, integer=True)
         if len(size) != 2:
             raise ValueError(f"`size={size!r}` is not allowed: it must be height and width")
         for length in size:
             check_number("size", length, low=1, integer=True)
-        self.n_frames, self.size, self.frame_skip = n_frames, tuple(size), frame_skip
+        self.n_frames, self.size = n_frames, tuple(size)
         self.observation_space = spaces.Box(0, 255, (3 * n_frames, *size), np.uint8)
         self._frames: deque[Frame] = deque(maxlen=n_frames)
 
@@ -66,13 +60,11 @@ class PixelObservation(gym.Wrapper[Frame, NDArray[Any], Any, NDArray[Any]], Reco
         :return: The last frames, the sum of the rewards, and the rest as the environment's last step returned it
         """
         total_reward = 0.0
-        for step in range(1, self.n_frames * self.frame_skip + 1):
+        for _ in range(self.n_frames):
             _, reward, terminated, truncated, info = self.env.step(action)
             total_reward += float(reward)
-            is_done = terminated or truncated
-            if is_done or step % self.frame_skip == 0:
-                self._frames.append(self._rendered())
-            if is_done:
+            self._frames.append(self._rendered())
+            if terminated or truncated:
                 break
         return self._observation(), total_reward, terminated, truncated, info
 

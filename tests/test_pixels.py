@@ -67,20 +67,6 @@ def test_three_steps_three_frames():
     assert env.unwrapped.n_rendered == 1 + 6
 
 
-def test_frame_skip():
-    """Every second step is rendered, all are rewarded, and the frame at an episode's end is there."""
-    env = PixelObservation(CountingEnv(truncates_at=9), frame_skip=2)
-    env.reset()
-    observation, reward, *_ = env.step(np.zeros(1))
-    assert red(observation) == [2, 4, 6]
-    assert reward == sum(range(1, 7))
-    observation, reward, _, truncated, _ = env.step(np.zeros(1))
-    assert red(observation) == [6, 8, 9]
-    assert reward == 7 + 8 + 9
-    assert truncated
-    assert env.unwrapped.n_rendered == 1 + 5
-
-
 @pytest.mark.parametrize(("end", "frames", "reward"), [(4, [2, 3, 4], 4), (5, [3, 4, 5], 4 + 5), (6, [4, 5, 6], 4 + 5 + 6)])
 @pytest.mark.parametrize("kind", ["terminates_at", "truncates_at"])
 def test_an_episode_that_ends_within_a_repetition(kind, end, frames, reward):
@@ -154,7 +140,6 @@ def test_real_environment_of_gymnasium():
     ("arguments", "message"),
     [
         (dict(n_frames=0), r"`n_frames=0` is not allowed: it must be an integer >= 1"),
-        (dict(frame_skip=0), r"`frame_skip=0` is not allowed: it must be an integer >= 1"),
         (dict(size=(64,)), r"`size=\(64,\)` is not allowed: it must be height and width"),
         (dict(size=(64, 0)), r"`size=0` is not allowed: it must be an integer >= 1"),
     ],
@@ -268,11 +253,9 @@ def test_it_trains_on_the_suite_without_copies(cartpole):
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["reacher-easy", "quadruped-walk", "ball_in_cup-catch"])
 def test_other_tasks(cartpole, env_id):
-    env = gym.make(f"bn_ddpg/{env_id}-pixels-v0", size=(32, 32), samples=0, n_frames=2, frame_skip=3)
+    env = gym.make(f"bn_ddpg/{env_id}-pixels-v0", size=(32, 32), samples=0, n_frames=2)
     assert env.reset(seed=0)[0].shape == (6, 32, 32)
-    before = env.unwrapped.physics.data.time
     env.step(env.action_space.sample())
-    assert env.unwrapped.physics.data.time - before == pytest.approx(6 * env.unwrapped._env.control_timestep())
     env.close()
 
 

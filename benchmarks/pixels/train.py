@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = dict(
     critic_learning_rate=1e-3,
     critic_weight_decay=0.0,
     tau=0.01,
-    gamma=0.97,
+    gamma=0.98,
     batch_size=32,
     learning_starts=1000,
     buffer_size=100_000,
@@ -52,12 +52,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="cartpole-swingup", help="domain-task of the suite")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timesteps", type=int, default=15_000, help="actions")
-    parser.add_argument("--eval-freq", type=int, default=1000)
+    parser.add_argument("--timesteps", type=int, default=25_000, help="actions, of three simulator steps each")
+    parser.add_argument("--eval-freq", type=int, default=2000)
     parser.add_argument("--n-eval-episodes", type=int, default=3)
-    parser.add_argument("--n-steps", type=int, default=3)
+    parser.add_argument("--n-steps", type=int, default=5)
     parser.add_argument("--random-shift", type=int, default=3, help="pixels")
-    parser.add_argument("--frame-skip", type=int, default=3, help="simulator steps to a frame; an action lasts three frames")
     parser.add_argument("--samples", type=int, default=4, help="samples a pixel")
     parser.add_argument("--results", type=Path, default=RESULTS)
     for name, value in SETTINGS.items():
@@ -138,10 +137,7 @@ def main() -> None:
     arguments = parse()
     th.set_num_threads(1)
     th.set_flush_denormal(True)  # Adam's moments of inactive units become denormal, and slow
-    env, eval_env = (
-        gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples, frame_skip=arguments.frame_skip)
-        for _ in range(2)
-    )
+    env, eval_env = (gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples) for _ in range(2))
     folder = arguments.results / f"{arguments.task}-{arguments.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, buffer = folder / "model.zip", folder / "buffer.pkl"
