@@ -169,7 +169,7 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
             group["amsgrad"] or group["maximize"] or group.get("decoupled_weight_decay") for group in optimizer.param_groups
         ):
             raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
-    if nets.critic.share_features_extractor:
+    if nets.critic.features_extractor is nets.actor.features_extractor:
         raise UnsupportedError("actor and critic share their features extractor")
     choices = (
         statistics.target,

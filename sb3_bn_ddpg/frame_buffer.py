@@ -43,6 +43,8 @@ class FrameReplayBuffer(NStepReplayBuffer):
     :param n_frames: Number of frames in an observation
     :param n_steps: Number of steps to accumulate rewards for n-step returns
     :param gamma: Discount factor of the n-step returns: the model's
+    :param random_shift: Samples are moved by up to so many pixels in both directions, at random and each by itself, against
+        overfitting (`Kostrikov et al. <https://arxiv.org/abs/2004.13649>`_); 0 leaves them as they are
     :raises ValueError: if an argument is out of its range, or the observations are no stacks of ``n_frames`` frames
     """
 
@@ -58,9 +60,11 @@ class FrameReplayBuffer(NStepReplayBuffer):
         n_frames: int = 3,
         n_steps: int = 1,
         gamma: float = 0.99,
+        random_shift: int = 0,
     ) -> None:
         check_number("n_frames", n_frames, low=1, integer=True)
         check_number("n_steps", n_steps, low=1, integer=True)
+        check_number("random_shift", random_shift, low=0, integer=True)
         if optimize_memory_usage:
             raise ValueError("`optimize_memory_usage=True` is not allowed: `FrameReplayBuffer` shares observations by itself")
         shape = observation_space.shape
@@ -82,7 +86,7 @@ class FrameReplayBuffer(NStepReplayBuffer):
             gamma=gamma,
         )
         self.observation_space, self.obs_shape = observation_space, shape
-        self.n_frames = n_frames
+        self.n_frames, self.random_shift = n_frames, random_shift
         frame_shape = (shape[0] // n_frames, *shape[1:])
         self.frames = Frames(frame_shape, observation_space.dtype)
         # They index and assign as SB3's arrays of shape (buffer_size, n_envs, *obs_shape)
@@ -108,7 +112,30 @@ class FrameReplayBuffer(NStepReplayBuffer):
 
     def _get_samples(self, batch_inds: NDArray[Any], env: VecNormalize | None = None) -> ReplayBufferSamples:
         buffer_class = NStepReplayBuffer if self.n_steps > 1 else ReplayBuffer
-        return buffer_class._get_samples(self, batch_inds, env)
+        samples = buffer_class._get_samples(self, batch_inds, env)
+        if not self.random_shift:
+            return samples
+        observations, next_observations = (
+            self.to_torch(randomly_shifted(images.cpu().numpy(), self.random_shift), copy=False)
+            for images in (samples.observations, samples.next_observations)
+        )
+        return samples._replace(observations=observations, next_observations=next_observations)
+
+
+def randomly_shifted(images: NDArray[Any], pixels: int) -> NDArray[Any]:
+    """
+    Move each image by a random number of pixels, drawn from NumPy's generator as SB3's samples are; its border is repeated.
+
+    :param images: Images, of shape ``(n_images, channels, height, width)``
+    :param pixels: Most pixels in each direction
+    :return: New images of the same shape
+    """
+    n_images, _, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (pixels, pixels), (pixels, pixels)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (height, width), axis=(2, 3))
+    rows, columns = np.random.randint(0, 2 * pixels + 1, (2, n_images))
+    shifted: NDArray[Any] = windows[np.arange(n_images), :, rows, columns]
+    return shifted
 
 
 class Frames:

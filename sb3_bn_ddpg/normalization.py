@@ -1,6 +1,6 @@
 """Normalisation layers: making them, choosing the statistics a forward pass uses, and following them to the targets."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -180,24 +180,25 @@ class StatisticsMixin(nn.Module):
         borrowed = self.borrowed_norm_layers
         return tuple(layer for layer in self.norm_layers if not any(layer is other for other in borrowed))
 
-    def forward_with(self, statistics: Statistics, *inputs: Any) -> Any:
+    def forward_with(self, statistics: Statistics, *inputs: Any, part: Callable[..., Any] | None = None) -> Any:
         """
         One forward pass that normalises with, and updates, exactly the statistics it says, whatever mode the network is in.
 
         :param statistics: See :data:`Statistics`
-        :param inputs: The inputs of ``forward``
-        :return: The output of ``forward``
+        :param inputs: The inputs of ``part``
+        :param part: The method of this network that makes the pass (if None: ``forward``)
+        :return: The output of ``part``
         """
         if statistics == "running_update":
             with th.no_grad():
-                self.forward_with("batch_update", *inputs)
+                self.forward_with("batch_update", *inputs, part=part)
         modes = [layer.training for layer in self.norm_layers]
         try:
             for layer in self.norm_layers:
                 layer.training = statistics in ("batch", "batch_update")
             unchanged = self.norm_layers if statistics == "batch" else self.borrowed_norm_layers
             with _discarded_updates(unchanged) if unchanged else nullcontext():
-                return self(*inputs)
+                return (part or self)(*inputs)
         finally:
             for layer, mode in zip(self.norm_layers, modes, strict=True):
                 layer.training = mode

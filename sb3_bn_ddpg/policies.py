@@ -1,7 +1,7 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch as th
 from gymnasium import spaces
@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_bn_ddpg.checks import check_number
+from sb3_bn_ddpg.checks import check_choice, check_number
 from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig, StatisticsMixin, norm_parameters
 from sb3_bn_ddpg.torch_layers import (
     PaperCNN,
@@ -28,8 +28,41 @@ from sb3_bn_ddpg.torch_layers import (
     uniform_linear,
 )
 
+SharedExtractorLoss = Literal["actor", "critic"]
+"""Whose loss trains a features extractor that actor and critic share."""
 
-class Actor(StatisticsMixin, BasePolicy):
+
+class Network(StatisticsMixin, BaseModel):
+    """What actor and critic have in common: a features extractor, which the other one may own."""
+
+    features_extractor: BaseFeaturesExtractor
+    owns_features_extractor: bool
+
+    @property
+    def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
+        """Those of a features extractor of the other network, whose pass over the same minibatch updates them, once a step."""
+        if self.owns_features_extractor:
+            return ()
+        shared = set(self.features_extractor.modules())
+        return tuple(layer for layer in self.norm_layers if layer in shared)
+
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What this network's loss trains: not the other network's features extractor."""
+        borrowed = set() if self.owns_features_extractor else set(self.features_extractor.parameters())
+        return [param for param in self.parameters() if param not in borrowed]
+
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :return: Features, of shape ``(batch_size, features_dim)``, without a gradient if the extractor is the other network's
+        """
+        with th.set_grad_enabled(th.is_grad_enabled() and self.owns_features_extractor):
+            features: th.Tensor = self.extract_features(obs, self.features_extractor)
+        return features
+
+
+class Actor(Network, BasePolicy):
     """
     The paper's actor mu(s): normalised state, normalised hidden layers, tanh (sections 3 and 7).
 
@@ -45,6 +78,7 @@ class Actor(StatisticsMixin, BasePolicy):
     :param norm_eps: Value added to the variance, > 0
     :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
     :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
+    :param owns_features_extractor: Whether the features extractor is the actor's, to train and to update the statistics of
     """
 
     action_space: spaces.Box
@@ -63,6 +97,7 @@ class Actor(StatisticsMixin, BasePolicy):
         norm_eps: float = 1e-5,
         renorm_warmup_steps: int = 100_000,
         final_init: float = 3e-3,
+        owns_features_extractor: bool = True,
     ) -> None:
         super().__init__(
             observation_space,
@@ -71,6 +106,7 @@ class Actor(StatisticsMixin, BasePolicy):
             normalize_images=normalize_images,
             squash_output=True,
         )
+        self.owns_features_extractor = owns_features_extractor
         self.constructor_parameters = dict(
             net_arch=net_arch,
             features_extractor=features_extractor,
@@ -81,6 +117,7 @@ class Actor(StatisticsMixin, BasePolicy):
             norm_eps=norm_eps,
             renorm_warmup_steps=renorm_warmup_steps,
             final_init=final_init,
+            owns_features_extractor=owns_features_extractor,
         )
         config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
         last_dim = net_arch[-1] if net_arch else features_dim
@@ -101,7 +138,14 @@ class Actor(StatisticsMixin, BasePolicy):
         :param obs: Observations, of shape ``(batch_size, ...)``
         :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         """
-        actions: th.Tensor = self.mu(self.extract_features(obs, self.features_extractor))
+        return self.actions_of(self.features(obs))
+
+    def actions_of(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        actions: th.Tensor = self.mu(features)
         return actions
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -110,7 +154,7 @@ class Actor(StatisticsMixin, BasePolicy):
         return actions
 
 
-class Critic(StatisticsMixin, BaseModel):
+class Critic(Network):
     """
     The paper's critic Q(s, a): normalised layers for the state alone, then the action joins in at a hidden layer, and from
     there on nothing is normalised ("all layers of the Q network prior to the action input", section 3).
@@ -122,7 +166,7 @@ class Critic(StatisticsMixin, BaseModel):
     :param features_dim: Number of features
     :param activation_fn: Activation function
     :param normalize_images: Whether to divide images by 255
-    :param share_features_extractor: Whether the actor owns the features extractor, so that the critic must not train it
+    :param owns_features_extractor: Whether the features extractor is the critic's, to train and to update the statistics of
     :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
@@ -131,8 +175,6 @@ class Critic(StatisticsMixin, BaseModel):
     :param action_layer: The hidden layer, counted from 1, at which the action enters: 2 in the paper, 1 joins state and
         action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
     """
-
-    features_extractor: BaseFeaturesExtractor
 
     def __init__(
         self,
@@ -143,7 +185,7 @@ class Critic(StatisticsMixin, BaseModel):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
-        share_features_extractor: bool = False,
+        owns_features_extractor: bool = True,
         normalization: Normalization | None = "batch",
         norm_momentum: float = 0.1,
         norm_eps: float = 1e-5,
@@ -162,7 +204,7 @@ class Critic(StatisticsMixin, BaseModel):
             features_extractor=features_extractor,
             features_dim=features_dim,
             activation_fn=activation_fn,
-            share_features_extractor=share_features_extractor,
+            owns_features_extractor=owns_features_extractor,
             normalization=normalization,
             norm_momentum=norm_momentum,
             norm_eps=norm_eps,
@@ -170,7 +212,7 @@ class Critic(StatisticsMixin, BaseModel):
             final_init=final_init,
             action_layer=action_layer,
         )
-        self.share_features_extractor = share_features_extractor
+        self.owns_features_extractor = owns_features_extractor
         config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
         # In a critic without hidden layers the action enters at the output layer
         n_state_layers = max(min(action_layer, len(net_arch)) - 1, 0)
@@ -189,24 +231,22 @@ class Critic(StatisticsMixin, BaseModel):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.constructor_parameters
 
-    @property
-    def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
-        """Those of a shared features extractor: the actor's pass over the same minibatch updates them, once a step."""
-        if not self.share_features_extractor:
-            return ()
-        shared = set(self.features_extractor.modules())
-        return tuple(layer for layer in self.norm_layers if layer in shared)
-
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor]:
         """
         :param obs: Observations, of shape ``(batch_size, ...)``
         :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         :return: A tuple, as of every SB3 critic, of the one Q-network's values, of shape ``(batch_size, 1)``
         """
-        # A shared features extractor learns from the actor's loss only, as in SB3
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
-            features = self.extract_features(obs, self.features_extractor)
-        return (self.q_net(th.cat([self.state_net(features), actions], dim=1)),)
+        return (self.values_of(self.features(obs), actions),)
+
+    def values_of(self, features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        :return: The Q-values, of shape ``(batch_size, 1)``
+        """
+        q_values: th.Tensor = self.q_net(th.cat([self.state_net(features), actions], dim=1))
+        return q_values
 
     def q1_forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -239,7 +279,9 @@ class BNDDPGPolicy(BasePolicy):
     :param optimizer_class: The optimizer to use, ``th.optim.Adam`` by default
     :param optimizer_kwargs: Additional keyword arguments, excluding the learning rate, to pass to the optimizer.
         A ``weight_decay`` among them concerns the actor only; ``BNDDPG`` has ``critic_weight_decay``.
-    :param share_features_extractor: Whether actor and critic share one features extractor, trained by the actor's loss
+    :param share_features_extractor: Whether actor and critic share one features extractor
+    :param shared_extractor_loss: Whose loss trains a shared features extractor: the ``"actor"``'s, as in SB3, or the
+        ``"critic"``'s, by which agents learn from pixels. It also says whose pass updates the running statistics in it.
     :param normalization: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ),
         ``"layer"`` (on hidden layers only) or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
@@ -275,6 +317,7 @@ class BNDDPGPolicy(BasePolicy):
         renorm_warmup_steps: int = 100_000,
         final_init: float = 3e-3,
         action_layer: int = 2,
+        shared_extractor_loss: SharedExtractorLoss = "actor",
     ) -> None:
         super().__init__(
             observation_space,
@@ -295,7 +338,13 @@ class BNDDPGPolicy(BasePolicy):
         check_number("action_layer", action_layer, low=1, integer=True)
 
         self.net_arch = net_arch
-        self.share_features_extractor = share_features_extractor
+        check_choice("shared_extractor_loss", shared_extractor_loss, get_args(SharedExtractorLoss))
+        if shared_extractor_loss == "critic" and not share_features_extractor:
+            raise ValueError(
+                "`shared_extractor_loss='critic'` is not allowed without `share_features_extractor=True`: there is no shared "
+                "features extractor"
+            )
+        self.share_features_extractor, self.shared_extractor_loss = share_features_extractor, shared_extractor_loss
         self.net_kwargs = dict(
             activation_fn=activation_fn,
             normalization=normalization,
@@ -305,11 +354,12 @@ class BNDDPGPolicy(BasePolicy):
             final_init=final_init,
         )
         spaces_kwargs = dict(observation_space=observation_space, action_space=action_space, normalize_images=normalize_images)
-        self.actor_kwargs = self.net_kwargs | spaces_kwargs | dict(net_arch=actor_arch)
+        actor_owns, critic_owns = (not share_features_extractor or shared_extractor_loss == x for x in ("actor", "critic"))
+        self.actor_kwargs = self.net_kwargs | spaces_kwargs | dict(net_arch=actor_arch, owns_features_extractor=actor_owns)
         self.critic_kwargs = (
             self.net_kwargs
             | spaces_kwargs
-            | dict(net_arch=critic_arch, share_features_extractor=share_features_extractor, action_layer=action_layer)
+            | dict(net_arch=critic_arch, owns_features_extractor=critic_owns, action_layer=action_layer)
         )
         self._build(lr_schedule)
 
@@ -330,11 +380,9 @@ class BNDDPGPolicy(BasePolicy):
         self.critic_target.set_training_mode(False)
 
         learning_rate: dict[str, Any] = dict(lr=lr_schedule(1))
-        self.actor.optimizer = self.optimizer_class(self.actor.parameters(), **learning_rate, **self.optimizer_kwargs)
+        self.actor.optimizer = self.optimizer_class(self.actor.own_parameters, **learning_rate, **self.optimizer_kwargs)
 
-        # A shared features extractor belongs to the actor's optimizer alone
-        shared = set(self.actor.parameters())
-        own = [param for param in self.critic.parameters() if param not in shared]
+        own = self.critic.own_parameters
         spared = norm_parameters(self.critic) | {param for param in own if param.ndim < 2}
         groups: list[dict[str, Any]] = [
             {"params": [param for param in own if param not in spared]},
@@ -355,6 +403,7 @@ class BNDDPGPolicy(BasePolicy):
                 features_extractor_kwargs=self.features_extractor_kwargs,
                 share_features_extractor=self.share_features_extractor,
                 action_layer=self.critic_kwargs["action_layer"],
+                shared_extractor_loss=self.shared_extractor_loss,
             )
         )
 

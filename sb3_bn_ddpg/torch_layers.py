@@ -9,6 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
+from sb3_bn_ddpg.checks import check_number
 from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig
 
 CONVOLUTIONS = ((8, 4), (5, 1), (5, 1))
@@ -37,6 +38,10 @@ class PaperCNN(PaperExtractor):
     :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
     :param activation_fn: Activation function
     :param normalized_image: Whether the images are scaled already, and may be of any type and bounds
+    :param features_dim: Number of units of a fully connected layer with a tanh after the convolutions (if None: none).
+        In an extractor that actor and critic share, it is the first fully connected layer of both.
+    :param features_normalization: What goes between that layer and its tanh: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or
+        None. Where images differ little, only a normalisation over the minibatch leaves features that differ much.
     :raises ValueError: if the observations are not images, or an argument is out of its range
     """
 
@@ -49,6 +54,8 @@ class PaperCNN(PaperExtractor):
         renorm_warmup_steps: int = 100_000,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalized_image: bool = False,
+        features_dim: int | None = None,
+        features_normalization: Normalization | None = None,
     ) -> None:
         if not is_image_space(observation_space, normalized_image=normalized_image):
             raise ValueError(
@@ -69,15 +76,29 @@ class PaperCNN(PaperExtractor):
             ]
             size = [(length - k) // stride + 1 for length, k in zip(size, kernel_size, strict=True)]
             n_channels = N_FILTERS
-        super().__init__(observation_space, features_dim=N_FILTERS * size[0] * size[1])
-        self.cnn = nn.Sequential(*modules, nn.Flatten())
+        modules.append(nn.Flatten())
+        n_features = N_FILTERS * size[0] * size[1]
+        config = NormalizationConfig(
+            features_normalization, norm_momentum, norm_eps, renorm_warmup_steps, "features_normalization"
+        )
+        if features_dim is not None:
+            check_number("features_dim", features_dim, low=1, integer=True)
+            modules += hidden_layers(n_features, [features_dim], nn.Tanh, config)
+        elif features_normalization is not None:
+            raise ValueError(
+                f"`features_normalization={features_normalization!r}` is not allowed without `features_dim`: it must be None, "
+                "for there is no layer to normalise"
+            )
+        super().__init__(observation_space, features_dim=n_features if features_dim is None else features_dim)
+        self.cnn = nn.Sequential(*modules)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: Scaled images, of shape ``(batch_size, channels, height, width)``
         :return: Features, of shape ``(batch_size, features_dim)``
         """
-        features: th.Tensor = self.cnn(observations)
+        # On a processor the convolutions are a quarter faster with the channels last in memory; the numbers are the same
+        features: th.Tensor = self.cnn(observations.contiguous(memory_format=th.channels_last))
         return features
 
 

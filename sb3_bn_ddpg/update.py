@@ -74,7 +74,12 @@ class Networks:
     @cached_property
     def actor_parameters(self) -> list[nn.Parameter]:
         """What the actor's loss trains."""
-        return [param for param in self.actor.parameters() if param.requires_grad]
+        return [param for param in self.actor.own_parameters if param.requires_grad]
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether actor and critic have one features extractor."""
+        return not (self.actor.owns_features_extractor and self.critic.owns_features_extractor)
 
     @cached_property
     def online_parameters(self) -> list[nn.Parameter]:
@@ -118,14 +123,22 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     target = td_target(nets, batch, gamma, statistics)
 
     # Normalises with the statistics of the replayed states s and updates the critic's running ones by them (default)
-    q_values = nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions)[0]
+    features = None
+    if nets.actor.owns_features_extractor:
+        q_values = nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions)[0]
+    else:
+        # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss as well
+        features = nets.critic.forward_with(statistics.critic_loss, batch.observations, part=nets.critic.features)
+        q_values = nets.critic.forward_with(statistics.critic_loss, features, batch.actions, part=nets.critic.values_of)
     critic_loss = F.mse_loss(q_values, target)
     nets.critic.optimizer.zero_grad()
     critic_loss.backward()  # type: ignore[no-untyped-call]
     nets.critic.optimizer.step()
     restore_norms(nets.fixed_norm_critic_weights)
 
-    loss = actor_loss(nets, batch, statistics)
+    # Shared features are those of before the critic's step: the convolutions are the most expensive part of a pass, and one
+    # step of theirs changes little
+    loss = actor_loss(nets, batch, statistics, None if features is None else features.detach())
     nets.actor.optimizer.zero_grad()
     # Only the actor's gradients: the critic's would be computed for nothing, and overwrite those of its own loss
     loss.backward(inputs=nets.actor_parameters)  # type: ignore[no-untyped-call]
@@ -153,25 +166,40 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
     discounts = gamma if batch.discounts is None else batch.discounts
     # Both normalise with the statistics of the next states s' and update nothing (default): the running statistics are
     # for "exploration or evaluation" (section 3), and those of the online network do not fit the targets' older weights
-    next_actions = nets.actor_target.forward_with(statistics.target, batch.next_observations)
-    next_q_values = nets.critic_target.forward_with(statistics.target, batch.next_observations, next_actions)[0]
+    actor, critic, next_obs = nets.actor_target, nets.critic_target, batch.next_observations
+    if nets.shares_features:
+        # Their owner's pass: under "..._update" it alone updates the statistics of shared layers
+        owner: Actor | Critic = actor if actor.owns_features_extractor else critic
+        features = owner.forward_with(statistics.target, next_obs, part=owner.features)
+        next_actions = actor.forward_with(statistics.target, features, part=actor.actions_of)
+        next_q_values = critic.forward_with(statistics.target, features, next_actions, part=critic.values_of)
+    else:
+        next_actions = actor.forward_with(statistics.target, next_obs)
+        next_q_values = critic.forward_with(statistics.target, next_obs, next_actions)[0]
     target: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values
     return target
 
 
-def actor_loss(nets: Networks, batch: Batch, statistics: PassStatistics) -> th.Tensor:
+def actor_loss(nets: Networks, batch: Batch, statistics: PassStatistics, features: th.Tensor | None = None) -> th.Tensor:
     """
     The loss -mean Q(s, mu(s)), whose negative gradient is the deterministic policy gradient (equation 6).
 
     :param nets: The networks
     :param batch: Transitions sampled from the replay buffer
     :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param features: Features of the observations without a gradient, if the critic's loss trains what extracts them; their
+        statistics are then those of its pass, and the choices for this loss concern the layers behind them
     :return: The loss, a scalar
     """
-    # The actor normalises with the statistics of this batch and updates its running ones by them (default)
-    actions = nets.actor.forward_with(statistics.actor_loss_actor, batch.observations)
-    # The critic normalises with its running statistics and updates nothing (default)
-    q_values = nets.critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)[0]
+    actor, critic = nets.actor, nets.critic
+    # The actor normalises with the statistics of this batch and updates its running ones by them (default), the critic
+    # normalises with its running statistics and updates nothing (default)
+    if features is None:
+        actions = actor.forward_with(statistics.actor_loss_actor, batch.observations)
+        q_values = critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)[0]
+    else:
+        actions = actor.forward_with(statistics.actor_loss_actor, features, part=actor.actions_of)
+        q_values = critic.forward_with(statistics.actor_loss_critic, features, actions, part=critic.values_of)
     loss: th.Tensor = -q_values.mean()
     return loss
 

@@ -20,6 +20,7 @@ from sb3_bn_ddpg.update import PassStatistics, gradient_step
 PIXELS = spaces.Box(0, 255, (9, 64, 64), np.uint8)
 CONV_BATCH_NORM = dict(features_extractor_kwargs=dict(conv_normalization="batch"))
 SMALL_CNN = dict(net_arch=[16, 12])
+SHARING = {loss: dict(share_features_extractor=True, shared_extractor_loss=loss) for loss in ("actor", "critic")}
 
 
 def make_policy(observation_space=PIXELS, **kwargs) -> CnnPolicy:
@@ -109,6 +110,24 @@ def test_normalised_convolutions(kind, norm):
                 assert (module.bias is None) == (kind == "batch")  # batch norm's beta takes its place
 
 
+@pytest.mark.parametrize("kind", ["batch", "batch_renorm", "layer", None])
+def test_a_fully_connected_layer_of_features(kind):
+    kwargs = dict(features_extractor_kwargs=dict(features_dim=11, features_normalization=kind), norm_momentum=0.3)
+    policy = make_policy(net_arch=[6], action_layer=1, **kwargs)
+    for network in (policy.actor, policy.critic):
+        assert network.features_extractor.features_dim == 11
+        linear, *norm, activation = list(network.features_extractor.cnn)[7:]
+        assert (linear.in_features, linear.out_features) == (32 * 7 * 7, 11)
+        assert isinstance(activation, nn.Tanh)
+        assert len(norm) == (kind is not None)
+        assert all(getattr(layer, "momentum", 0.3) == 0.3 for layer in norm)
+        assert (linear.bias is None) == (kind == "batch")
+    # The actor's one hidden layer, and the critic's, which the action enters
+    assert policy.actor.mu[0].in_features == 11
+    assert [m.in_features for m in policy.critic.q_net if isinstance(m, nn.Linear)] == [12, 6]
+    assert policy.predict(PIXELS.sample())[0].shape == (1,)
+
+
 def test_batch_renorm_of_images_is_that_of_their_places():
     from sb3_contrib.common.torch_layers import BatchRenorm1d
 
@@ -171,13 +190,13 @@ def test_natures_network_still_fits():
     model.learn(20)
 
 
-@pytest.mark.parametrize("share_features_extractor", [False, True])
-def test_target_networks_follow(share_features_extractor):
+@pytest.mark.parametrize("sharing", [{}, *SHARING.values()], ids=["none", *SHARING])
+def test_target_networks_follow(sharing):
     """SB3's own test: equal at first, apart after training, and moved by tau of the way."""
-    model = make_model(policy_kwargs=dict(SMALL_CNN, share_features_extractor=share_features_extractor, **CONV_BATCH_NORM))
+    model = make_model(policy_kwargs=dict(SMALL_CNN, **sharing, **CONV_BATCH_NORM))
     pairs = [(model.actor, model.actor_target), (model.critic, model.critic_target)]
-    assert (model.actor.features_extractor is model.critic.features_extractor) == share_features_extractor
-    assert (model.actor_target.features_extractor is model.critic_target.features_extractor) == share_features_extractor
+    assert (model.actor.features_extractor is model.critic.features_extractor) == bool(sharing)
+    assert (model.actor_target.features_extractor is model.critic_target.features_extractor) == bool(sharing)
     for network, target in pairs:
         for param, target_param in zip(network.parameters(), target.parameters(), strict=True):
             assert th.equal(param, target_param)
@@ -237,37 +256,6 @@ def test_acting_and_predicting_move_no_statistics():
     assert all(th.equal(a, b) for a, b in zip(before, statistics_of(model.actor), strict=True))
 
 
-@pytest.mark.parametrize("sync", ["copy", "polyak"])
-def test_shared_statistics_move_once_a_step(sync):
-    """The critic normalises the actor's features by the minibatch, but only the actor's pass updates their statistics."""
-    policy_kwargs = dict(SMALL_CNN, share_features_extractor=True, normalization="batch", **CONV_BATCH_NORM)
-    model = make_model(policy_kwargs=policy_kwargs, target_statistics_sync=sync, tau=0.25)
-    batch = image_batch(model)
-    before = [buffer.clone() for buffer in model.actor_target.features_extractor.buffers()]
-    model.critic.forward_with("batch_update", batch.observations, batch.actions)
-    norms = [module for module in model.actor.features_extractor.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert [norm.num_batches_tracked.item() for norm in norms] == [0, 0, 0]
-    gradient_step(model._networks, batch, 0.99, 0.25, model._pass_statistics)
-    assert [norm.num_batches_tracked.item() for norm in norms] == [1, 1, 1]
-    # The critic's own were updated by both of its passes
-    assert {layer.num_batches_tracked.item() for layer in model.critic.own_norm_layers} == {2}
-    share = 1.0 if sync == "copy" else 0.25
-    targets = model.actor_target.features_extractor.buffers()
-    for old, online, target in zip(before, model.actor.features_extractor.buffers(), targets, strict=True):
-        if old.is_floating_point():
-            assert th.allclose(target, old + share * (online - old))
-
-
-def test_shared_extractor_is_trained_by_the_actor_alone():
-    model = make_model(policy_kwargs=dict(SMALL_CNN, share_features_extractor=True))
-    shared = set(model.actor.features_extractor.parameters())
-    assert shared <= {param for group in model.actor.optimizer.param_groups for param in group["params"]}
-    assert not shared & {param for group in model.critic.optimizer.param_groups for param in group["params"]}
-    before = [param.clone() for param in model.actor.features_extractor.parameters()]
-    model.learn(30)
-    assert all(not th.equal(a, b) for a, b in zip(before, model.actor.features_extractor.parameters(), strict=True))
-
-
 class BarEnv(gym.Env):
     """A bar stands somewhere in the image; the best action is its place."""
 
@@ -292,10 +280,11 @@ class BarEnv(gym.Env):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [None, "batch"])
-def test_it_learns_from_images(kind):
+@pytest.mark.parametrize(("kind", "sharing"), [(None, {}), ("batch", {}), ("batch", SHARING["critic"])])
+def test_it_learns_from_images(kind, sharing):
     """Random actions are 0.67 off on average, and one action for all places at least 0.5."""
-    policy_kwargs = dict(net_arch=[64, 64], normalization=kind, features_extractor_kwargs=dict(conv_normalization=kind))
+    extractor_kwargs = dict(conv_normalization=kind)
+    policy_kwargs = dict(net_arch=[64, 64], normalization=kind, features_extractor_kwargs=extractor_kwargs, **sharing)
     model = make_model(
         BarEnv(),
         learning_rate=1e-3,
@@ -317,6 +306,22 @@ def test_wrong_spaces_are_named():
         BNDDPG("CnnPolicy", "Pendulum-v1", buffer_size=10)
     with pytest.raises(ValueError, match="`conv_normalization='group'` is not allowed: it must be one of 'batch'"):
         make_policy(features_extractor_kwargs=dict(conv_normalization="group"))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(features_dim=0), "`features_dim=0` is not allowed: it must be an integer >= 1"),
+        (dict(features_normalization="layer"), "`features_normalization='layer'` is not allowed without `features_dim`"),
+        (
+            dict(features_dim=3, features_normalization="max"),
+            "`features_normalization='max'` is not allowed: it must be one of",
+        ),
+    ],
+)
+def test_wrong_features_are_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make_policy(features_extractor_kwargs=kwargs)
 
 
 def test_policy_by_itself(tmp_path):

@@ -51,10 +51,11 @@ def make_model(env, **kwargs) -> BNDDPG:
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-@pytest.mark.parametrize("share_features_extractor", [False, True])
-def test_mixtures(name, share_features_extractor, tmp_path):
+@pytest.mark.parametrize("shared_extractor_loss", [None, "actor", "critic"])
+def test_mixtures(name, shared_extractor_loss, tmp_path):
     env = DictEnv(MIXTURES[name])
-    model = make_model(env, policy_kwargs=dict(SMALL, share_features_extractor=share_features_extractor))
+    sharing = dict(share_features_extractor=True, shared_extractor_loss=shared_extractor_loss) if shared_extractor_loss else {}
+    model = make_model(env, policy_kwargs=dict(SMALL, **sharing))
     model.learn(30)
     observation = env.observation_space.sample()
     action, _ = model.predict(observation)

@@ -227,6 +227,7 @@ def test_state_set_from_outside_counts(make_model, change):
         (dict(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(amsgrad=True))), "Adam with options"),
         (dict(policy_kwargs=dict(SMALL, features_extractor_class=PlainExtractor)), "PlainExtractor"),
         (dict(policy_kwargs=dict(SMALL, share_features_extractor=True)), "share"),
+        (dict(policy_kwargs=dict(SMALL, share_features_extractor=True, shared_extractor_loss="critic")), "share"),
         (dict(critic_loss_statistics="running_update"), "running_update"),
     ],
 )

@@ -85,6 +85,28 @@ def test_the_same_samples_as_sb3s(n_added, n_envs, n_steps):
     np.testing.assert_array_equal(ours.next_observations[rows, envs], theirs.next_observations[: ours.size()])
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_random_shifts(n_steps):
+    """Each observation is moved by itself, its frames together, borders repeated; the seed says how far."""
+    ours, theirs = both(n_steps=n_steps)
+    ours.random_shift = 2
+    batches = []
+    for buffer in (ours, ours, theirs):
+        np.random.seed(0)
+        batches.append(buffer.sample(64))
+    for name in ("observations", "next_observations"):
+        moved, again, still = (getattr(batch, name) for batch in batches)
+        assert th.equal(moved, again)
+        assert moved.dtype == th.uint8
+        padded = np.pad(still.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="edge")
+        windows = {(y, x): padded[:, :, y : y + 8, x : x + 8] for y in range(5) for x in range(5)}
+        found = [[place for place, window in windows.items() if (window[i] == moved[i].numpy()).all()] for i in range(64)]
+        assert all(len(places) == 1 for places in found)
+        assert len({places[0] for places in found}) > 15
+    assert th.equal(batches[0].rewards, batches[2].rewards)
+    assert th.equal(batches[0].actions, batches[2].actions)
+
+
 def test_time_limits_may_count_as_terminations():
     ours, theirs = both(handle_timeout_termination=False)
     np.random.seed(0)
@@ -208,6 +230,7 @@ def test_reset_and_refill():
     [
         (SPACE, dict(n_frames=2), r"`observation_space=.*` is not allowed: .* a multiple of `n_frames=2`"),
         (SPACE, dict(n_frames=0), "`n_frames=0` is not allowed: it must be an integer >= 1"),
+        (SPACE, dict(random_shift=-1), "`random_shift=-1` is not allowed: it must be an integer >= 0"),
         (SPACE, dict(n_steps=0), "`n_steps=0` is not allowed: it must be an integer >= 1"),
         (SPACE, dict(optimize_memory_usage=True), "`optimize_memory_usage=True` is not allowed: `FrameReplayBuffer`"),
         (spaces.Box(-1, 1, (3,)), dict(), r"`observation_space=Box.*` is not allowed: it must be images"),

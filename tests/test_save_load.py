@@ -202,14 +202,17 @@ class WideExtractor(FlattenExtractor):
         return self.linear(super().forward(observations))
 
 
-@pytest.mark.parametrize("share_features_extractor", [False, True])
-def test_policy_by_itself(make_model, tmp_path, share_features_extractor):
+@pytest.mark.parametrize(
+    ("share_features_extractor", "shared_extractor_loss"), [(False, "actor"), (True, "actor"), (True, "critic")]
+)
+def test_policy_by_itself(make_model, tmp_path, share_features_extractor, shared_extractor_loss):
     """A policy saved alone loads with its buffers and with every argument it was made with."""
     policy_kwargs = dict(
         UNUSUAL_POLICY,
         features_extractor_class=WideExtractor,
         features_extractor_kwargs=dict(width=11),
         share_features_extractor=share_features_extractor,
+        shared_extractor_loss=shared_extractor_loss,
         normalize_images=False,
     )
     model = make_model(policy_kwargs=policy_kwargs)

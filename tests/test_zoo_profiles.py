@@ -110,7 +110,8 @@ def test_pixels_build_a_model(profile, tmp_path):
     model = model_of(profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
     assert type(model.replay_buffer) is FrameReplayBuffer
     assert type(model.policy) is CnnPolicy
-    assert model.batch_size == 16
+    assert model.batch_size == (16 if profile == "paper" else 32)
+    assert (model.critic.features_extractor is model.actor.features_extractor) == (profile != "paper")
     assert model.replay_buffer.gamma == model.gamma
 
 

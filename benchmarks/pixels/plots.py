@@ -57,9 +57,8 @@ def curve(task: str, runs: list[Path], returns_of_random: list[float]) -> Figure
         label = f"seed {run.name.rsplit('-', 1)[1]}, {float(rows[-1]['cpu_minutes']):.0f} minutes on one core"
         (line,) = axes.plot(steps, returns, marker=".", label=label)
         axes.fill_between(steps, returns - spread, returns + spread, color=line.get_color(), alpha=0.2)
-    axes.set(
-        title=f"{task} from pixels", xlabel="actions (of three simulator steps)", ylabel="return without noise", ylim=(0, 1000)
-    )
+    axes.set(title=f"{task} from pixels", xlabel="actions (of three simulator steps)", ylabel="return without noise (of 1000)")
+    axes.set_ylim(bottom=0)
     axes.legend()
     return figure
 

@@ -148,6 +148,7 @@ POLICY_KWARGS = dict(
     action_layer=st.sampled_from([1, 2, 9, 0]),
     optimizer_class=st.sampled_from([th.optim.Adam, th.optim.SGD]),
     share_features_extractor=st.booleans(),
+    shared_extractor_loss=st.sampled_from(["actor", "critic"]),
     normalize_images=st.booleans(),
 )
 
