@@ -128,6 +128,8 @@ def plot_returns(rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFra
         if len(random):
             axes.axhline(random.mean(), color="black", linewidth=0.8, linestyle=":", label=VARIANTS["random"].label)
         axes.set(title=f"{task}{', held out' if declared.held_out else ''}", xlabel="environment steps", ylabel="return")
+    for axes in panels.flat[len(TASKS) :]:
+        axes.set_visible(False)
     legend(figure, panels, len(variants) + 2)
     return figure
 
