@@ -2,7 +2,7 @@
 The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
 
 A network is a tuple of tuples of arrays (:func:`~sb3_bn_ddpg.compiled_update.network_arrays`); an array of size zero
-stands for what a layer does not have. Matrix products are SciPy's BLAS.
+stands for what a layer does not have, and for the layer of a network without any. Matrix products are SciPy's BLAS.
 """
 
 from collections.abc import Callable
@@ -108,7 +108,7 @@ def shift_backward(grad, y, relu, bias_grad):  # type: ignore[no-untyped-def]
 @compiled
 def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
     """Outputs of all layers into the memory: outputs[0] is the normalised input, outputs[-1] the network's output."""
-    weights, biases, gammas, betas, running_means, running_vars, momenta, epsilons, n_hidden = network[:9]
+    weights, biases, gammas, betas, running_means, running_vars, momenta, epsilons, n_layers, n_hidden = network[:10]
     outputs, linear_outputs, means, invstds = memory[:4]
     if gammas[0].size > 0:
         normalise(
@@ -117,7 +117,7 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
         )  # fmt: skip
     else:
         outputs[0][:] = x
-    for i in range(len(weights)):
+    for i in range(n_layers):
         z, y, relu, k = linear_outputs[i], outputs[i + 1], i < n_hidden, i + 1
         np.dot(outputs[i], weights[i].T, z)
         if gammas[k].size > 0:
@@ -138,9 +138,9 @@ def backward(network, memory, x, fill):  # type: ignore[no-untyped-def]
     to be filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller.
     """
     weights, _, gammas = network[:3]
-    n_hidden, weight_grads, bias_grads, gamma_grads, beta_grads = network[8:]
+    n_layers, n_hidden, weight_grads, bias_grads, gamma_grads, beta_grads = network[8:]
     outputs, linear_outputs, means, invstds, grads = memory
-    for i in range(len(weights) - 1, -1, -1):
+    for i in range(n_layers - 1, -1, -1):
         grad, relu, k = grads[i + 1], i < n_hidden, i + 1
         if gammas[k].size > 0:
             normalise_backward(

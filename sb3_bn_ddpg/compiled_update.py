@@ -38,11 +38,10 @@ class CompiledUpdate(FastUpdate):
             raise UnsupportedError(f"the device is {nets.actor.device}")
         if nets.fixed_norm_critic_weights:
             raise UnsupportedError("there is weight normalization")
-        if not self.state_net.weights:
-            raise UnsupportedError("the action enters the critic's first layer")
         online = (self.actor, self.state_net, self.q_net)
-        self.online = tuple(network_arrays(mlp) for mlp in online)
-        self.target = tuple(network_arrays(mlp) for mlp in (self.actor_target, self.state_net_target, self.q_net_target))
+        target = (self.actor_target, self.state_net_target, self.q_net_target)
+        dtype = self.actor_storage.values.numpy().dtype
+        self.online, self.target = (tuple(network_arrays(mlp, dtype) for mlp in mlps) for mlps in (online, target))
         choices = (statistics.target, statistics.critic_loss, statistics.actor_loss_actor, statistics.actor_loss_critic)
         self.modes = tuple(MODES[choice] for choice in choices)
         storages = (self.actor_storage, self.critic_storage)
@@ -55,11 +54,13 @@ class CompiledUpdate(FastUpdate):
 
     def _set_batch_size(self, n: int) -> None:
         self.n = n
-        self.memories = tuple(memory_arrays(network, n) for network in self.online)
         first_weight = self.online[2][0][0]
-        width, action_dim = len(first_weight), self.online[0][0][-1].shape[0]
+        state_dim, joined_dim, width = self.online[0][0][0].shape[1], first_weight.shape[1], len(first_weight)
+        action_dim = len(self.online[0][0][-1])
+        inputs = (state_dim, state_dim, joined_dim)
+        self.memories = tuple(memory_arrays(network, n, width) for network, width in zip(self.online, inputs, strict=True))
         dtype = first_weight.dtype
-        self.joined = np.empty((n, first_weight.shape[1]), dtype)
+        self.joined = np.empty((n, joined_dim), dtype)
         self.q_grads = np.empty((width, action_dim), dtype), np.empty((n, action_dim), dtype)
 
     @th.inference_mode()
@@ -95,23 +96,23 @@ class CompiledUpdate(FastUpdate):
         kernels.move(target.numpy(), values.numpy(), tau)
 
 
-def network_arrays(mlp: Mlp) -> tuple[Any, ...]:
+def network_arrays(mlp: Mlp, dtype: Any) -> tuple[Any, ...]:
     """
     :param mlp: A network
+    :param dtype: NumPy's name of its parameters' type
     :return: Its memory, as the kernels take it
     """
     norms: list[NormReLU | None] = [mlp.input_norm, *(follower if follower.has_norm else None for follower in mlp.followers)]
-    dtype = mlp.weights[0].numpy().dtype
-    nothing = np.empty(0, dtype)
+    nothing, no_weight = np.empty(0, dtype), np.empty((0, 0), dtype)
 
     def arrays(tensors: list[th.Tensor | None], empty: Array) -> tuple[Array, ...]:
-        return tuple(empty if tensor is None else tensor.numpy() for tensor in tensors)
+        return tuple(empty if tensor is None else tensor.numpy() for tensor in tensors or [None])
 
     def of_norms(name: str) -> tuple[Array, ...]:
         return arrays([None if norm is None else getattr(norm, name) for norm in norms], nothing)
 
     return (
-        arrays([*mlp.weights], nothing),
+        arrays([*mlp.weights], no_weight),
         arrays([*mlp.biases], nothing),
         of_norms("weight"),
         of_norms("bias"),
@@ -119,29 +120,31 @@ def network_arrays(mlp: Mlp) -> tuple[Any, ...]:
         of_norms("var"),
         tuple(0.0 if norm is None else float(norm.momentum) for norm in norms),
         tuple(0.0 if norm is None else float(norm.eps) for norm in norms),
+        len(mlp.weights),
         sum(follower.relu for follower in mlp.followers),
-        arrays([*mlp.weight_grads], np.empty((0, 0), dtype)),
+        arrays([*mlp.weight_grads], no_weight),
         arrays([*mlp.bias_grads], nothing),
         of_norms("weight_grad"),
         of_norms("bias_grad"),
     )
 
 
-def memory_arrays(network: tuple[Any, ...], n: int) -> tuple[Any, ...]:
+def memory_arrays(network: tuple[Any, ...], n: int, input_dim: int) -> tuple[Any, ...]:
     """
     :param network: What ``network_arrays`` returned
     :param n: Size of the minibatch
+    :param input_dim: Width of the network's input
     :return: Memory for a pass and its way back: outputs, outputs of linear layers, what they were normalised with, gradients
     """
-    weights = network[0]
-    widths = [weights[0].shape[1], *(len(weight) for weight in weights)]
+    weights, n_layers = network[0], network[8]
+    widths = [input_dim, *(len(weight) for weight in weights[:n_layers])]
     dtype = weights[0].dtype
 
     def rows(widths: list[int]) -> tuple[Array, ...]:
         return tuple(np.empty((n, width), dtype) for width in widths)
 
     means, invstds = (tuple(np.empty(width, dtype) for width in widths) for _ in range(2))
-    return rows(widths), rows(widths[1:]), means, invstds, rows(widths)
+    return rows(widths), rows(widths[1:] or [0]), means, invstds, rows(widths)
 
 
 def adam_settings(storage: FlatStorage) -> Array:
