@@ -177,6 +177,9 @@ FACTORS: dict[str, dict[str, Variant]] = {
             "the targets' own running", target_statistics="running_update", target_statistics_sync=None
         ),
     },
+    "the action's layer in the critic (base: the second)": {
+        "ablation_action_first": _changed("the first", dict(action_layer=1)),
+    },
     "critic in the actor's loss (base: running statistics)": {
         "ablation_actor_loss_batch": _changed("the minibatch's", actor_loss_critic_statistics="batch"),
     },
