@@ -176,6 +176,27 @@ def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
     return figure
 
 
+def plot_targets(rows: pd.DataFrame, task: str, variants: Sequence[str], largest_q: float) -> Figure:
+    """
+    Returns beside what the critic takes them for: means over seeds and their range.
+
+    :param rows: The stored evaluations
+    :param task: The task
+    :param variants: The curves
+    :param largest_q: The largest value that a state of the task can have
+    :return: The figure
+    """
+    figure, panels = grid(1, 2)
+    for axes, column, label in zip(panels[0], ("return_mean", "q_value"), ("return", STATISTICS["q_estimate"]), strict=True):
+        for variant in variants:
+            own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
+            sns.lineplot(own, x="step", y=column, ax=axes, label=VARIANTS[variant].label, errorbar=("pi", 100))
+        axes.set(title=task, xlabel="environment steps", ylabel=label, yscale="log")
+    panels[0, 1].axhline(largest_q, color="black", linewidth=0.8, linestyle=":", label="largest possible Q")
+    legend(figure, panels, len(variants) + 1)
+    return figure
+
+
 def band(axes: Axes, x: np.ndarray, curve: Estimate, variant: str) -> None:
     """
     :param axes: Where to draw

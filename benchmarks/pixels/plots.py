@@ -63,7 +63,7 @@ def curve(task: str, runs: list[Path], returns_of_random: list[float]) -> Figure
     return figure
 
 
-def strip(model: BNDDPG, env: gym.Env, n_frames: int = 12, every: int = 8) -> np.ndarray[Any, Any]:
+def strip(model: BNDDPG, env: gym.Env, n_frames: int = 12, every: int = 16) -> np.ndarray[Any, Any]:
     """
     :param model: The model
     :param env: The environment

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="cartpole-swingup", help="domain-task of the suite")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timesteps", type=int, default=25_000, help="actions, of three simulator steps each")
+    parser.add_argument("--timesteps", type=int, default=50_000, help="actions, of three simulator steps each")
     parser.add_argument("--eval-freq", type=int, default=2000)
     parser.add_argument("--n-eval-episodes", type=int, default=3)
     parser.add_argument("--n-steps", type=int, default=5)
