@@ -74,7 +74,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
         ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.update.restore_norms`)
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
-        with ReLU, batch norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
+        with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
         ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
         up to some hundred, after up to a minute of compiling in the first run on a machine.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,

@@ -2,7 +2,8 @@
 The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
 
 A network is a tuple of tuples of arrays (:func:`~sb3_bn_ddpg.compiled_update.network_arrays`); an array of size zero
-stands for what a layer does not have, and for the layer of a network without any. Matrix products are SciPy's BLAS.
+stands for what a layer does not have, and for the layer of a network without any: layer norm is the normalisation without
+running statistics. Matrix products are SciPy's BLAS.
 """
 
 from collections.abc import Callable
@@ -81,6 +82,53 @@ def normalise_backward(grad, y, x, gamma, mean, invstd, relu, is_input, gamma_gr
 
 
 @compiled
+def normalise_rows(x, gamma, beta, mean, invstd, eps, relu, y):  # type: ignore[no-untyped-def]
+    """Layer norm of x, (n, features), and a ReLU if wanted, into y; mean and invstd, (n,), keep what was normalised with."""
+    n, n_features = x.shape
+    dtype = x.dtype.type
+    zero = dtype(0)
+    for i in range(n):
+        total, squares = zero, zero
+        for j in range(n_features):
+            total += x[i, j]
+        centre = total / dtype(n_features)
+        for j in range(n_features):
+            deviation = x[i, j] - centre
+            squares += deviation * deviation
+        scale = dtype(1) / np.sqrt(squares / dtype(n_features) + dtype(eps))
+        mean[i], invstd[i] = centre, scale
+        for j in range(n_features):
+            value = (x[i, j] - centre) * scale * gamma[j] + beta[j]
+            y[i, j] = zero if relu and value <= zero else value
+
+
+@compiled
+def normalise_rows_backward(grad, y, x, gamma, mean, invstd, relu, gamma_grad, beta_grad):  # type: ignore[no-untyped-def]
+    """Gradients of layer norm's gamma and beta; and that of y becomes that of x."""
+    n, n_features = x.shape
+    dtype = x.dtype.type
+    zero = dtype(0)
+    gamma_grad[:] = 0
+    beta_grad[:] = 0
+    for i in range(n):
+        centre, scale = mean[i], invstd[i]
+        total, projection = zero, zero
+        for j in range(n_features):
+            value = zero if relu and y[i, j] <= zero else grad[i, j]
+            normalised = (x[i, j] - centre) * scale
+            beta_grad[j] += value
+            gamma_grad[j] += value * normalised
+            value *= gamma[j]
+            grad[i, j] = value
+            total += value
+            projection += value * normalised
+        total /= dtype(n_features)
+        projection /= dtype(n_features)
+        for j in range(n_features):
+            grad[i, j] = scale * (grad[i, j] - total - (x[i, j] - centre) * scale * projection)
+
+
+@compiled
 def shift(x, bias, relu, y):  # type: ignore[no-untyped-def]
     """Add the bias, if there is one, and apply a ReLU if wanted."""
     zero = x.dtype.type(0)
@@ -107,7 +155,7 @@ def shift_backward(grad, y, relu, bias_grad):  # type: ignore[no-untyped-def]
 
 @compiled
 def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
-    """Outputs of all layers into the memory: outputs[0] is the normalised input, outputs[-1] the network's output."""
+    """Outputs of all layers into the memory: outputs[0] is the input, normalised or not, outputs[-1] the output."""
     weights, biases, gammas, betas, running_means, running_vars, momenta, epsilons, n_layers, n_hidden = network[:10]
     outputs, linear_outputs, means, invstds = memory[:4]
     if gammas[0].size > 0:
@@ -123,10 +171,13 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
         if gammas[k].size > 0:
             if biases[i].size > 0:
                 shift(z, biases[i], False, z)
-            normalise(
-                z, gammas[k], betas[k], running_means[k], running_vars[k], means[k], invstds[k], mode, momenta[k], epsilons[k],
-                relu, y,
-            )  # fmt: skip
+            if running_means[k].size > 0:
+                normalise(
+                    z, gammas[k], betas[k], running_means[k], running_vars[k], means[k], invstds[k], mode, momenta[k],
+                    epsilons[k], relu, y,
+                )  # fmt: skip
+            else:
+                normalise_rows(z, gammas[k], betas[k], means[k], invstds[k], epsilons[k], relu, y)
         else:
             shift(z, biases[i], relu, y)
 
@@ -137,24 +188,21 @@ def backward(network, memory, x, fill):  # type: ignore[no-untyped-def]
     From the gradient of the output, in grads[-1], to that of the input, in grads[0], and those of the parameters if they are
     to be filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller.
     """
-    weights, _, gammas = network[:3]
+    weights, _, gammas, _, running_means = network[:5]
     n_layers, n_hidden, weight_grads, bias_grads, gamma_grads, beta_grads = network[8:]
     outputs, linear_outputs, means, invstds, grads = memory
     for i in range(n_layers - 1, -1, -1):
         grad, relu, k = grads[i + 1], i < n_hidden, i + 1
         if gammas[k].size > 0:
-            normalise_backward(
-                grad,
-                outputs[k],
-                linear_outputs[i],
-                gammas[k],
-                means[k],
-                invstds[k],
-                relu,
-                False,
-                gamma_grads[k],
-                beta_grads[k],
-            )
+            if running_means[k].size > 0:
+                normalise_backward(
+                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, False,
+                    gamma_grads[k], beta_grads[k],
+                )  # fmt: skip
+            else:
+                normalise_rows_backward(
+                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, gamma_grads[k], beta_grads[k]
+                )
             if bias_grads[i].size > 0:
                 shift_backward(grad, outputs[k], False, bias_grads[i])
         else:

@@ -136,14 +136,16 @@ def memory_arrays(network: tuple[Any, ...], n: int, input_dim: int) -> tuple[Any
     :param input_dim: Width of the network's input
     :return: Memory for a pass and its way back: outputs, outputs of linear layers, what they were normalised with, gradients
     """
-    weights, n_layers = network[0], network[8]
+    weights, running_means, n_layers = network[0], network[4], network[8]
     widths = [input_dim, *(len(weight) for weight in weights[:n_layers])]
     dtype = weights[0].dtype
 
     def rows(widths: list[int]) -> tuple[Array, ...]:
         return tuple(np.empty((n, width), dtype) for width in widths)
 
-    means, invstds = (tuple(np.empty(width, dtype) for width in widths) for _ in range(2))
+    # Batch norm's are those of each unit, layer norm's of each row
+    lengths = [width if stats.size else n for width, stats in zip(widths, running_means, strict=True)]
+    means, invstds = (tuple(np.empty(length, dtype) for length in lengths) for _ in range(2))
     return rows(widths), rows(widths[1:] or [0]), means, invstds, rows(widths)
 
 

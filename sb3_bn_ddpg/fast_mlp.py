@@ -1,4 +1,4 @@
-"""The layers of the fast update: a sequence of linear layers with batch norm and ReLU that differentiates itself."""
+"""The layers of the fast update: a sequence of linear layers with a normalisation and ReLU that differentiates itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from sb3_bn_ddpg.normalization import Statistics
 
-MlpArguments = tuple[nn.BatchNorm1d | None, list[tuple[nn.Linear, nn.BatchNorm1d | None]], bool]
+Norm = nn.BatchNorm1d | nn.LayerNorm
+MlpArguments = tuple[Norm | None, list[tuple[nn.Linear, Norm | None]], bool]
 
 
 class UnsupportedError(Exception):
@@ -24,37 +25,45 @@ class Pass:
     """The input of the network as it came, then of each linear layer, (n, features) each"""
     linear_outputs: list[th.Tensor]
     moments: list[tuple[th.Tensor, th.Tensor] | None]
-    """Of the input's batch norm and of each layer's: mean and inverse standard deviation, if it used the batch's"""
+    """Of the input's normalisation and of each layer's: means and inverse standard deviations that it calculated"""
     output: th.Tensor
 
 
 class NormReLU:
     """
-    What follows a linear layer: batch norm, ReLU, both or nothing. (A module's attributes cost more than some operations.)
+    What follows a linear layer: normalisation, ReLU, both or nothing. (A module's attributes are slower than some operations.)
 
-    :param module: The batch norm, or None
+    :param module: The batch norm or layer norm, or None
     :param relu: Whether a ReLU follows
     """
 
-    def __init__(self, module: nn.BatchNorm1d | None, relu: bool) -> None:
+    def __init__(self, module: Norm | None, relu: bool) -> None:
         self.relu, self.has_norm = relu, module is not None
+        self.is_layer_norm = isinstance(module, nn.LayerNorm)
         if module is None:
             return
-        assert module.momentum is not None
         self.weight, self.bias = module.weight.detach(), module.bias.detach()
         # A target network has no gradients
         self.weight_grad, self.bias_grad = module.weight.grad, module.bias.grad
-        self.mean, self.var = module.running_mean, module.running_var
-        self.momentum, self.eps = module.momentum, module.eps
+        self.eps = module.eps
+        self.mean: th.Tensor | None = None
+        self.var: th.Tensor | None = None
+        self.momentum = 0.0
+        if isinstance(module, nn.BatchNorm1d):
+            assert module.momentum is not None
+            self.mean, self.var, self.momentum = module.running_mean, module.running_var, module.momentum
 
     def forward(self, x: th.Tensor, statistics: Statistics) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor] | None]:
         """
-        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no batch norm
-        :param statistics: Which statistics to normalise with and to update
-        :return: Outputs, and the mean and inverse standard deviation of the batch if they were used
+        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no normalisation
+        :param statistics: Which statistics batch norm normalises with and updates; layer norm has those of each row
+        :return: Outputs, and the means and inverse standard deviations of batch or rows if they were used
         """
         moments = None
-        if self.has_norm:
+        if self.is_layer_norm:
+            x, row_mean, invstd = th.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+            moments = (row_mean, invstd)
+        elif self.has_norm:
             is_batch = statistics != "running"
             mean, var = (None, None) if statistics == "batch" else (self.mean, self.var)
             x, batch_mean, invstd = th.native_batch_norm(
@@ -72,7 +81,7 @@ class NormReLU:
         is_input: bool = False,
     ) -> th.Tensor:
         """
-        Fill the gradients of batch norm's parameters, if there are any.
+        Fill the gradients of the normalisation's parameters, if there are any.
 
         :param grad: Gradient of the outputs y
         :param y: What ``forward`` returned
@@ -87,9 +96,15 @@ class NormReLU:
             assert moments is not None
             assert self.weight_grad is not None
             assert self.bias_grad is not None
-            grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
-                grad, x, self.weight, None, None, *moments, True, self.eps, [not is_input, True, True]
-            )
+            wanted = [not is_input, True, True]
+            if self.is_layer_norm:
+                grad, weight_grad, bias_grad = th.ops.aten.native_layer_norm_backward(
+                    grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
+                )
+            else:
+                grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
+                    grad, x, self.weight, None, None, *moments, True, self.eps, wanted
+                )
             self.weight_grad.copy_(weight_grad)
             self.bias_grad.copy_(bias_grad)
         return grad
@@ -99,14 +114,12 @@ class Mlp:
     """
     A sequence of linear layers, normalised or not, with ReLUs between them, that differentiates itself.
 
-    :param input_norm: Batch norm of the input, or None
-    :param layers: Linear layers and the batch norm behind each, or None
-    :param has_output: Whether the last layer is the output: no batch norm, no ReLU
+    :param input_norm: Normalisation of the input, or None
+    :param layers: Linear layers and the normalisation behind each, or None
+    :param has_output: Whether the last layer is the output: no normalisation, no ReLU
     """
 
-    def __init__(
-        self, input_norm: nn.BatchNorm1d | None, layers: list[tuple[nn.Linear, nn.BatchNorm1d | None]], has_output: bool
-    ) -> None:
+    def __init__(self, input_norm: Norm | None, layers: list[tuple[nn.Linear, Norm | None]], has_output: bool) -> None:
         self.input_norm = None if input_norm is None else NormReLU(input_norm, False)
         n_hidden = len(layers) - has_output
         self.followers = [NormReLU(norm, index < n_hidden) for index, (_, norm) in enumerate(layers)]
@@ -138,9 +151,9 @@ class Mlp:
         """
         Fill the gradients of all parameters.
 
-        :param forward: A forward pass on batch statistics
+        :param forward: A forward pass, on batch statistics where there is batch norm
         :param grad: Gradient of its output
-        :param columns: Inputs whose gradient is wanted, if any; not together with batch norm of the input
+        :param columns: Inputs whose gradient is wanted, if any; not together with a normalised input
         :return: Gradient of these inputs
         """
         # The output of a layer is the input of the next
@@ -159,13 +172,13 @@ class Mlp:
                 grad = th.mm(grad, self.weights[index][:, columns])
         if self.input_norm is not None:
             x = forward.inputs[0]
-            # (nothing reads the output of a batch norm without a ReLU)
+            # (nothing reads the output of a normalisation without a ReLU)
             grad = self.input_norm.backward(grad, x, x, forward.moments[0], is_input=True)
         return grad
 
     def input_gradient(self, forward: Pass, grad: th.Tensor, columns: slice) -> th.Tensor:
         """
-        The gradient of the input alone, for a sequence without batch norm.
+        The gradient of the input alone, for a sequence without normalisation.
 
         :param forward: A forward pass
         :param grad: Gradient of its output
@@ -186,18 +199,17 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     :raises UnsupportedError: if there is a layer that it does not know
     """
     for module in modules:
-        if type(module) not in (nn.Linear, nn.BatchNorm1d, nn.ReLU):
+        if type(module) not in (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.ReLU):
             raise UnsupportedError(f"there is a layer {type(module).__name__}")
 
-    def pop_norm() -> nn.BatchNorm1d | None:
-        if modules and isinstance(modules[0], nn.BatchNorm1d):
-            norm = modules.pop(0)
-            assert isinstance(norm, nn.BatchNorm1d)
+    def pop_norm() -> Norm | None:
+        if modules and isinstance(norm := modules[0], Norm):
+            del modules[0]
             return norm
         return None
 
     input_norm, has_output = pop_norm(), False
-    layers: list[tuple[nn.Linear, nn.BatchNorm1d | None]] = []
+    layers: list[tuple[nn.Linear, Norm | None]] = []
     while modules:
         linear = modules.pop(0)
         assert isinstance(linear, nn.Linear)

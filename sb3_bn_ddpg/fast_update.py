@@ -23,7 +23,7 @@ DENORMAL_INTERVAL = 100
 
 class FastUpdate:
     """
-    The gradient step for the networks that ``MlpPolicy`` builds by default: linear layers, batch norm or none, ReLU.
+    The gradient step for the networks that ``MlpPolicy`` builds by default: linear layers, batch or layer norm or none, ReLU.
 
     It takes over the storage of parameters, running statistics and optimizer state; modules and optimizers keep views into it,
     so saving, loading and every other use of them go on as before.

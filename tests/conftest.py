@@ -1,5 +1,6 @@
 """What every test file uses: one torch thread a process, a small network, and a filled replay buffer."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,13 @@ SMALL = dict(net_arch=[16, 12])
 def _one_thread() -> None:
     # Tests run side by side: more threads only make them wait for each other
     th.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> None:
+    # A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class VectorEnv(gym.Env):

@@ -15,7 +15,9 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
 
@@ -68,15 +70,14 @@ class Evaluations(BaseCallback):
     """
     Plays episodes without noise every so many steps, from seeds that stay the same, and appends a row to a CSV file.
 
-    :param env: The environment to evaluate in
+    :param env: The environments to evaluate in, for an episode each
     :param path: The file
     :param freq: Steps between evaluations
-    :param n_episodes: Episodes of each
     """
 
-    def __init__(self, env: gym.Env, path: Path, freq: int, n_episodes: int) -> None:
+    def __init__(self, env: VecEnv, path: Path, freq: int) -> None:
         super().__init__()
-        self.env, self.path, self.freq, self.n_episodes = env, path, freq, n_episodes
+        self.env, self.path, self.freq, self.n_episodes = env, path, freq, env.num_envs
         rows = list(csv.DictReader(path.open())) if path.exists() else []
         self.earlier = (float(rows[-1]["wall_minutes"]), float(rows[-1]["cpu_minutes"])) if rows else (0.0, 0.0)
         self.started = (time.monotonic(), time.process_time())
@@ -93,7 +94,8 @@ class Evaluations(BaseCallback):
         return not self.is_stopped
 
     def evaluate(self) -> None:
-        returns = [episode_return(self.model, self.env, seed) for seed in range(self.n_episodes)]
+        self.env.seed(0)
+        returns, _ = evaluate_policy(self.model, self.env, self.n_episodes, return_episode_rewards=True)
         elapsed = (time.monotonic() - self.started[0], time.process_time() - self.started[1])
         minutes = [round(before + now / 60, 2) for before, now in zip(self.earlier, elapsed, strict=True)]
         if np.mean(returns) > self.best:
@@ -117,32 +119,20 @@ class Evaluations(BaseCallback):
         print(dict(zip(FIELDS, row, strict=True)), flush=True)
 
 
-def episode_return(model: BNDDPG, env: gym.Env, seed: int) -> float:
-    """
-    :param model: The model
-    :param env: The environment
-    :param seed: Seed of its reset
-    :return: Return of an episode without noise
-    """
-    obs, _ = env.reset(seed=seed)
-    total, is_done = 0.0, False
-    while not is_done:
-        obs, reward, terminated, truncated, _ = env.step(model.predict(obs)[0])
-        total += float(reward)
-        is_done = terminated or truncated
-    return total
-
-
 def main() -> None:
     arguments = parse()
     th.set_num_threads(1)
     th.set_flush_denormal(True)  # Adam's moments of inactive units become denormal, and slow
-    env, eval_env = (gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples) for _ in range(2))
+
+    def make_env() -> gym.Env:
+        return Monitor(gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples))
+
+    env, eval_env = make_env(), DummyVecEnv([make_env] * arguments.n_eval_episodes)
     folder = arguments.results / f"{arguments.task}-{arguments.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, buffer = folder / "model.zip", folder / "buffer.pkl"
     if checkpoint.exists() and buffer.exists():
-        model = BNDDPG.load(checkpoint, env=Monitor(env))
+        model = BNDDPG.load(checkpoint, env=env)
         model.load_replay_buffer(buffer)
     else:
         (folder / "evaluations.csv").unlink(missing_ok=True)
@@ -151,7 +141,7 @@ def main() -> None:
         )
         model = BNDDPG(
             "CnnPolicy",
-            Monitor(env),
+            env,
             **{name: getattr(arguments, name) for name in SETTINGS},
             replay_buffer_class=FrameReplayBuffer,
             replay_buffer_kwargs=replay_buffer_kwargs,
@@ -159,7 +149,7 @@ def main() -> None:
             seed=arguments.seed,
             device="cpu",
         )
-    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq, arguments.n_eval_episodes)
+    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: setattr(evaluations, "is_stopped", True))
     steps = arguments.timesteps - model.num_timesteps

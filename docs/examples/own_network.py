@@ -5,7 +5,8 @@ Bring your own network: sizes, normalisation, a features extractor, a normalisat
     python docs/examples/own_network.py --networks extractor  # or some
 
 Each runs with verbose=1, which says why if the fast update cannot serve a network: "Updating by autograd: <reason>". It serves
-linear layers with ReLU, batch norm or none, and vector observations; the rest learns the same by autograd, more slowly.
+linear layers with ReLU, batch norm, layer norm or none, and vector observations; the rest learns the same by autograd, more
+slowly.
 """
 
 import argparse
