@@ -2,8 +2,8 @@
 Steps/s of ``learn()`` beside CleanRL's DDPG, which is a script, not a class: it runs as it is, from a clone of its repository.
 
 ``pip install tyro; python -m benchmarks.speed.cleanrl path/to/cleanrl``. All have CleanRL's networks of 256 and 256 units and
-its batch of 256, on two threads, one update a step. CleanRL updates actor and target networks in every second one, if not
-asked otherwise; both are measured.
+its batch of 256, on two threads, one update a step, each in a new process. CleanRL updates actor and target networks in every
+second one, if not asked otherwise; both are measured.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch as th
@@ -28,6 +30,7 @@ from benchmarks.speed.subject import LEARN_ENV, ModelSpec
 SPEC = ModelSpec(net_arch=(256, 256), batch_size=256, n_envs=0)
 STEPS = 900
 """CleanRL's script is for gymnasium 0.29: under 1.x it stops with an error where the first episode ends, after 1000 steps."""
+THREADS = 2
 WARM_UP = 200
 """Steps that are not timed; half of them random ones, without updates."""
 RESULTS = Path(__file__).parent / "results" / "cleanrl.csv"
@@ -46,7 +49,7 @@ def rate_of_script(clone: Path, policy_frequency: int) -> float:
         command += [f"--{name.replace('_', '-')}", str(value)]
     times = []
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | dict(PYTHONPATH=str(clone.resolve()), OMP_NUM_THREADS="2")
+        environment = os.environ | dict(PYTHONPATH=str(clone.resolve()), OMP_NUM_THREADS=str(THREADS))
         with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
@@ -62,6 +65,7 @@ def rate_of_class(name: str) -> float:
     :param name: A contender with SB3's interface
     :return: Steps/s of its ``learn()``
     """
+    th.set_num_threads(THREADS)
     contender = CONTENDERS[name]
     subject = SB3Subject(contender.imports, contender.algorithm, contender.kwargs)
     subject.construct(SPEC)
@@ -71,14 +75,23 @@ def rate_of_class(name: str) -> float:
     return (STEPS - WARM_UP) / (time.perf_counter() - start)
 
 
+def in_new_process(function: Callable[[str], float], argument: str) -> float:
+    """
+    :param function: A function of this module
+    :param argument: Its argument
+    :return: What it returns
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, argument).result()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", type=Path, help="a clone of https://github.com/vwxyzjn/cleanrl")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args()
-    th.set_num_threads(2)
     contenders: dict[str, Callable[[], float]] = {
-        CONTENDERS[name].label: lambda name=name: rate_of_class(name) for name in (BASELINE, OURS, COMPILED)
+        CONTENDERS[name].label: lambda name=name: in_new_process(rate_of_class, name) for name in (BASELINE, OURS, COMPILED)
     }
     contenders["CleanRL DDPG"] = lambda: rate_of_script(arguments.clone, 2)
     contenders["CleanRL DDPG, an actor update a step"] = lambda: rate_of_script(arguments.clone, 1)
