@@ -167,7 +167,8 @@ def _changed(label: str, policy: dict[str, Any] | None = None, **kwargs: Any) ->
 FACTORS: dict[str, dict[str, Variant]] = {
     "normalisation (base: batch norm)": {
         "ablation_no_norm": _changed("none", dict(normalization=None)),
-        "ablation_renorm": _changed("batch renorm", dict(normalization="batch_renorm")),
+        # Its default warm-up of 100,000 updates, in which it is batch norm, is longer than these runs
+        "ablation_renorm": _changed("batch renorm", dict(normalization="batch_renorm", renorm_warmup_steps=1_000)),
         "ablation_layer_norm": _changed("layer norm", dict(normalization="layer")),
     },
     "batch size (base: 256)": {"ablation_batch_64": _changed("64 (paper)", batch_size=64)},

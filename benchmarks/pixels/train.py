@@ -70,14 +70,15 @@ class Evaluations(BaseCallback):
     """
     Plays episodes without noise every so many steps, from seeds that stay the same, and appends a row to a CSV file.
 
-    :param env: The environments to evaluate in, for an episode each
+    :param env: The environment to evaluate in: one, for batches of several would round otherwise
     :param path: The file
     :param freq: Steps between evaluations
+    :param n_episodes: Episodes of each, from the seeds 0, 1, …
     """
 
-    def __init__(self, env: VecEnv, path: Path, freq: int) -> None:
+    def __init__(self, env: VecEnv, path: Path, freq: int, n_episodes: int) -> None:
         super().__init__()
-        self.env, self.path, self.freq, self.n_episodes = env, path, freq, env.num_envs
+        self.env, self.path, self.freq, self.n_episodes = env, path, freq, n_episodes
         rows = list(csv.DictReader(path.open())) if path.exists() else []
         self.earlier = (float(rows[-1]["wall_minutes"]), float(rows[-1]["cpu_minutes"])) if rows else (0.0, 0.0)
         self.started = (time.monotonic(), time.process_time())
@@ -94,8 +95,10 @@ class Evaluations(BaseCallback):
         return not self.is_stopped
 
     def evaluate(self) -> None:
-        self.env.seed(0)
-        returns, _ = evaluate_policy(self.model, self.env, self.n_episodes, return_episode_rewards=True)
+        returns = []
+        for seed in range(self.n_episodes):
+            self.env.seed(seed)
+            returns.append(evaluate_policy(self.model, self.env, 1)[0])
         elapsed = (time.monotonic() - self.started[0], time.process_time() - self.started[1])
         minutes = [round(before + now / 60, 2) for before, now in zip(self.earlier, elapsed, strict=True)]
         if np.mean(returns) > self.best:
@@ -127,7 +130,7 @@ def main() -> None:
     def make_env() -> gym.Env:
         return Monitor(gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples))
 
-    env, eval_env = make_env(), DummyVecEnv([make_env] * arguments.n_eval_episodes)
+    env, eval_env = make_env(), DummyVecEnv([make_env])
     folder = arguments.results / f"{arguments.task}-{arguments.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, buffer = folder / "model.zip", folder / "buffer.pkl"
@@ -149,7 +152,7 @@ def main() -> None:
             seed=arguments.seed,
             device="cpu",
         )
-    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq)
+    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq, arguments.n_eval_episodes)
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: setattr(evaluations, "is_stopped", True))
     steps = arguments.timesteps - model.num_timesteps
