@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, Literal, get_args
@@ -15,7 +15,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb3_bn_ddpg.checks import check_choice, check_number
 
-Normalization = Literal["batch", "batch_renorm", "layer"]
+LayerNormalization = Literal["batch", "batch_renorm", "layer"]
+"""Of one layer."""
+
+Normalization = Literal["batch", "batch_renorm", "layer", "batch_layer"]
+"""Of a network: of the same kind on state and hidden layers, but layer norm, which leaves a state as it is."""
 
 Statistics = Literal["running", "batch", "running_update", "batch_update"]
 """
@@ -70,12 +74,13 @@ class NormalizationConfig:
     """
     Which normalisation layers a network gets.
 
-    :param kind: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ),
-        ``"layer"`` (on hidden layers only: across the entries of a state it would mix their units) or None
+    :param kind: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ), ``"layer"`` (on hidden
+        layers only: across the entries of a state it would mix their units), ``"batch_layer"`` (batch norm on the state, layer
+        norm on hidden layers) or None
     :param momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param eps: Value added to the variance for numerical stability, > 0
     :param renorm_warmup_steps: Number of updates in which batch renormalisation behaves as batch normalisation, >= 0
-    :param name: The argument that ``kind`` came from, for the message
+    :param name: The argument that ``kind`` came from, for the message; only ``"normalization"`` knows ``"batch_layer"``
     :raises ValueError: if an argument is out of its range
     """
 
@@ -86,7 +91,8 @@ class NormalizationConfig:
     name: str = "normalization"
 
     def __post_init__(self) -> None:
-        check_choice(self.name, self.kind, (*get_args(Normalization), None))
+        kinds = get_args(Normalization if self.name == "normalization" else LayerNormalization)
+        check_choice(self.name, self.kind, (*kinds, None))
         check_number("norm_momentum", self.momentum, low=0, low_open=True, high=1)
         check_number("norm_eps", self.eps, low=0, low_open=True)
         check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
@@ -104,7 +110,9 @@ class NormalizationConfig:
         :param num_features: Number of entries of the state (or of the features extracted from it)
         :return: The layers that normalise it: one or none
         """
-        return [] if self.kind == "layer" else self.hidden_layers(num_features)
+        if self.kind == "layer":
+            return []
+        return (replace(self, kind="batch") if self.kind == "batch_layer" else self).hidden_layers(num_features)
 
     def hidden_layers(self, num_features: int) -> list[nn.Module]:
         """
@@ -115,7 +123,7 @@ class NormalizationConfig:
             return [nn.BatchNorm1d(num_features, eps=self.eps, momentum=self.momentum)]
         if self.kind == "batch_renorm":
             return [BatchRenorm1d(num_features, eps=self.eps, momentum=self.momentum, warmup_steps=self.renorm_warmup_steps)]
-        if self.kind == "layer":
+        if self.kind in ("layer", "batch_layer"):
             return [nn.LayerNorm(num_features, eps=self.eps)]
         return []
 

@@ -73,7 +73,7 @@ class Actor(Network, BasePolicy):
     :param features_dim: Number of features
     :param activation_fn: Activation function
     :param normalize_images: Whether to divide images by 255
-    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or None
+    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"``, ``"batch_layer"`` or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
     :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
@@ -167,7 +167,7 @@ class Critic(Network):
     :param activation_fn: Activation function
     :param normalize_images: Whether to divide images by 255
     :param owns_features_extractor: Whether the features extractor is the critic's, to train and to update the statistics of
-    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"`` or None
+    :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"``, ``"batch_layer"`` or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
     :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
@@ -283,7 +283,7 @@ class BNDDPGPolicy(BasePolicy):
     :param shared_extractor_loss: Whose loss trains a shared features extractor: the ``"actor"``'s, as in SB3, or the
         ``"critic"``'s, by which agents learn from pixels. It also says whose pass updates the running statistics in it.
     :param normalization: ``"batch"`` (the paper's), ``"batch_renorm"`` (sb3-contrib's layer, as in CrossQ),
-        ``"layer"`` (on hidden layers only) or None
+        ``"layer"`` (on hidden layers only), ``"batch_layer"`` (batch norm on the state, layer norm on hidden layers) or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance for numerical stability, > 0
     :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
 from sb3_bn_ddpg.checks import check_number
-from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig
+from sb3_bn_ddpg.normalization import LayerNormalization, Normalization, NormalizationConfig
 
 CONVOLUTIONS = ((8, 4), (5, 1), (5, 1))
 """
@@ -48,14 +48,14 @@ class PaperCNN(PaperExtractor):
     def __init__(
         self,
         observation_space: spaces.Space[Any],
-        conv_normalization: Normalization | None = None,
+        conv_normalization: LayerNormalization | None = None,
         norm_momentum: float = 0.1,
         norm_eps: float = 1e-5,
         renorm_warmup_steps: int = 100_000,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalized_image: bool = False,
         features_dim: int | None = None,
-        features_normalization: Normalization | None = None,
+        features_normalization: LayerNormalization | None = None,
     ) -> None:
         if not is_image_space(observation_space, normalized_image=normalized_image):
             raise ValueError(
@@ -108,7 +108,8 @@ class PaperCombinedExtractor(PaperExtractor):
     and normalised as the paper normalises states; then all is concatenated.
 
     :param observation_space: A dictionary of spaces
-    :param normalization: Normalisation of the vectors: ``"batch"``, ``"batch_renorm"``, or none with ``"layer"`` or None
+    :param normalization: The network's, whose input layers normalise the vectors: batch norm with ``"batch"`` and
+        ``"batch_layer"``, batch renormalisation with ``"batch_renorm"``, nothing with ``"layer"`` and None
     :param conv_normalization: See :class:`PaperCNN`
     :param norm_momentum: See :class:`PaperCNN`
     :param norm_eps: See :class:`PaperCNN`
@@ -122,7 +123,7 @@ class PaperCombinedExtractor(PaperExtractor):
         self,
         observation_space: spaces.Space[Any],
         normalization: Normalization | None = "batch",
-        conv_normalization: Normalization | None = None,
+        conv_normalization: LayerNormalization | None = None,
         norm_momentum: float = 0.1,
         norm_eps: float = 1e-5,
         renorm_warmup_steps: int = 100_000,

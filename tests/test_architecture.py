@@ -174,7 +174,7 @@ def test_action_layer(action_layer, n_state_layers):
 
 def test_normalizations():
     sequences = {}
-    for normalization in ("batch", "batch_renorm", "layer", None):
+    for normalization in ("batch", "batch_renorm", "layer", "batch_layer", None):
         policy = make_policy(normalization=normalization, net_arch=[8, 7], norm_eps=2e-3, activation_fn=nn.Tanh)
         sequences[normalization] = [layer[0].__name__ for layer in layers(policy.actor.mu)]
         for module in policy.modules():
@@ -186,6 +186,7 @@ def test_normalizations():
         "batch": ["BatchNorm1d", *hidden["BatchNorm1d"] * 2, *end],
         "batch_renorm": ["BatchRenorm1d", *hidden["BatchRenorm1d"] * 2, *end],
         "layer": [*hidden["LayerNorm"] * 2, *end],
+        "batch_layer": ["BatchNorm1d", *hidden["LayerNorm"] * 2, *end],
         None: end * 3,
     }
 

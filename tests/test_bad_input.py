@@ -67,7 +67,7 @@ def test_targets_without_any_statistics(make_model):
 @pytest.mark.parametrize(
     ("argument", "value", "allowed"),
     [
-        ("normalization", "group", "'batch', 'batch_renorm', 'layer', None"),
+        ("normalization", "group", "'batch', 'batch_renorm', 'layer', 'batch_layer', None"),
         ("norm_momentum", 0, "> 0"),
         ("norm_momentum", 1.1, "<= 1"),
         ("norm_eps", 0, "> 0"),
@@ -95,7 +95,7 @@ def test_batch_of_one_is_allowed_without_batch_norm(make_model, normalization):
     make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization)).learn(30)
 
 
-@pytest.mark.parametrize("normalization", ["batch", "batch_renorm"])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "batch_layer"])
 def test_batch_of_one_with_batch_norm(make_model, normalization):
     with pytest.raises(ValueError, match=r"`batch_size=1` is not allowed: it must be an integer >= 2"):
         make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization))

@@ -311,6 +311,7 @@ def test_wrong_spaces_are_named():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        (dict(conv_normalization="batch_layer"), "`conv_normalization='batch_layer'` is not allowed: it must be one of"),
         (dict(features_dim=0), "`features_dim=0` is not allowed: it must be an integer >= 1"),
         (dict(features_normalization="layer"), "`features_normalization='layer'` is not allowed without `features_dim`"),
         (

@@ -97,7 +97,9 @@ def test_vectors_are_batch_normalised_and_images_are_not():
     assert th.allclose(features[:, 32:].std(0, correction=0), th.ones(4), atol=1e-3)
 
 
-@pytest.mark.parametrize(("normalization", "kinds"), [("batch", 1), ("batch_renorm", 1), ("layer", 0), (None, 0)])
+@pytest.mark.parametrize(
+    ("normalization", "kinds"), [("batch", 1), ("batch_renorm", 1), ("layer", 0), ("batch_layer", 1), (None, 0)]
+)
 def test_normalizations(normalization, kinds):
     policy_kwargs = dict(SMALL, normalization=normalization, features_extractor_kwargs=dict(conv_normalization="batch"))
     model = make_model(DictEnv(MIXTURES["image and vector"]), policy_kwargs=policy_kwargs)

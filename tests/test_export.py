@@ -39,6 +39,7 @@ MODELS = {
         UnequalEnv(), policy_kwargs=dict(net_arch=[9, 8], normalization="batch_renorm", activation_fn=th.nn.Tanh)
     ),
     "layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="layer")),
+    "batch and layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="batch_layer")),
     "linear, no norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(net_arch=[], normalization=None)),
     "VecNormalize": lambda: _trained(VecNormalize(make_vec_env(UnequalEnv), clip_obs=1.5)),
     "images": lambda: _trained(FakeImageEnv(36, 36, discrete=False), "CnnPolicy"),

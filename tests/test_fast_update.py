@@ -21,6 +21,8 @@ CONFIGURATIONS = {
     "default": dict(),
     "no batch norm": dict(policy_kwargs=dict(normalization=None)),
     "layer norm": dict(policy_kwargs=dict(normalization="layer")),
+    "batch norm on the state": dict(policy_kwargs=dict(normalization="batch_layer"), target_statistics="running"),
+    "batch and layer norm, action at the input": dict(policy_kwargs=dict(normalization="batch_layer", action_layer=1)),
     "layer norm, three hidden layers": dict(
         policy_kwargs=dict(net_arch=[20, 12, 10], normalization="layer", norm_eps=1e-3, action_layer=3)
     ),

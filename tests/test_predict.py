@@ -12,7 +12,7 @@ from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from sb3_bn_ddpg import BNDDPG
 
 
-@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", None])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
 def test_one_and_many_agree(make_model, normalization):
     """One observation, a batch of it, and it among others: the same action, and no statistic moves."""
     model = make_model(policy_kwargs=dict(SMALL, normalization=normalization))

@@ -62,7 +62,7 @@ def test_paper_defaults():
     assert (model.n_steps, model.train_freq.frequency, model.gradient_steps) == (1, 1, 1)
 
 
-@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", None])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
 @pytest.mark.parametrize("choices", CHOICES)
 def test_every_choice_trains(make_model, normalization, choices):
     model = make_model(policy_kwargs=dict(SMALL, normalization=normalization, renorm_warmup_steps=10), **choices)
@@ -234,7 +234,7 @@ def test_default_tensorboard_name(make_model, tmp_path):
     assert os.listdir(tmp_path) == ["BNDDPG_1"]
 
 
-@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", None])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
 def test_identity(normalization):
     """It learns to repeat its observation as its action: the end of every pipeline bug, SB3's own test."""
     env = IdentityEnvBox(eps=0.5)

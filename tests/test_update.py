@@ -156,7 +156,7 @@ def double_networks(**kwargs) -> tuple[Networks, ReplayBufferSamples]:
 
 @pytest.mark.parametrize("critic_statistics", ["running", "batch", "batch_update"])
 @pytest.mark.parametrize("actor_statistics", ["batch_update", "running_update"])
-@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", None])
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
 def test_gradient_of_the_actor_through_the_critic(normalization, actor_statistics, critic_statistics):
     """Every entry of dL/dtheta by central differences in float64, with the statistics of each choice."""
     nets, batch = double_networks(normalization=normalization, renorm_warmup_steps=1000)

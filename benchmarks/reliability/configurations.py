@@ -140,7 +140,7 @@ HYPERPARAMETERS = dict(
 POLICY_KWARGS = dict(
     net_arch=st.sampled_from([[4], [], [4, 3], [3, 3, 3], dict(pi=[3], qf=[]), [0], [2.5], "4", dict(pi=[3]), [[4]], [4.0]]),
     activation_fn=st.sampled_from([th.nn.ReLU, th.nn.Tanh]),
-    normalization=st.sampled_from(["batch", "batch_renorm", "layer", None, "group"]),
+    normalization=st.sampled_from(["batch", "batch_renorm", "layer", "batch_layer", None, "group"]),
     norm_momentum=st.sampled_from([0.1, 1.0, 0.0]),
     norm_eps=st.sampled_from([1e-5, 1.0, 0.0, -1.0]),
     renorm_warmup_steps=st.sampled_from([0, 2, 1.5]),
