@@ -170,6 +170,7 @@ FACTORS: dict[str, dict[str, Variant]] = {
         # Its default warm-up of 100,000 updates, in which it is batch norm, is longer than these runs
         "ablation_renorm": _changed("batch renorm", dict(normalization="batch_renorm", renorm_warmup_steps=1_000)),
         "ablation_layer_norm": _changed("layer norm", dict(normalization="layer")),
+        "ablation_batch_layer": _changed("batch norm on the state, then layer norm", dict(normalization="batch_layer")),
     },
     "batch size (base: 256)": {"ablation_batch_64": _changed("64 (paper)", batch_size=64)},
     "targets' statistics (base: the minibatch's)": {
