@@ -29,7 +29,9 @@ from sb3_bn_ddpg.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
-"""Gradient norms and statistics drift are measured once in so many updates: they cost as much as a tenth of one."""
+"""Gradient norms, drift and saturation are measured once in so many updates: they cost as much as a tenth of one."""
+SATURATED = 0.98
+"""Beyond it, in units of half an action's range, tanh leaves less than a twenty-fifth of the gradient."""
 
 SelfBNDDPG = TypeVar("SelfBNDDPG", bound="BNDDPG")
 
@@ -395,6 +397,10 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             drift = network.statistics_drift(earlier[network])
             if drift is not None:
                 self.logger.record(f"train/{name}_statistics_drift", drift)
+        if is_measured:
+            with th.no_grad():  # with the running statistics, as in acting
+                actions = self.actor.forward_with("running", batch.observations)
+            self.logger.record("train/actor_saturation", (actions.abs() > SATURATED).float().mean().item())
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
 

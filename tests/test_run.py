@@ -207,6 +207,21 @@ def test_logged_gradient_norm_is_that_of_the_gradient(make_model):
     assert logged == pytest.approx(th.stack(squares).sum().sqrt().item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("path", [True, False])
+def test_logged_saturation_is_that_of_predict(make_model, path):
+    """Of actions in the environment's units: those that lie within a hundredth of the range from a bound."""
+    model = make_model(VectorEnv(high=3.0), fast_update=path, learning_rate=0.0)
+    model.learn(20)
+    for bias, share in (((0.0, 0.0), 0), ((0.0, 9.0), 0.5), ((-9.0, 9.0), 1)):
+        with th.no_grad():
+            model.actor.mu[-2].bias.copy_(th.tensor(bias))
+        model._n_updates = 0
+        model.train(1, 16)
+        assert model.logger.name_to_value["train/actor_saturation"] == share
+        actions, _ = model.predict(np.ones((4, 4), np.float32))
+        assert (np.abs(actions) > 0.98 * 3).mean() == share
+
+
 def test_diagnostics_are_taken_once_in_ten_updates(make_model):
     model = make_model()
     model.learn(20)

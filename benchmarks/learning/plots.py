@@ -53,6 +53,7 @@ STATISTICS = {
     "actor_statistics_drift": "actor's statistics drift",
     "critic_statistics_drift": "critic's statistics drift",
     "actor_grad_norm": "actor's gradient norm",
+    "actor_saturation": "actions at a bound, share",
 }
 """Rows of the plot of what the algorithms logged. DDPG and TD3 log no Q: it is the negative of their actor's loss."""
 
@@ -170,7 +171,9 @@ def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
                 if cell[column].notna().any():
                     label = VARIANTS[variant].label
                     sns.lineplot(cell, x="step", y=column, ax=axes, label=label, color=COLORS[variant], errorbar=("pi", 100))
-            axes.set_yscale("linear" if column == "q_estimate" else "symlog" if column == "overestimation" else "log")
+            axes.set_yscale(
+                "linear" if column in ("q_estimate", "actor_saturation") else "symlog" if column == "overestimation" else "log"
+            )
             axes.set(title=task, xlabel="environment steps", ylabel=STATISTICS[column] if axes is line[0] else "")
     legend(figure, panels, len(variants))
     return figure
