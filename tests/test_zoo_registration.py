@@ -207,7 +207,7 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
         return 0.0
 
     study.optimize(objective, n_trials=40)
-    for name, values in {"noise_type": 3, "normalization": 4, "net_arch": 4, "updates_per_step": 4}.items():
+    for name, values in {"noise_type": 3, "normalization": 5, "net_arch": 4, "updates_per_step": 4}.items():
         assert len({params[name] for params, *_ in tried}) == values
     for trial_id, (params, noise, policy) in enumerate(tried):
         kwargs = dict(storage=str(tmp_path / "study.log"), study_name="all", trial_id=trial_id)
