@@ -1,6 +1,11 @@
-"""What the README's table says of the peers that can be imported here; of the others it names the source that was read."""
+"""
+What the README's table says of the peers. SBX and Tianshou have environments of their own, which ``make bench-speed`` builds;
+CleanRL's is a script, whose commit stands below the table.
+"""
 
 import inspect
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch as th
@@ -65,3 +70,56 @@ def test_what_a_saved_model_holds(model, tmp_path):
     loaded = type(model).load(tmp_path / "model")
     for key, value in model.policy.state_dict().items():
         assert th.equal(value, loaded.policy.state_dict()[key])
+
+
+SBX = """
+import inspect
+
+import jax
+from sbx import DDPG
+
+
+def parameters(state):
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    return {path[-2].key: leaf for path, leaf in leaves if path[-1].key in ("kernel", "scale")}
+
+
+model = DDPG("MlpPolicy", "Pendulum-v1", buffer_size=10, seed=0)
+critic, actor = parameters(model.policy.qf_state), parameters(model.policy.actor_state)
+assert not any("Norm" in layer for layer in [*critic, *actor])
+assert critic["Dense_0"].shape[-2] == 3 + 1  # the action beside the state
+assert abs(critic["Dense_2"]).max() > 3e-3 and abs(actor["Dense_2"]).max() > 3e-3
+assert model.action_noise is None
+arguments = inspect.signature(DDPG).parameters
+assert "qf_learning_rate" in arguments and not any("decay" in name for name in arguments)
+model = DDPG("MlpPolicy", "Pendulum-v1", buffer_size=10, seed=0, policy_kwargs=dict(layer_norm=True))
+assert "LayerNorm_0" in parameters(model.policy.qf_state)
+"""
+
+TIANSHOU = """
+import inspect
+
+from tianshou.algorithm.modelfree.ddpg import ContinuousDeterministicPolicy
+from tianshou.algorithm.optim import AdamOptimizerFactory
+from tianshou.utils.net.common import Net
+from tianshou.utils.net.continuous import ContinuousCritic
+
+
+def default(function, name):
+    return inspect.signature(function).parameters[name].default
+
+
+assert default(ContinuousDeterministicPolicy, "exploration_noise") is None
+assert default(Net, "norm_layer") is None
+assert default(ContinuousCritic, "apply_preprocess_net_to_obs_only") is False  # the action beside the state
+assert default(AdamOptimizerFactory, "lr") == 1e-3 and default(AdamOptimizerFactory, "weight_decay") == 0
+"""
+
+
+@pytest.mark.parametrize(("environment", "claims"), [("jax", SBX), ("tianshou", TIANSHOU)])
+def test_peers_of_the_speed_benchmark(environment, claims):
+    python = Path(__file__).parents[1] / "benchmarks" / "speed" / "envs" / environment / "bin" / "python"
+    if not python.exists():
+        pytest.skip("`make bench-speed` builds its environment")
+    result = subprocess.run([python, "-c", claims], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
