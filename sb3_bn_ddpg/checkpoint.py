@@ -94,7 +94,8 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         hashing: Any = HashingFile(file)
         with zipfile.ZipFile(hashing, "w") as archive:
             archive.writestr("manifest.json", json.dumps(manifest, indent=1))
-            archive.writestr("model.zip", model_zip.getbuffer())
+            # Not getbuffer(), which is no cheaper: if this fails, on a full disk, Python 3.12.1 crashes when it collects that
+            archive.writestr("model.zip", model_zip.getvalue())
             with archive.open("replay_buffer.pkl", "w", force_zip64=True) as member:
                 cloudpickle.dump(_trimmed(model.replay_buffer), member, protocol=pickle.HIGHEST_PROTOCOL)
             with archive.open("state.pkl", "w", force_zip64=True) as member:
