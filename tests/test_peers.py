@@ -14,6 +14,8 @@ from sb3_contrib.common.torch_layers import BatchRenorm1d
 from stable_baselines3 import DDPG
 from torch import nn
 
+from benchmarks.speed.contenders import CONTENDERS
+from benchmarks.speed.worker import python_of
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 
 ACTION_DIM = 1
@@ -116,10 +118,10 @@ assert default(AdamOptimizerFactory, "lr") == 1e-3 and default(AdamOptimizerFact
 """
 
 
-@pytest.mark.parametrize(("environment", "claims"), [("jax", SBX), ("tianshou", TIANSHOU)])
-def test_peers_of_the_speed_benchmark(environment, claims):
-    python = Path(__file__).parents[1] / "benchmarks" / "speed" / "envs" / environment / "bin" / "python"
-    if not python.exists():
+@pytest.mark.parametrize(("contender", "claims"), [("sbx_ddpg", SBX), ("tianshou_ddpg", TIANSHOU)])
+def test_peers_of_the_speed_benchmark(contender, claims):
+    python = python_of(CONTENDERS[contender])
+    if not Path(python).exists():
         pytest.skip("`make bench-speed` builds its environment")
     result = subprocess.run([python, "-c", claims], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -155,6 +155,13 @@ def test_render_mode_is_needed():
 
 
 @pytest.fixture(scope="module")
+def suite():
+    """Both packages of the extra: RL Zoo brings Shimmy alone."""
+    pytest.importorskip("dm_control")
+    pytest.importorskip("shimmy")
+
+
+@pytest.fixture(scope="module")
 def cartpole():
     pytest.importorskip("shimmy")
     try:
@@ -284,9 +291,8 @@ def test_a_missing_package_is_named(module):
     assert f"{module} is not installed: run `pip install sb3-bn-ddpg[pixels]`" in result.stderr
 
 
+@pytest.mark.usefixtures("suite")
 def test_a_missing_library_is_named():
-    pytest.importorskip("dm_control")
-    pytest.importorskip("shimmy")
     code = f"import ctypes.util; ctypes.util.find_library = lambda name: None; {MAKE}"
     result = run_python(code, MUJOCO_GL=None, DISPLAY=None, WAYLAND_DISPLAY=None)
     assert result.returncode != 0
@@ -295,10 +301,9 @@ def test_a_missing_library_is_named():
     assert "apt-get install libosmesa6" in result.stderr
 
 
+@pytest.mark.usefixtures("suite")
 def test_dm_control_may_have_been_imported_before():
     """As ``import shimmy`` does, which makes dm_control choose a renderer that needs a display."""
-    pytest.importorskip("dm_control")
-    pytest.importorskip("shimmy")
     code = f"import dm_control.suite; {MAKE}.reset()"
     result = run_python(code, MUJOCO_GL=None, DISPLAY=None, WAYLAND_DISPLAY=None)
     if "apt-get install" in result.stderr:
@@ -306,9 +311,8 @@ def test_dm_control_may_have_been_imported_before():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.usefixtures("suite")
 def test_a_renderer_that_fails_is_named():
-    pytest.importorskip("dm_control")
-    pytest.importorskip("shimmy")
     # As on a machine without a graphics card where somebody asked for a window
     result = run_python(MAKE, MUJOCO_GL="glfw", DISPLAY=":12345", WAYLAND_DISPLAY=None)
     assert result.returncode != 0
