@@ -16,6 +16,7 @@ pytest.importorskip("mujoco")
 pytest.importorskip("rl_zoo3")
 pytest.importorskip("rliable")
 pytest.importorskip("seaborn")
+pytest.importorskip("dm_control")
 pytest.importorskip("shimmy")
 
 import rl_zoo3
@@ -27,7 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from benchmarks.learning import figures, matrix, plots, report
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
-from benchmarks.learning.local import REPOSITORY, run_units, unit_command, unit_environment
+from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
 from benchmarks.learning.matrix import GROUPS, HELD_OUT, TASKS, TUNING, VARIANTS, Budget, Unit, Variant, config_hash
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
 from benchmarks.learning.unit import run
@@ -177,7 +178,7 @@ def test_a_unit_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 def test_the_command_compares_with_the_stored_numbers(results: Path):
     def compare() -> subprocess.CompletedProcess[str]:
-        command = [argument for argument in unit_command(UNIT, TINY, results, nice=0) if argument != "--write"]
+        command = [argument for argument in unit_command(UNIT, TINY, results) if argument != "--write"]
         return subprocess.run(command, cwd=REPOSITORY, env=unit_environment(), capture_output=True, text=True)
 
     same = compare()
@@ -206,6 +207,16 @@ def test_a_failing_unit_is_reported_and_the_others_go_on(tmp_path: Path):
         del VARIANTS["no such variant"]
     assert "invalid choice" in outcomes[units[0]].error
     assert outcomes[units[1]].error == ""
+
+
+def test_units_give_way_to_other_processes():
+    process = Process(UNIT, [sys.executable, "-c", "import time; time.sleep(60)"], nice=7)
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, process.popen.pid) == 7
+        session = Path(f"/proc/{process.popen.pid}/autogroup")
+        assert not session.exists() or session.read_text().endswith("nice 7\n")
+    finally:
+        process.end()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import pytest
 
 os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # read when Ray is imported
 pytest.importorskip("ray")
-pytest.importorskip("shimmy")
+pytest.importorskip("mujoco")
 
 from ray.cluster_utils import Cluster
 

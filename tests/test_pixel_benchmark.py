@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("dm_control")
 pytest.importorskip("shimmy")
 pytest.importorskip("matplotlib")
 

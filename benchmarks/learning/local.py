@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -30,19 +31,18 @@ class Outcome(NamedTuple):
     error: str
 
 
-def unit_command(unit: Unit, budget: Budget, folder: Path, nice: int) -> list[str]:
+def unit_command(unit: Unit, budget: Budget, folder: Path) -> list[str]:
     """
     :param unit: The unit
     :param budget: The extent of the run
     :param folder: The results
-    :param nice: How much to give way to other processes, 0 to 19
     :return: The command line
     """
     command = [sys.executable, "-m", "benchmarks.learning.unit", "--write", "--results", str(folder)]
     command += ["--task", unit.task, "--variant", unit.variant, "--seed", str(unit.seed)]
     for option, value in zip(("--steps", "--every", "--episodes"), astuple(budget.of(unit.variant)), strict=True):
         command += [option, str(value)]
-    return ["nice", "-n", str(nice), *command] if nice else command
+    return command
 
 
 def unit_environment() -> dict[str, str]:
@@ -59,15 +59,19 @@ class Process:
 
     :param unit: The unit
     :param command: Its command line
+    :param nice: How much to give way to other processes, 0 to 19
     """
 
-    def __init__(self, unit: Unit, command: list[str]) -> None:
+    def __init__(self, unit: Unit, command: list[str], nice: int) -> None:
         self.unit, self.start = unit, time.monotonic()
         self.output: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  # outlives this call
         # A session of its own: Ctrl-C reaches the runner alone, which then ends its units in an orderly way
         self.popen = subprocess.Popen(
             command, cwd=REPOSITORY, env=unit_environment(), stdout=self.output, stderr=self.output, start_new_session=True
         )
+        os.setpriority(os.PRIO_PROCESS, self.popen.pid, nice)
+        with suppress(OSError):  # Linux shares time out among sessions before it looks at their processes
+            Path(f"/proc/{self.popen.pid}/autogroup").write_text(str(nice))
 
     def outcome(self) -> Outcome | None:
         """
@@ -108,7 +112,7 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
     try:
         while True:
             while len(running) < workers and (unit := next(waiting, None)) is not None:
-                running.append(Process(unit, unit_command(unit, budget, folder, nice)))
+                running.append(Process(unit, unit_command(unit, budget, folder), nice))
             if not running:
                 return
             for process in list(running):

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
@@ -153,9 +153,21 @@ def header(unit: Unit, budget: Budget) -> dict[str, Any]:
         "algorithm": variant.algorithm,
         "kwargs": variant.kwargs,
         "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES if is_installed(name)},
         "machine": f"{processor()}, {platform.system()} {platform.machine()}",
     }
+
+
+def is_installed(package: str) -> bool:
+    """
+    :param package: Name of a distribution
+    :return: Whether it is there; the Control Suite's are not with every Python
+    """
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def source_hash() -> str:
