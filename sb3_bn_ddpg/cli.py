@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
+from sb3_bn_ddpg.checks import check_installed
 
 
 class Command(NamedTuple):
@@ -62,6 +63,10 @@ def main(argv: list[str] | None = None) -> None:
     if command.algo_flag is not None:
         arguments = [command.algo_flag, zoo.ALGO, *arguments]  # of an option given twice, the last one counts
     if any(argument.startswith("dm_control/") for argument in arguments):
+        try:
+            check_installed("dm-control", "dm_control", "shimmy")
+        except ImportError as error:
+            sys.exit(str(error))
         importlib.import_module("shimmy")  # registers these environments
     if name == "record_training" and not wants_help and shutil.which("ffmpeg") is None:
         sys.exit("record_training needs the program `ffmpeg`, which is not installed")

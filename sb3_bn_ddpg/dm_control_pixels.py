@@ -1,7 +1,7 @@
 """The tasks of the DeepMind Control Suite from pixels, as ``gym.make("bn_ddpg/cartpole-swingup-pixels-v0")``."""
 
 import ctypes.util
-import importlib.util
+import importlib
 import os
 import sys
 from typing import Any
@@ -83,11 +83,6 @@ def make_dm_control_pixels(
     """
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     check_number("samples", samples, low=0, integer=True)
-    if sys.version_info >= (3, 13) and importlib.util.find_spec("dm_control") is None:  # the extra leaves it out there
-        raise ImportError(
-            "dm_control is not installed: its dependency labmaze has no wheels for Python 3.13 or newer. "
-            "Take an older Python, or build labmaze and run `pip install dm-control`"
-        )
     check_installed("pixels", "dm_control", "shimmy")
     _choose_renderer()
     try:

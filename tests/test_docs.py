@@ -28,6 +28,8 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if re.search(r"import.*zoo", "".join(blocks(page, "python"))):
         pytest.importorskip("rl_zoo3")
+    if "bn_ddpg/cartpole" in "".join(blocks(page, "python")):
+        pytest.importorskip("dm_control")
     learn = BNDDPG.learn
 
     def capped_learn(model, total_timesteps, **kwargs):

@@ -77,6 +77,12 @@ def test_options_of_train_reach_the_zoo(monkeypatch):
     assert zoo.manager.BNDDPGExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
 
 
+def test_the_control_suite_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    with pytest.raises(SystemExit, match=r"dm_control is not installed: run `pip install sb3-bn-ddpg\[dm-control\]`"):
+        cli.main(["train", "--env", "dm_control/reacher-easy-v0"])
+
+
 def test_record_training_says_what_it_needs(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(SystemExit, match="ffmpeg"):
