@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
 from sb3_bn_ddpg.checks import check_installed
+from sb3_bn_ddpg.dm_control_pixels import import_suite
 
 
 class Command(NamedTuple):
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
             check_installed("dm-control", "dm_control", "shimmy")
         except ImportError as error:
             sys.exit(str(error))
-        importlib.import_module("shimmy")  # registers these environments
+        import_suite()
     if name == "record_training" and not wants_help and shutil.which("ffmpeg") is None:
         sys.exit("record_training needs the program `ffmpeg`, which is not installed")
     sys.argv = [f"bn-ddpg {name}", *arguments]

@@ -4,6 +4,8 @@ import ctypes.util
 import importlib
 import os
 import sys
+import warnings
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
@@ -56,6 +58,15 @@ def register_environments() -> None:
             )
 
 
+def import_suite() -> None:
+    """Import dm_control and Shimmy, which registers ``dm_control/<domain>-<task>-v0``, and keep the process as it was."""
+    # PyTorch's CUDA builds load Triton with the first optimizer, which crashes the process if Mesa's LLVM is there before it
+    with suppress(ImportError):
+        importlib.import_module("triton")
+    with warnings.catch_warnings():  # dm_control wants each DeprecationWarning shown, its own hundreds among them
+        importlib.import_module("shimmy")
+
+
 def make_dm_control_pixels(
     domain: str,
     task: str,
@@ -86,6 +97,7 @@ def make_dm_control_pixels(
     check_installed("pixels", "dm_control", "shimmy")
     _choose_renderer()
     try:
+        import_suite()
         from dm_control import suite
         from shimmy import DmControlCompatibilityV0
     except Exception as error:  # what comes when a graphics library is missing differs from backend to backend

@@ -310,6 +310,21 @@ def test_dm_control_may_have_been_imported_before():
     assert result.returncode == 0, result.stderr
 
 
+def test_triton_is_imported_before_the_renderer(cartpole, tmp_path):
+    """The other way round the first optimizer ends the process: Triton's LLVM would call Mesa's."""
+    (tmp_path / "triton.py").write_text("import sys; print('dm_control' in sys.modules)")
+    result = run_python(MAKE, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "False\n"
+
+
+def test_warnings_are_filtered_as_before(cartpole):
+    """dm_control has each DeprecationWarning of the process shown."""
+    code = "import gymnasium, sb3_bn_ddpg, warnings; before = warnings.filters[:]"
+    code += f"; {MAKE}; import scipy; print([f for f in warnings.filters if f[2] is DeprecationWarning and f not in before])"
+    assert run_python(code).stdout == "[]\n"
+
+
 @pytest.mark.usefixtures("suite")
 def test_a_renderer_that_fails_is_named():
     # As on a machine without a graphics card where somebody asked for a window

@@ -18,9 +18,10 @@ from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, zoo
+from sb3_bn_ddpg.dm_control_pixels import import_suite
 
 with contextlib.suppress(ImportError):
-    import shimmy  # noqa: F401  # registers the environments of dm_control if that is installed
+    import_suite()
 
 zoo.register()
 

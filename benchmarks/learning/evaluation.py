@@ -11,6 +11,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_bn_ddpg.dm_control_pixels import import_suite
+
 EVALUATION_SEED = 1_000_003
 """Seed of the first evaluation environment; the following ones count on from here. Far from the seeds of training."""
 
@@ -25,7 +27,7 @@ def make_env(env_id: str) -> gym.Env[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if env_id.startswith("dm_control/"):
-            import shimmy  # registers the Control Suite  # noqa: F401
+            import_suite()
         env: gym.Env[Any, Any] = gym.make(env_id, disable_env_checker=True)
         if isinstance(env.observation_space, gym.spaces.Dict):
             env = FlattenObservation(env)

@@ -32,6 +32,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.dm_control_pixels import import_suite
 
 SMALL = dict(net_arch=[16, 12])
 PENDULUM = "Pendulum-v1"
@@ -131,8 +132,7 @@ TRAININGS = {
 if importlib.util.find_spec("mujoco"):
     TRAININGS["MuJoCo"] = Training(_envs(2, "HalfCheetah-v5"), {})
 if importlib.util.find_spec("dm_control") and importlib.util.find_spec("shimmy"):
-    import shimmy  # noqa: F401  # registers the environments
-
+    import_suite()
     TRAININGS["DeepMind Control Suite"] = Training(
         lambda: gym.wrappers.FlattenObservation(gym.make("dm_control/pendulum-swingup-v0")), {}, half=80
     )
