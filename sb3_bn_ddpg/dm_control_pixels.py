@@ -60,9 +60,7 @@ def register_environments() -> None:
 
 def import_suite() -> None:
     """Import dm_control and Shimmy, which registers ``dm_control/<domain>-<task>-v0``, and keep the process as it was."""
-    # PyTorch's CUDA builds load Triton with the first optimizer, which crashes the process if Mesa's LLVM is there before it
-    with suppress(ImportError):
-        importlib.import_module("triton")
+    _import_triton()
     with warnings.catch_warnings():  # dm_control wants each DeprecationWarning shown, its own hundreds among them
         importlib.import_module("shimmy")
 
@@ -140,6 +138,12 @@ class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordC
         return self._camera.render(render_flag_overrides=RENDER_FLAGS)
 
 
+def _import_triton() -> None:
+    """PyTorch's CUDA builds load it with the first optimizer, which crashes the process if Mesa's LLVM is there before it."""
+    with suppress(ImportError):
+        importlib.import_module("triton")
+
+
 def _choose_renderer() -> None:
     """Without a display dm_control would still take the renderer that needs one: choose another, unless somebody has."""
     has_display = not sys.platform.startswith("linux") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
@@ -150,6 +154,7 @@ def _choose_renderer() -> None:
         raise _missing_renderer()
     os.environ["MUJOCO_GL"] = found[0]
     if "dm_control._render" in sys.modules:  # imported before, it has chosen already
+        _import_triton()
         importlib.reload(sys.modules["dm_control._render"])
 
 
