@@ -69,9 +69,10 @@ class Process:
         self.popen = subprocess.Popen(
             command, cwd=REPOSITORY, env=unit_environment(), stdout=self.output, stderr=self.output, start_new_session=True
         )
-        os.setpriority(os.PRIO_PROCESS, self.popen.pid, nice)
+        niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)  # relative, as the command nice has it
+        os.setpriority(os.PRIO_PROCESS, self.popen.pid, niceness)
         with suppress(OSError):  # Linux shares time out among sessions before it looks at their processes
-            Path(f"/proc/{self.popen.pid}/autogroup").write_text(str(nice))
+            Path(f"/proc/{self.popen.pid}/autogroup").write_text(str(niceness))
 
     def outcome(self) -> Outcome | None:
         """
