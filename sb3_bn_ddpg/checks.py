@@ -89,7 +89,4 @@ def check_installed(extra: str, *packages: str) -> None:
     """
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            command = f"`pip install sb3-bn-ddpg[{extra}]`"
-            if package == "dm_control":  # the extra leaves it out with newer ones
-                command += " (up to Python 3.12: there are no wheels of its labmaze for newer ones)"
-            raise ImportError(f"{package} is not installed: run {command}")
+            raise ImportError(f"{package} is not installed: run `pip install sb3-bn-ddpg[{extra}]`")

@@ -10,8 +10,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
-from sb3_bn_ddpg.checks import check_installed
-from sb3_bn_ddpg.dm_control_pixels import import_suite
+from sb3_bn_ddpg.dm_control_pixels import check_suite, import_suite
 
 
 class Command(NamedTuple):
@@ -65,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments = [command.algo_flag, zoo.ALGO, *arguments]  # of an option given twice, the last one counts
     if any(argument.startswith("dm_control/") for argument in arguments):
         try:
-            check_installed("dm-control", "dm_control", "shimmy")
+            check_suite("dm-control")
         except ImportError as error:
             sys.exit(str(error))
         import_suite()

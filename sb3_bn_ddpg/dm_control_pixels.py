@@ -58,6 +58,18 @@ def register_environments() -> None:
             )
 
 
+def check_suite(extra: str) -> None:
+    """
+    :param extra: The extra of this package to name
+    :raises ImportError: if dm_control or Shimmy is missing
+    """
+    try:
+        check_installed(extra, "dm_control")
+    except ImportError as error:  # with newer Pythons the extra leaves it out
+        raise ImportError(f"{error} (up to Python 3.12: there are no wheels of its labmaze for newer ones)") from None
+    check_installed(extra, "shimmy")
+
+
 def import_suite() -> None:
     """Import dm_control and Shimmy, which registers ``dm_control/<domain>-<task>-v0``, and keep the process as it was."""
     _import_triton()
@@ -92,7 +104,7 @@ def make_dm_control_pixels(
     """
     check_choice("render_mode", render_mode, (None, "rgb_array"))
     check_number("samples", samples, low=0, integer=True)
-    check_installed("pixels", "dm_control", "shimmy")
+    check_suite("pixels")
     _choose_renderer()
     try:
         import_suite()

@@ -26,9 +26,10 @@ def blocks(page: Path, language: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    if re.search(r"import.*zoo", "".join(blocks(page, "python"))):
+    code_of_page = "".join(blocks(page, "python"))
+    if re.search(r"import.*zoo", code_of_page):
         pytest.importorskip("rl_zoo3")
-    if "bn_ddpg/cartpole" in "".join(blocks(page, "python")):
+    if "bn_ddpg/cartpole" in code_of_page:
         pytest.importorskip("dm_control")
     learn = BNDDPG.learn
 

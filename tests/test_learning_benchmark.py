@@ -1,6 +1,7 @@
 """The learning benchmark: its matrix, its units, resuming, its figures and its report."""
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from rliable import metrics
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.learning import figures, matrix, plots, report
+from benchmarks.learning import figures, matrix, plots, report, store
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
@@ -207,6 +208,11 @@ def test_a_failing_unit_is_reported_and_the_others_go_on(tmp_path: Path):
         del VARIANTS["no such variant"]
     assert "invalid choice" in outcomes[units[0]].error
     assert outcomes[units[1]].error == ""
+
+
+def test_a_package_that_is_missing_is_left_out_of_the_versions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store, "PACKAGES", ("numpy", "no-such-package"))
+    assert store.versions() == {"python": platform.python_version(), "numpy": np.__version__}
 
 
 def test_units_give_way_to_other_processes():

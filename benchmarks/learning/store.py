@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -153,21 +154,20 @@ def header(unit: Unit, budget: Budget) -> dict[str, Any]:
         "algorithm": variant.algorithm,
         "kwargs": variant.kwargs,
         "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES if is_installed(name)},
+        "versions": versions(),
         "machine": f"{processor()}, {platform.system()} {platform.machine()}",
     }
 
 
-def is_installed(package: str) -> bool:
+def versions() -> dict[str, str]:
     """
-    :param package: Name of a distribution
-    :return: Whether it is there; the Control Suite's are not with every Python
+    :return: Versions of Python and of those of :data:`PACKAGES` that are there
     """
-    try:
-        version(package)
-    except PackageNotFoundError:
-        return False
-    return True
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # the Control Suite's are not with every Python
+            found[name] = version(name)
+    return found
 
 
 def source_hash() -> str:
@@ -192,6 +192,6 @@ def header_text(folder: Path) -> str:
     for path in folder.glob("*/*/seed-*.csv"):
         with path.open() as file:
             stored = _stored_header(file)
-        versions = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
-        counts[f"{stored['machine']}; {versions}"] += 1
+        packages = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
+        counts[f"{stored['machine']}; {packages}"] += 1
     return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())
