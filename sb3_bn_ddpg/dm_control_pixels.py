@@ -158,6 +158,7 @@ def _import_triton() -> None:
 
 def _choose_renderer() -> None:
     """Without a display dm_control would still take the renderer that needs one: choose another, unless somebody has."""
+    _import_triton()
     has_display = not sys.platform.startswith("linux") or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)
     if "MUJOCO_GL" in os.environ or has_display:
         return
@@ -166,7 +167,6 @@ def _choose_renderer() -> None:
         raise _missing_renderer()
     os.environ["MUJOCO_GL"] = found[0]
     if "dm_control._render" in sys.modules:  # imported before, it has chosen already
-        _import_triton()
         importlib.reload(sys.modules["dm_control._render"])
 
 
