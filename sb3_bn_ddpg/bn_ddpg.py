@@ -22,7 +22,7 @@ from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, scale_free_weights
+from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.space_checks import check_spaces, value_errors
@@ -82,7 +82,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
-        evaluation", so the default is the minibatch of next states.
+        evaluation", so the default is the minibatch of next states. ``"joint"``, only without target networks, takes states
+        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -138,7 +139,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         use_target_networks: bool = True,
         weight_normalization: Literal["critic", "both"] | None = None,
         fast_update: bool | Literal["compiled"] = True,
-        target_statistics: Statistics = "batch",
+        target_statistics: TargetStatistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
         actor_loss_actor_statistics: Statistics = "batch_update",
@@ -255,6 +256,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self.actor_loss_actor_statistics,
             self.actor_loss_critic_statistics,
         )
+        if self.target_statistics == "joint" and self.use_target_networks:
+            raise ValueError(
+                "`target_statistics='joint'` is not allowed with target networks, for its one pass is the online critic's: "
+                "`use_target_networks` must be False"
+            )
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()

@@ -12,8 +12,8 @@ from typing import Any
 import numba
 import numpy as np
 
-RUNNING, BATCH, BATCH_UPDATE = range(3)
-"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.Statistics`."""
+RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
+"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`."""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +79,15 @@ def normalise_backward(grad, y, x, gamma, mean, invstd, relu, is_input, gamma_gr
                 normalised = (x[i, j] - mean[j]) * invstd[j]
                 centred = grad[i, j] - (beta_grad[j] + normalised * gamma_grad[j]) / dtype(n)
                 grad[i, j] = (gamma[j] * invstd[j]) * centred
+
+
+@compiled
+def normalise_backward_fixed(grad, y, gamma, invstd, relu):  # type: ignore[no-untyped-def]
+    """The gradient of y becomes that of x, after normalising with running statistics, which do not depend on x."""
+    zero = grad.dtype.type(0)
+    for i in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            grad[i, j] = zero if relu and y[i, j] <= zero else grad[i, j] * (gamma[j] * invstd[j])
 
 
 @compiled
@@ -183,10 +192,11 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def backward(network, memory, x, fill):  # type: ignore[no-untyped-def]
+def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
     """
     From the gradient of the output, in grads[-1], to that of the input, in grads[0], and those of the parameters if they are
     to be filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller.
+    The mode is that of the pass.
     """
     weights, _, gammas, _, running_means = network[:5]
     n_layers, n_hidden, weight_grads, bias_grads, gamma_grads, beta_grads = network[8:]
@@ -194,16 +204,20 @@ def backward(network, memory, x, fill):  # type: ignore[no-untyped-def]
     for i in range(n_layers - 1, -1, -1):
         grad, relu, k = grads[i + 1], i < n_hidden, i + 1
         if gammas[k].size > 0:
-            if running_means[k].size > 0:
+            gamma_grad, beta_grad = gamma_grads[k], beta_grads[k]
+            if not fill:
+                gamma_grad, beta_grad = np.empty_like(gamma_grad), np.empty_like(beta_grad)
+            if running_means[k].size > 0 and mode == RUNNING:
+                normalise_backward_fixed(grad, outputs[k], gammas[k], invstds[k], relu)
+            elif running_means[k].size > 0:
                 normalise_backward(
-                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, False,
-                    gamma_grads[k], beta_grads[k],
-                )  # fmt: skip
+                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, False, gamma_grad, beta_grad
+                )
             else:
                 normalise_rows_backward(
-                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, gamma_grads[k], beta_grads[k]
+                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, gamma_grad, beta_grad
                 )
-            if bias_grads[i].size > 0:
+            if fill and bias_grads[i].size > 0:
                 shift_backward(grad, outputs[k], False, bias_grads[i])
         else:
             shift_backward(grad, outputs[k], relu, bias_grads[i] if fill else bias_grads[i][:0])
@@ -275,14 +289,16 @@ def move(target, values, tau):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def gradient_step(online, target, memories, joined, q_grads, batch, modes, optimizers, settings):  # type: ignore[no-untyped-def]
+def gradient_step(online, target, memories, joint_memories, q_grads, batch, modes, optimizers, settings):  # type: ignore[no-untyped-def]
     """
     Algorithm 1, as ``update.gradient_step``, up to the target networks' move.
 
     :param online: Actor, state net and Q-net
     :param target: Those of the targets
-    :param memories: Of actor, state net and Q-net; passes of online and target networks take turns with them
-    :param joined: Input of the Q-net, (n, features + action_dim)
+    :param memories: Of actor, state net and Q-net; passes of online and target networks take turns with them. The last is for
+        the input of the Q-net, (n, features + action_dim).
+    :param joint_memories: For a joint pass: of state net and Q-net, the Q-net's input, states and next states, their actions,
+        of 2 n rows each. Without one, of no rows.
     :param q_grads: Memory for the action columns of the Q-net's first weight and for the actions' gradient
     :param batch: Observations, actions, next observations, rewards, discounts (zero where there is no next state)
     :param modes: Of the target, the critic's loss, the actor and the critic in the actor's loss
@@ -291,35 +307,49 @@ def gradient_step(online, target, memories, joined, q_grads, batch, modes, optim
     :return: Actor's loss, critic's loss, means of Q(s, a), its absolute value and the TD target
     """
     actor, state_net, q_net = online
-    actor_memory, state_memory, q_memory = memories
+    actor_memory, state_memory, q_memory, joined = memories
+    joint_state_memory, joint_q_memory, joint_joined, joint_obs, joint_actions = joint_memories
     obs, actions, next_obs, rewards, discounts = batch
     action_columns, action_grad = q_grads
     n, action_dim = actions.shape
     dtype = actions.dtype.type
     scale = dtype(2.0 / n)
 
-    # The TD target y = r + gamma Q'(s', mu'(s'))
-    forward(target[0], actor_memory, next_obs, modes[0])
+    # The TD target y = r + gamma Q'(s', mu'(s')), and Q(s, a), in one pass or in two
+    is_joint = modes[0] == JOINT
+    forward(target[0], actor_memory, next_obs, RUNNING if is_joint else modes[0])
     squash(actor_memory[0][-1])
-    q = q_values(target[1], state_memory, target[2], q_memory, next_obs, actor_memory[0][-1], joined, modes[0])
-    y = rewards + discounts * q
+    if is_joint:
+        joint_obs[:n], joint_obs[n:] = obs, next_obs
+        joint_actions[:n], joint_actions[n:] = actions, actor_memory[0][-1]
+        q = q_values(state_net, joint_state_memory, q_net, joint_q_memory, joint_obs, joint_actions, joint_joined, modes[1])
+        y = rewards + discounts * q[n:]
+        critic_memories = joint_state_memory, joint_q_memory
+        critic_inputs = joint_obs, joint_joined
+        critic_memories[1][4][-1][n:] = 0  # the targets are constants
+    else:
+        q = q_values(target[1], state_memory, target[2], q_memory, next_obs, actor_memory[0][-1], joined, modes[0])
+        y = rewards + discounts * q
+        q = q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, modes[1])
+        critic_memories = state_memory, q_memory
+        critic_inputs = obs, joined
 
     # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
-    q = q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, modes[1])
+    q_grad = critic_memories[1][4][-1]
     loss, mean_q, mean_abs_q, mean_y = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
         error = q[i, 0] - y[i, 0]
-        q_memory[4][-1][i, 0] = scale * error
+        q_grad[i, 0] = scale * error
         loss += error * error
         mean_q += q[i, 0]
         mean_abs_q += abs(q[i, 0])
         mean_y += y[i, 0]
-    backward(q_net, q_memory, joined, True)
-    features_grad = state_memory[4][-1]
-    for i in range(n):
+    backward(q_net, critic_memories[1], critic_inputs[1], modes[1], True)
+    features_grad, q_input_grad = critic_memories[0][4][-1], critic_memories[1][4][0]
+    for i in range(features_grad.shape[0]):
         for j in range(features_grad.shape[1]):
-            features_grad[i, j] = q_memory[4][0][i, j]
-    backward(state_net, state_memory, obs, True)
+            features_grad[i, j] = q_input_grad[i, j]
+    backward(state_net, critic_memories[0], critic_inputs[0], modes[1], True)
     adam(optimizers[1], settings[1])
 
     # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
@@ -331,7 +361,7 @@ def gradient_step(online, target, memories, joined, q_grads, batch, modes, optim
     for i in range(n):
         actor_loss -= q[i, 0]
         q_memory[4][-1][i, 0] = dtype(-1.0 / n)
-    backward(q_net, q_memory, joined, False)
+    backward(q_net, q_memory, joined, modes[3], False)
     first_weight = q_net[0][0]
     for i in range(first_weight.shape[0]):
         for j in range(action_dim):
@@ -341,6 +371,6 @@ def gradient_step(online, target, memories, joined, q_grads, batch, modes, optim
     for i in range(n):
         for j in range(action_dim):
             mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j])
-    backward(actor, actor_memory, obs, True)
+    backward(actor, actor_memory, obs, modes[2], True)
     adam(optimizers[0], settings[0])
     return actor_loss / n, loss / n, mean_q / n, mean_abs_q / n, mean_y / n

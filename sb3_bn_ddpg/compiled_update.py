@@ -20,7 +20,12 @@ from sb3_bn_ddpg.flat_storage import FlatStorage
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo
 
 Array = NDArray[Any]
-MODES = {"running": kernels.RUNNING, "batch": kernels.BATCH, "batch_update": kernels.BATCH_UPDATE}
+MODES = {
+    "running": kernels.RUNNING,
+    "batch": kernels.BATCH,
+    "batch_update": kernels.BATCH_UPDATE,
+    "joint": kernels.JOINT,
+}
 
 
 class CompiledUpdate(FastUpdate):
@@ -57,10 +62,17 @@ class CompiledUpdate(FastUpdate):
         first_weight = self.online[2][0][0]
         state_dim, joined_dim, width = self.online[0][0][0].shape[1], first_weight.shape[1], len(first_weight)
         action_dim = len(self.online[0][0][-1])
-        inputs = (state_dim, state_dim, joined_dim)
-        self.memories = tuple(memory_arrays(network, n, width) for network, width in zip(self.online, inputs, strict=True))
         dtype = first_weight.dtype
-        self.joined = np.empty((n, joined_dim), dtype)
+        actor, state_net, q_net = self.online
+
+        def critic_memories(n: int) -> tuple[Any, ...]:
+            joined = np.empty((n, joined_dim), dtype)
+            return memory_arrays(state_net, n, state_dim), memory_arrays(q_net, n, joined_dim), joined
+
+        self.memories = (memory_arrays(actor, n, state_dim), *critic_memories(n))
+        n_joint = 2 * n if self.statistics.target == "joint" else 0
+        joint_inputs = (np.empty((n_joint, dim), dtype) for dim in (state_dim, action_dim))
+        self.joint_memories = (*critic_memories(n_joint), *joint_inputs)
         self.q_grads = np.empty((width, action_dim), dtype), np.empty((n, action_dim), dtype)
 
     @th.inference_mode()
@@ -81,7 +93,7 @@ class CompiledUpdate(FastUpdate):
                 self.online,
                 self.target,
                 self.memories,
-                self.joined,
+                self.joint_memories,
                 self.q_grads,
                 arrays,
                 self.modes,

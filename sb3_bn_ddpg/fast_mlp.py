@@ -109,6 +109,36 @@ class NormReLU:
             self.bias_grad.copy_(bias_grad)
         return grad
 
+    def input_gradient(
+        self, grad: th.Tensor, y: th.Tensor, x: th.Tensor, moments: tuple[th.Tensor, th.Tensor] | None, is_batch: bool
+    ) -> th.Tensor:
+        """
+        The gradient of the input alone.
+
+        :param grad: Gradient of the outputs y
+        :param y: What ``forward`` returned
+        :param x: What it was given
+        :param moments: The others it returned
+        :param is_batch: Whether batch norm normalised with the statistics of the batch, which depend on x, and not with the
+            running ones, which are constants
+        :return: Gradient of x
+        """
+        if self.relu:
+            grad = th.ops.aten.threshold_backward(grad, y, 0)
+        if not self.has_norm:
+            return grad
+        assert moments is not None
+        wanted = [True, False, False]
+        if self.is_layer_norm:
+            grads = th.ops.aten.native_layer_norm_backward(grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted)
+        else:
+            of_batch = moments if is_batch else (None, None)
+            grads = th.ops.aten.native_batch_norm_backward(
+                grad, x, self.weight, self.mean, self.var, *of_batch, is_batch, self.eps, wanted
+            )
+        gradient: th.Tensor = grads[0]
+        return gradient
+
 
 class Mlp:
     """
@@ -176,18 +206,20 @@ class Mlp:
             grad = self.input_norm.backward(grad, x, x, forward.moments[0], is_input=True)
         return grad
 
-    def input_gradient(self, forward: Pass, grad: th.Tensor, columns: slice) -> th.Tensor:
+    def input_gradient(self, forward: Pass, grad: th.Tensor, columns: slice, is_batch: bool) -> th.Tensor:
         """
-        The gradient of the input alone, for a sequence without normalisation.
+        The gradient of the input alone, for a sequence that does not normalise its input.
 
         :param forward: A forward pass
         :param grad: Gradient of its output
         :param columns: Inputs whose gradient is wanted
+        :param is_batch: Whether the pass normalised with the statistics of the batch
         :return: Gradient of these inputs
         """
         outputs = [*forward.inputs[2:], forward.output]
         for index in reversed(range(len(self.weights))):
-            grad = self.followers[index].backward(grad, outputs[index], forward.linear_outputs[index], None)
+            linear_output, moments = forward.linear_outputs[index], forward.moments[index + 1]
+            grad = self.followers[index].input_gradient(grad, outputs[index], linear_output, moments, is_batch)
             grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, columns])
         return grad
 

@@ -77,23 +77,31 @@ class FastUpdate:
         obs, next_obs = (x.flatten(1).to(self.dtype) for x in (batch.observations, batch.next_observations))
         actions, n = batch.actions, len(obs)
 
-        # The TD target y = r + gamma Q'(s', mu'(s'))
-        use = self.statistics.target
-        next_actions = self.actor_target.forward(next_obs, use).output.tanh_()
-        next_features = self.state_net_target.forward(next_obs, use).output
-        next_q = self.q_net_target.forward(th.cat([next_features, next_actions], dim=1), use).output
-        discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
-        target = th.addcmul(batch.rewards, discounts, next_q)
+        # The TD target y = r + gamma Q'(s', mu'(s')), unless the critic's pass is a joint one
+        use, is_joint = self.statistics.target, self.statistics.target == "joint"
+        next_actions = self.actor_target.forward(next_obs, "running" if use == "joint" else use).output.tanh_()
+        if use != "joint":
+            next_features = self.state_net_target.forward(next_obs, use).output
+            next_q = self.q_net_target.forward(th.cat([next_features, next_actions], dim=1), use).output
 
         # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
         use = self.statistics.critic_loss
-        state_pass = self.state_net.forward(obs, use)
-        q_pass = self.q_net.forward(th.cat([state_pass.output, actions], dim=1), use)
-        q_values, td_error = q_pass.output, q_pass.output - target
+        state_pass = self.state_net.forward(th.cat([obs, next_obs]) if is_joint else obs, use)
+        q_actions = th.cat([actions, next_actions]) if is_joint else actions
+        q_pass = self.q_net.forward(th.cat([state_pass.output, q_actions], dim=1), use)
+        q_values = q_pass.output[:n]
+        if is_joint:
+            next_q = q_pass.output[n:]
+        discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
+        target = th.addcmul(batch.rewards, discounts, next_q)
+        td_error = q_values - target
         reported = [td_error.square(), q_values, q_values.abs(), target]
+        q_grad = td_error.mul_(2 / n)
+        if is_joint:
+            q_grad = th.cat([q_grad, th.zeros_like(q_grad)])  # the targets are constants
         # The input of the Q-network is (n, features + action_dim); the state layers get the gradient of the features
         n_features = state_pass.output.shape[1]
-        features_grad = self.q_net.backward(q_pass, td_error.mul_(2 / n), slice(0, n_features))
+        features_grad = self.q_net.backward(q_pass, q_grad, slice(0, n_features))
         self.state_net.backward(state_pass, features_grad)
         self.critic_storage.adam_step()
         restore_norms(self.nets.fixed_norm_critic_weights)
@@ -105,7 +113,8 @@ class FastUpdate:
         features = self.state_net.forward(obs, use).output
         q_pass = self.q_net.forward(th.cat([features, mu], dim=1), use)
         reported.append(-q_pass.output)
-        action_grad = self.q_net.input_gradient(q_pass, th.full_like(target, -1 / n), slice(n_features, None))
+        q_grad = th.full_like(target, -1 / n)
+        action_grad = self.q_net.input_gradient(q_pass, q_grad, slice(n_features, None), is_batch=use != "running")
         self.actor.backward(actor_pass, th.ops.aten.tanh_backward(action_grad, mu))
         self.actor_storage.adam_step()
         restore_norms(self.nets.fixed_norm_actor_weights)

@@ -33,6 +33,13 @@ What one forward pass does with the statistics of a network's batch normalisatio
   training mode).
 """
 
+TargetStatistics = Literal[Statistics, "joint"]
+"""
+Of the TD target. ``"joint"`` takes states and next states through the critic in one pass, that of its own loss, which
+normalises both with the statistics of both (`CrossQ <https://arxiv.org/abs/1902.05605>`_); the actor then normalises next
+states with its running statistics. Only without target networks.
+"""
+
 StatisticsSync = Literal["copy", "polyak"]
 """How running statistics reach the target networks: copied after every update, or Polyak-averaged like the weights."""
 

@@ -28,6 +28,9 @@ from sb3_bn_ddpg.torch_layers import (
     uniform_linear,
 )
 
+CriticNormLayers = Literal["before_action", "all"]
+"""Which hidden layers of the critic are normalised: those "prior to the action input" (section 3), or all."""
+
 SharedExtractorLoss = Literal["actor", "critic"]
 """Whose loss trains a features extractor that actor and critic share."""
 
@@ -174,6 +177,7 @@ class Critic(Network):
     :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
     :param action_layer: The hidden layer, counted from 1, at which the action enters: 2 in the paper, 1 joins state and
         action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
+    :param norm_layers: Which hidden layers are normalised: ``"before_action"`` (the paper's) or ``"all"``
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class Critic(Network):
         renorm_warmup_steps: int = 100_000,
         final_init: float = 3e-3,
         action_layer: int = 2,
+        norm_layers: CriticNormLayers = "before_action",
     ) -> None:
         super().__init__(
             observation_space,
@@ -211,6 +216,7 @@ class Critic(Network):
             renorm_warmup_steps=renorm_warmup_steps,
             final_init=final_init,
             action_layer=action_layer,
+            norm_layers=norm_layers,
         )
         self.owns_features_extractor = owns_features_extractor
         config = NormalizationConfig(normalization, norm_momentum, norm_eps, renorm_warmup_steps)
@@ -224,7 +230,9 @@ class Critic(Network):
             *hidden_layers(features_dim, state_arch, activation_fn, config),
         )
         self.q_net = nn.Sequential(
-            *hidden_layers(joint_dim, joint_arch, activation_fn, NormalizationConfig(kind=None)),
+            *hidden_layers(
+                joint_dim, joint_arch, activation_fn, config if norm_layers == "all" else NormalizationConfig(kind=None)
+            ),
             uniform_linear(joint_arch[-1] if joint_arch else joint_dim, 1, final_init),
         )
 
@@ -290,6 +298,8 @@ class BNDDPGPolicy(BasePolicy):
     :param final_init: The output layers' weights and biases are drawn from U[-final_init, final_init], > 0
     :param action_layer: The hidden layer of the critic, counted from 1, at which the action enters: 2 in the paper,
         1 joins state and action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
+    :param critic_norm_layers: Which hidden layers of the critic are normalised: ``"before_action"``, those "prior to the
+        action input" as in the paper, or ``"all"``. The action itself never is.
     :raises ValueError: if an argument is out of its range
     """
 
@@ -317,6 +327,7 @@ class BNDDPGPolicy(BasePolicy):
         renorm_warmup_steps: int = 100_000,
         final_init: float = 3e-3,
         action_layer: int = 2,
+        critic_norm_layers: CriticNormLayers = "before_action",
         shared_extractor_loss: SharedExtractorLoss = "actor",
     ) -> None:
         super().__init__(
@@ -336,6 +347,7 @@ class BNDDPGPolicy(BasePolicy):
         actor_arch, critic_arch = _checked_net_arch(net_arch)
         check_number("final_init", final_init, low=0, low_open=True)
         check_number("action_layer", action_layer, low=1, integer=True)
+        check_choice("critic_norm_layers", critic_norm_layers, get_args(CriticNormLayers))
 
         self.net_arch = net_arch
         check_choice("shared_extractor_loss", shared_extractor_loss, get_args(SharedExtractorLoss))
@@ -359,7 +371,8 @@ class BNDDPGPolicy(BasePolicy):
         self.critic_kwargs = (
             self.net_kwargs
             | spaces_kwargs
-            | dict(net_arch=critic_arch, owns_features_extractor=critic_owns, action_layer=action_layer)
+            | dict(net_arch=critic_arch, owns_features_extractor=critic_owns)
+            | dict(action_layer=action_layer, norm_layers=critic_norm_layers)
         )
         self._build(lr_schedule)
 
@@ -403,6 +416,7 @@ class BNDDPGPolicy(BasePolicy):
                 features_extractor_kwargs=self.features_extractor_kwargs,
                 share_features_extractor=self.share_features_extractor,
                 action_layer=self.critic_kwargs["action_layer"],
+                critic_norm_layers=self.critic_kwargs["norm_layers"],
                 shared_extractor_loss=self.shared_extractor_loss,
             )
         )

@@ -6,13 +6,13 @@ from functools import cached_property
 from typing import NamedTuple, get_args
 
 import torch as th
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg.checks import check_choice
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync
+from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.policies import Actor, Critic
 
 
@@ -22,7 +22,8 @@ class PassStatistics:
     Which batch-norm statistics each forward pass of a gradient step normalises with and updates
     (see :data:`~sb3_bn_ddpg.normalization.Statistics`). Acting and predicting always use running statistics.
 
-    :param target: Actor and critic in the TD target (the target networks, or the online ones if there are none)
+    :param target: Actor and critic in the TD target (the target networks, or the online ones if there are none);
+        see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`
     :param target_sync: How running statistics reach the target networks
     :param critic_loss: The critic in its own loss
     :param actor_loss_actor: The actor in its loss
@@ -30,7 +31,7 @@ class PassStatistics:
     :raises ValueError: if a value is unknown, or the combination never updates a network's running statistics
     """
 
-    target: Statistics = "batch"
+    target: TargetStatistics = "batch"
     target_sync: StatisticsSync | None = "copy"
     critic_loss: Statistics = "batch_update"
     actor_loss_actor: Statistics = "batch_update"
@@ -38,7 +39,7 @@ class PassStatistics:
 
     def __post_init__(self) -> None:
         updating = ("batch_update", "running_update")
-        check_choice("target_statistics", self.target, get_args(Statistics))
+        check_choice("target_statistics", self.target, get_args(TargetStatistics))
         check_choice("target_statistics_sync", self.target_sync, (*get_args(StatisticsSync), None))
         # The running statistics that acting needs come from these two passes
         check_choice("critic_loss_statistics", self.critic_loss, updating)
@@ -120,16 +121,18 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :return: Losses and values of this step
     """
-    target = td_target(nets, batch, gamma, statistics)
-
-    # Normalises with the statistics of the replayed states s and updates the critic's running ones by them (default)
     features = None
-    if nets.actor.owns_features_extractor:
-        q_values = nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions)[0]
+    if statistics.target == "joint":
+        q_values, target, features = joint_pass(nets, batch, gamma, statistics)
     else:
-        # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss as well
-        features = nets.critic.forward_with(statistics.critic_loss, batch.observations, part=nets.critic.features)
-        q_values = nets.critic.forward_with(statistics.critic_loss, features, batch.actions, part=nets.critic.values_of)
+        target = td_target(nets, batch, gamma, statistics)
+        # Normalises with the statistics of the replayed states s and updates the critic's running ones by them (default)
+        if nets.actor.owns_features_extractor:
+            q_values = nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions)[0]
+        else:
+            # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss too
+            features = nets.critic.forward_with(statistics.critic_loss, batch.observations, part=nets.critic.features)
+            q_values = nets.critic.forward_with(statistics.critic_loss, features, batch.actions, part=nets.critic.values_of)
     critic_loss = F.mse_loss(q_values, target)
     nets.critic.optimizer.zero_grad()
     critic_loss.backward()  # type: ignore[no-untyped-call]
@@ -163,7 +166,7 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :return: The targets, of shape ``(batch_size, 1)``
     """
-    discounts = gamma if batch.discounts is None else batch.discounts
+    assert statistics.target != "joint", "that has no pass of its own: see joint_pass"
     # Both normalise with the statistics of the next states s' and update nothing (default): the running statistics are
     # for "exploration or evaluation" (section 3), and those of the online network do not fit the targets' older weights
     actor, critic, next_obs = nets.actor_target, nets.critic_target, batch.next_observations
@@ -176,6 +179,61 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
     else:
         next_actions = actor.forward_with(statistics.target, next_obs)
         next_q_values = critic.forward_with(statistics.target, next_obs, next_actions)[0]
+    return discounted(batch, gamma, next_q_values)
+
+
+def joint_pass(
+    nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics
+) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    """
+    Q(s, a) and the TD target y = r + gamma Q(s', mu(s')) from one pass of the critic, which normalises states and next states
+    with the statistics of both. Where the two are distributed differently, as where episodes end early, the statistics of each
+    alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
+
+    :param nets: The networks, without target networks
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :return: Q-values and targets, of shape ``(batch_size, 1)`` each; features of the states if the critic's loss trains what
+        extracts them for both networks
+    """
+    actor, critic, use, n = nets.actor, nets.critic, statistics.critic_loss, len(batch.actions)
+    # The critic normalises with the statistics of s and s' together and updates its running ones by them, once (default).
+    # The gradient of the loss of Q(s, a) reaches s' through these statistics only.
+    features = critic.forward_with(use, concatenated(batch.observations, batch.next_observations), part=critic.features)
+    with th.no_grad():
+        # What the policy would do at s': the actor normalises with its running statistics and updates nothing
+        if actor.owns_features_extractor:
+            next_actions = actor.forward_with("running", batch.next_observations)
+        else:
+            next_actions = actor.forward_with("running", features[n:], part=actor.actions_of)
+    actions = th.cat([batch.actions, next_actions])
+    q_values, next_q_values = critic.forward_with(use, features, actions, part=critic.values_of).split(n)
+    shared_features = None if actor.owns_features_extractor else features[:n]
+    return q_values, discounted(batch, gamma, next_q_values.detach()), shared_features
+
+
+def concatenated(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
+    """
+    :param obs: Observations, of shape ``(n, ...)``, or a dictionary of such
+    :param next_obs: Likewise
+    :return: Both, of shape ``(2 n, ...)``
+    """
+    if isinstance(obs, dict):
+        assert isinstance(next_obs, dict)
+        return {key: th.cat([value, next_obs[key]]) for key, value in obs.items()}
+    assert isinstance(next_obs, th.Tensor)
+    return th.cat([obs, next_obs])
+
+
+def discounted(batch: Batch, gamma: float, next_q_values: th.Tensor) -> th.Tensor:
+    """
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param next_q_values: Values of the next states, of shape ``(batch_size, 1)``
+    :return: The TD targets, of the same shape
+    """
+    discounts = gamma if batch.discounts is None else batch.discounts
     target: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values
     return target
 

@@ -172,6 +172,20 @@ def test_action_layer(action_layer, n_state_layers):
     assert not any(isinstance(module, nn.BatchNorm1d) for module in critic.q_net)
 
 
+@pytest.mark.parametrize("normalization", ["batch", "layer"])
+def test_all_layers_of_the_critic_may_be_normalised(normalization):
+    policy = make_policy(net_arch=[8, 7, 6], action_layer=2, normalization=normalization, critic_norm_layers="all")
+    norm = nn.BatchNorm1d if normalization == "batch" else nn.LayerNorm
+    assert list(map(type, policy.critic.q_net)) == [
+        *[nn.Linear, norm, nn.ReLU] * 2,  # the action enters here, as it is
+        nn.Linear,  # the output layer
+    ]
+    assert policy.critic.q_net[0].in_features == 8 + policy.critic.action_space.shape[0]
+    assert (policy.critic.q_net[0].bias is None) == (normalization == "batch")
+    spared = policy.critic.optimizer.param_groups[1]["params"]
+    assert any(policy.critic.q_net[1].weight is param for param in spared)
+
+
 def test_normalizations():
     sequences = {}
     for normalization in ("batch", "batch_renorm", "layer", "batch_layer", None):

@@ -42,7 +42,7 @@ from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
         ("action_noise", OrnsteinUhlenbeckNoise(np.zeros(3)), "(1, 2)"),
         ("action_noise", VectorizedActionNoise(OrnsteinUhlenbeckNoise(np.zeros(2)), 1), "must not be wrapped"),
         ("use_target_networks", "yes", "True, False"),
-        ("target_statistics", "moving", "'running', 'batch', 'running_update', 'batch_update'"),
+        ("target_statistics", "moving", "'running', 'batch', 'running_update', 'batch_update', 'joint'"),
         ("target_statistics_sync", "never", "'copy', 'polyak', None"),
         ("critic_loss_statistics", "running", "'batch_update', 'running_update'"),
         ("actor_loss_actor_statistics", "batch", "'batch_update', 'running_update'"),
@@ -64,6 +64,11 @@ def test_targets_without_any_statistics(make_model):
         make_model(target_statistics="running", target_statistics_sync=None)
 
 
+def test_joint_pass_with_target_networks(make_model):
+    with pytest.raises(ValueError, match=r"`target_statistics='joint'` is not allowed with target networks.*must be False"):
+        make_model(target_statistics="joint")
+
+
 @pytest.mark.parametrize(
     ("argument", "value", "allowed"),
     [
@@ -74,6 +79,7 @@ def test_targets_without_any_statistics(make_model):
         ("renorm_warmup_steps", -1, ">= 0"),
         ("final_init", 0, "> 0"),
         ("action_layer", 0, ">= 1"),
+        ("critic_norm_layers", "some", "'before_action', 'all'"),
         ("net_arch", [64, 0], ">= 1"),
         ("net_arch", [64, 3.5], "an integer"),
         ("net_arch", [64.0], "an integer"),

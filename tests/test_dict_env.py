@@ -50,6 +50,14 @@ def make_model(env, **kwargs) -> BNDDPG:
     return BNDDPG("MultiInputPolicy", env, **(arguments | kwargs))
 
 
+def test_joint_pass_over_a_dictionary():
+    model = make_model(DictEnv(MIXTURES["image and vector"]), use_target_networks=False, target_statistics="joint")
+    sizes = []
+    model.critic.q_net.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    model.learn(12)
+    assert sizes == [16, 8] * 2  # eight states and eight next states; the states again in the actor's loss
+
+
 @pytest.mark.parametrize("name", MIXTURES)
 @pytest.mark.parametrize("shared_extractor_loss", [None, "actor", "critic"])
 def test_mixtures(name, shared_extractor_loss, tmp_path):

@@ -43,6 +43,29 @@ CONFIGURATIONS = {
     "targets' own statistics": dict(target_statistics="batch_update", target_statistics_sync=None),
     "critic on the batch": dict(actor_loss_critic_statistics="batch"),
     "critic updating": dict(actor_loss_critic_statistics="batch_update"),
+    "all layers": dict(policy_kwargs=dict(critic_norm_layers="all")),
+    "all layers, action at the input": dict(policy_kwargs=dict(critic_norm_layers="all", action_layer=1)),
+    "all layers, layer norm": dict(policy_kwargs=dict(critic_norm_layers="all", normalization="layer")),
+    "all layers, critic on the batch": dict(
+        policy_kwargs=dict(critic_norm_layers="all"), actor_loss_critic_statistics="batch"
+    ),
+    "all layers, critic updating": dict(
+        policy_kwargs=dict(critic_norm_layers="all", action_layer=1), actor_loss_critic_statistics="batch_update"
+    ),
+    "joint": dict(use_target_networks=False, target_statistics="joint"),
+    "joint, no batch norm": dict(
+        use_target_networks=False, target_statistics="joint", policy_kwargs=dict(normalization=None, net_arch=[20])
+    ),
+    "joint, all layers": dict(
+        use_target_networks=False,
+        target_statistics="joint",
+        policy_kwargs=dict(critic_norm_layers="all", action_layer=1, net_arch=dict(pi=[16, 12], qf=[10, 20, 8])),
+    ),
+    "joint, batch norm, then layer norm": dict(
+        use_target_networks=False,
+        target_statistics="joint",
+        policy_kwargs=dict(critic_norm_layers="all", normalization="batch_layer", action_layer=1),
+    ),
 }
 
 NOT_COMPILED = "weight normalization"

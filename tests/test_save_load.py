@@ -26,6 +26,7 @@ UNUSUAL_POLICY = dict(
     renorm_warmup_steps=12,
     final_init=0.1,
     action_layer=3,
+    critic_norm_layers="all",
     optimizer_class=th.optim.AdamW,
     optimizer_kwargs=dict(betas=(0.8, 0.9)),
 )

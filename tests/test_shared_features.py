@@ -170,6 +170,22 @@ def test_without_target_networks(loss):
 
 
 @LOSSES
+def test_joint_pass(loss):
+    """The critic's pass is one over all observations; shared statistics move once a step, by their owner's pass."""
+    model = make_model(loss, use_target_networks=False, target_statistics="joint")
+    batch, norms = image_batch(model), shared_norms(model.actor)
+    sizes = []
+    model.critic.features_extractor.cnn[0].register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
+    model._gradient_step(batch)
+    # The actor's loss: the critic's pass over both, the actor's over next states, and once each in its loss
+    assert sizes == ([16] if loss == "critic" else [16, 8, 8, 8])
+    assert n_updates(norms) == {1}
+    assert n_updates(model.critic.own_norm_layers) == {1}
+    assert n_updates(model.actor.own_norm_layers) == {1}
+    model.learn(20)
+
+
+@LOSSES
 def test_save_load_and_go_on(loss, tmp_path):
     model = make_model(loss)
     model.learn(30)

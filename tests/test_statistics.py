@@ -7,7 +7,7 @@ from conftest import SMALL, random_batch
 from torch import nn
 
 from sb3_bn_ddpg.normalization import NormalizationConfig, StatisticsMixin
-from sb3_bn_ddpg.update import PassStatistics, actor_loss, gradient_step, move_targets, td_target
+from sb3_bn_ddpg.update import PassStatistics, actor_loss, gradient_step, joint_pass, move_targets, td_target
 
 NORMALIZATIONS = ["batch", "batch_renorm"]
 NAMES = ("actor", "critic", "actor_target", "critic_target")
@@ -122,6 +122,18 @@ def test_statistics_are_copied_to_the_targets_exactly(trained, normalization):
         for key, value in state[name].items():
             assert th.equal(value, state[f"{name}_target"][key]), key
             assert not th.equal(value, th.zeros_like(value)), key
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_joint_pass_moves_the_critic_once(trained, normalization, monkeypatch):
+    model = trained(normalization, use_target_networks=False, target_statistics="joint")
+    before = buffers(model)
+    joint_pass(model._networks, random_batch(model), 0.99, model._pass_statistics)
+    assert moved(model, before) == {"critic", "critic_target"}  # which are one
+    counter = "num_batches_tracked" if normalization == "batch" else "steps"
+    for name, expected in (("critic", 21), ("actor", 20)):
+        counts = {int(buffer) for key, buffer in getattr(model, name).named_buffers() if counter in key}
+        assert counts == {expected}
 
 
 def test_polyak_and_no_sync(trained):

@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import polyak_update
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.policies import MlpPolicy
-from sb3_bn_ddpg.update import Networks, PassStatistics, actor_loss, gradient_step, td_target
+from sb3_bn_ddpg.update import Networks, PassStatistics, actor_loss, gradient_step, joint_pass, td_target
 
 
 class FixedBuffer:
@@ -157,9 +157,10 @@ def double_networks(**kwargs) -> tuple[Networks, ReplayBufferSamples]:
 @pytest.mark.parametrize("critic_statistics", ["running", "batch", "batch_update"])
 @pytest.mark.parametrize("actor_statistics", ["batch_update", "running_update"])
 @pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
-def test_gradient_of_the_actor_through_the_critic(normalization, actor_statistics, critic_statistics):
+@pytest.mark.parametrize("norm_layers", ["before_action", "all"])
+def test_gradient_of_the_actor_through_the_critic(norm_layers, normalization, actor_statistics, critic_statistics):
     """Every entry of dL/dtheta by central differences in float64, with the statistics of each choice."""
-    nets, batch = double_networks(normalization=normalization, renorm_warmup_steps=1000)
+    nets, batch = double_networks(normalization=normalization, renorm_warmup_steps=1000, critic_norm_layers=norm_layers)
     statistics = PassStatistics(actor_loss_actor=actor_statistics, actor_loss_critic=critic_statistics)
     buffers = copy.deepcopy([dict(nets.actor.named_buffers()), dict(nets.critic.named_buffers())])
 
@@ -241,6 +242,52 @@ def test_step_is_algorithm_1():
     assert info.critic_loss.item() == pytest.approx(critic_loss.item())
     assert info.q_value.item() == pytest.approx(q_values.mean().item())
     assert info.td_target.item() == pytest.approx(y.mean().item())
+
+
+@pytest.mark.parametrize("critic_norm_layers", ["before_action", "all"])
+def test_joint_step(critic_norm_layers):
+    """One pass of the critic over states and next states, written out: statistics of both, gradient of the states' Q alone."""
+    nets, batch = double_networks(critic_norm_layers=critic_norm_layers)
+    nets = Networks(nets.actor, nets.critic, nets.actor, nets.critic)
+    batch = batch._replace(dones=(th.arange(12.0).view(12, 1) % 3 == 0).double())
+    critic, actor = copy.deepcopy(nets.critic).train(), copy.deepcopy(nets.actor).eval()
+    before = copy.deepcopy(nets.critic.state_dict())
+    captured = {}
+    nets.critic.optimizer.register_step_pre_hook(
+        lambda *_: captured.update({name: param.grad.clone() for name, param in nets.critic.named_parameters()})
+    )
+    info = gradient_step(nets, batch, gamma=0.9, tau=0.01, statistics=PassStatistics(target="joint"))
+
+    obs = th.cat([batch.observations, batch.next_observations])
+    with th.no_grad():
+        actions = th.cat([batch.actions, actor(batch.next_observations)])
+    q_values = critic(obs, actions)[0]
+    y = (batch.rewards + 0.9 * (1 - batch.dones) * q_values[12:]).detach()
+    critic_loss = (y - q_values[:12]).square().mean()
+    critic.zero_grad()
+    critic_loss.backward()
+    assert info.critic_loss.item() == pytest.approx(critic_loss.item())
+    assert info.q_value.item() == pytest.approx(q_values[:12].mean().item())
+    assert info.td_target.item() == pytest.approx(y.mean().item())
+    for name, param in critic.named_parameters():
+        np.testing.assert_allclose(captured[name].numpy(), param.grad.numpy(), rtol=1e-9, atol=1e-12, err_msg=name)
+    # The running statistics moved once, by those of both
+    for name, buffer in critic.named_buffers():
+        assert th.allclose(nets.critic.state_dict()[name], buffer), name
+        assert not th.equal(buffer, before[name]), name
+
+
+def test_joint_pass_sees_what_separate_passes_hide():
+    """Next states that are the states, shifted: each normalised alone they look the same, together they do not."""
+    nets, batch = double_networks(action_layer=1)
+    nets = Networks(nets.actor, nets.critic, nets.actor, nets.critic)
+    nets.actor.mu[-2].weight.data.zero_()  # one action everywhere, so that only the states count
+    shifted = batch._replace(next_observations=batch.observations + 5)
+    same = batch._replace(next_observations=batch.observations.clone())
+    separate = [td_target(nets, each, 1.0, PassStatistics()) for each in (same, shifted)]
+    assert th.allclose(*separate)
+    joint = [joint_pass(nets, each, 1.0, PassStatistics(target="joint"))[1].detach() for each in (same, shifted)]
+    assert (joint[0] - joint[1]).abs().max() > 0.1
 
 
 def test_n_step_discounts_replace_gamma():

@@ -146,6 +146,7 @@ POLICY_KWARGS = dict(
     renorm_warmup_steps=st.sampled_from([0, 2, 1.5]),
     final_init=st.sampled_from([3e-3, 0.0, 10.0]),
     action_layer=st.sampled_from([1, 2, 9, 0]),
+    critic_norm_layers=st.sampled_from(["before_action", "all", "none"]),
     optimizer_class=st.sampled_from([th.optim.Adam, th.optim.SGD]),
     share_features_extractor=st.booleans(),
     shared_extractor_loss=st.sampled_from(["actor", "critic"]),
