@@ -130,7 +130,9 @@ class NormReLU:
         assert moments is not None
         wanted = [True, False, False]
         if self.is_layer_norm:
-            grads = th.ops.aten.native_layer_norm_backward(grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted)
+            grads = th.ops.aten.native_layer_norm_backward(
+                grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
+            )
         else:
             of_batch = moments if is_batch else (None, None)
             grads = th.ops.aten.native_batch_norm_backward(
