@@ -189,7 +189,7 @@ def test_sampler_covers_what_a_search_should_vary():
     assert set(trial.params) == {
         *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
         *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum"),
-        *("noise_type", "noise_sigma", "noise_dt"),
+        *("critic_norm_layers", "action_layer", "use_target_networks", "noise_type", "noise_sigma", "noise_dt"),
     }
 
 
@@ -218,6 +218,8 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
         assert model.critic_learning_rate(1.0) == params["critic_learning_rate"]
         assert model.critic_weight_decay == params["critic_weight_decay"]
         assert model.tau == params["tau"]
+        assert model.use_target_networks == params["use_target_networks"]
+        assert model.target_statistics == ("batch" if model.use_target_networks else "joint")
         assert model.batch_size == 2 ** params["batch_size_pow"]
         assert model.train_freq.frequency == 2 ** params["train_freq_pow"]
         assert model.gradient_steps == max(int(model.train_freq.frequency * params["updates_per_step"]), 1)
@@ -225,7 +227,7 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
 
 
 @pytest.mark.parametrize(
-    "policy_kwargs", [{"action_layer": 1, "net_arch": [8]}, "dict(action_layer=1, net_arch=[8], activation_fn=nn.Tanh)"]
+    "policy_kwargs", [{"final_init": 0.01, "net_arch": [8]}, "dict(final_init=0.01, net_arch=[8], activation_fn=nn.Tanh)"]
 )
 def test_sampled_policy_kwargs_keep_the_files_other_entries(policy_kwargs, tmp_path):
     """In the search, and again when a trial is trained."""
@@ -251,7 +253,7 @@ def test_sampled_policy_kwargs_keep_the_files_other_entries(policy_kwargs, tmp_p
         ALGOS["bn_ddpg"] = BNDDPG
     assert len(seen) == 3
     for kwargs in seen:
-        assert kwargs["action_layer"] == 1
+        assert kwargs["final_init"] == 0.01
         assert kwargs["net_arch"] != [8]
         assert "norm_momentum" in kwargs
         assert kwargs.get("activation_fn") is (th.nn.Tanh if isinstance(policy_kwargs, str) else None)
@@ -283,9 +285,9 @@ def test_trial_of_the_zoos_ddpg_can_be_trained(noise_type, expected, tmp_path):
 
 
 def test_threads_do_not_share_policy_kwargs():
-    with file_policy_kwargs({"action_layer": 1}):
-        assert all(sampled["policy_kwargs"]["action_layer"] == 1 for sampled, _ in trials(2))
-    assert all("action_layer" not in sampled["policy_kwargs"] for sampled, _ in trials(2))
+    with file_policy_kwargs({"final_init": 0.01}):
+        assert all(sampled["policy_kwargs"]["final_init"] == 0.01 for sampled, _ in trials(2))
+    assert all("final_init" not in sampled["policy_kwargs"] for sampled, _ in trials(2))
 
 
 def test_trials_do_not_share_the_files_noise(tmp_path):

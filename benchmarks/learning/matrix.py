@@ -191,7 +191,15 @@ FACTORS: dict[str, dict[str, Variant]] = {
     },
     "critic's weight decay (base: 0)": {"ablation_decay": _changed("1e-2 (paper)", critic_weight_decay=1e-2)},
     "tau (base: 0.005)": {"ablation_tau_small": _changed("0.001 (paper)", tau=0.001)},
-    "target networks (base: with)": {"ablation_no_targets": _changed("without", use_target_networks=False)},
+    "target networks (base: with)": {
+        "ablation_no_targets": _changed("without", use_target_networks=False),
+        "ablation_joint": _changed(
+            "without, states and next states in one pass", use_target_networks=False, target_statistics="joint"
+        ),
+    },
+    "normalised layers of the critic (base: before the action)": {
+        "ablation_all_layers": _changed("all", dict(critic_norm_layers="all")),
+    },
     "actor's learning rate (base: 1e-3)": {"ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4)},
     "critic's weights of fixed norm, as CrossQ + WN (base: free)": {
         "ablation_fixed_norm_critic": _changed("fixed", weight_normalization="critic"),
@@ -211,8 +219,16 @@ def _tuned() -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key not in ("n_timesteps", "policy", "learning_starts")}
 
 
-VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+def _tuned_with(label: str, normalization: str | None) -> Variant:
+    kwargs = _tuned()
+    return Variant(label, "bn_ddpg", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | dict(normalization=normalization)))
 
+
+VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+VARIANTS["tuned_no_norm"] = _tuned_with("tuned, no normalisation", None)
+VARIANTS["tuned_layer_norm"] = _tuned_with("tuned, layer norm", "layer")
+
+TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
 WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cartpole-swingup-v0")
@@ -233,6 +249,7 @@ GROUPS: dict[str, Group] = {
         3,
     ),
     "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
+    "tuned_norms": Group("Does batch norm help the tuned profile?", _cells(TUNED_NORMS[1:], TUNING), 3),
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""

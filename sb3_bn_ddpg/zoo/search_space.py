@@ -9,6 +9,7 @@ import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
 
 from sb3_bn_ddpg.normalization import Normalization
+from sb3_bn_ddpg.policies import CriticNormLayers
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}
@@ -57,6 +58,9 @@ def sample_bn_ddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     trial.suggest_categorical("normalization", [*get_args(Normalization), None])
     trial.suggest_float("norm_momentum", 1e-3, 0.3, log=True)
+    trial.suggest_categorical("critic_norm_layers", list(get_args(CriticNormLayers)))
+    trial.suggest_categorical("action_layer", [1, 2])
+    trial.suggest_categorical("use_target_networks", [True, False])
     trial.suggest_categorical("noise_type", ["ou", "normal", None])
     trial.suggest_float("noise_sigma", 0.02, 0.6, log=True)
     trial.suggest_float("noise_dt", 1e-2, 1.0, log=True)
@@ -94,12 +98,17 @@ def convert_bn_ddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "batch_size": 2 ** sampled_params["batch_size_pow"],
         "train_freq": train_freq,
         "gradient_steps": max(int(train_freq * sampled_params["updates_per_step"]), 1),
+        "use_target_networks": sampled_params["use_target_networks"],
+        # Without target networks, states and next states in one pass: in two, batch norm diverges where episodes end early
+        "target_statistics": "batch" if sampled_params["use_target_networks"] else "joint",
         # Named also when it is None, or the noise of the file would stay
         "action_noise": noise,
         "policy_kwargs": {
             "net_arch": NET_ARCHS[sampled_params["net_arch"]],
             "normalization": sampled_params["normalization"],
             "norm_momentum": sampled_params["norm_momentum"],
+            "critic_norm_layers": sampled_params["critic_norm_layers"],
+            "action_layer": sampled_params["action_layer"],
         },
     }
     her_kwargs = {key: sampled_params[key] for key in ("n_sampled_goal", "goal_selection_strategy") if key in sampled_params}
