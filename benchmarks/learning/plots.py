@@ -32,6 +32,8 @@ mpl.rcParams.update(
 
 COLORS = {
     "tuned": "tab:red",
+    "tuned_no_norm": "tab:brown",
+    "tuned_layer_norm": "tab:orange",
     "paper": "tab:purple",
     "paper_no_norm": "tab:brown",
     "paper_no_targets": "tab:olive",

@@ -23,7 +23,18 @@ from benchmarks.learning.figures import (
     seconds_per_step,
     seeds_of,
 )
-from benchmarks.learning.matrix import FACTORS, FIGURE2, HELD_OUT, PEERS, TASKS, TUNING, VARIANTS, WIDE_TASKS, Budget
+from benchmarks.learning.matrix import (
+    FACTORS,
+    FIGURE2,
+    HELD_OUT,
+    PEERS,
+    TASKS,
+    TUNED_NORMS,
+    TUNING,
+    VARIANTS,
+    WIDE_TASKS,
+    Budget,
+)
 from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
@@ -33,6 +44,8 @@ CONTENDERS = ("tuned", "paper", *PEERS)
 COMPARISONS = (
     ("paper", "paper_no_norm"),
     ("paper", "paper_no_targets"),
+    ("tuned", "tuned_no_norm"),
+    ("tuned", "tuned_layer_norm"),
     ("tuned", "sb3_ddpg"),
     ("tuned", "sb3_td3"),
     ("tuned", "crossq_256"),
@@ -70,6 +83,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         parts += ["## In one table", comparison_table(rows)]
         pixels = read_pixels(PIXELS)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
+        parts += section(rows, "The tuned profile, with and without its batch norm", TUNED_NORMS, pictures, "tuned_norms")
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
