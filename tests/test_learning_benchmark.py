@@ -28,6 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.learning import figures, matrix, plots, report, store
 from benchmarks.learning.algorithms import build
+from benchmarks.learning.constant_actions import constant_returns, share_of
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
 from benchmarks.learning.matrix import GROUPS, HELD_OUT, TASKS, TUNING, VARIANTS, Budget, Unit, Variant, config_hash
@@ -389,6 +390,13 @@ def test_the_curve_from_pixels_joins_figure_2(tmp_path: Path):
     lines = {axes.get_title(): [tuple(line.get_ydata()) for line in axes.get_lines()] for axes in figure.axes}
     assert [task for task, drawn in lines.items() if (7.5, 75.0) in drawn] == ["dm_control/cartpole-swingup-v0"]
     assert len(figures.read_pixels(tmp_path / "nothing")) == 0
+
+
+def test_constant_actions_at_the_bounds():
+    left, right = constant_returns(PENDULUM, 5)
+    assert 15 < min(left, right) < max(left, right) < 30  # the pendulum falls, to either side
+    returns = pd.Series([left, right * 1.001, right * 1.01, 9_000.0])
+    assert share_of(returns, [left, right]) == 0.5
 
 
 def test_the_report_of_nothing(tmp_path: Path):
