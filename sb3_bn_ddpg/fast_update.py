@@ -77,17 +77,19 @@ class FastUpdate:
         obs, next_obs = (x.flatten(1).to(self.dtype) for x in (batch.observations, batch.next_observations))
         actions, n = batch.actions, len(obs)
 
-        # The TD target y = r + gamma Q'(s', mu'(s')), unless the critic's pass is a joint one
+        # The next states' Q'(s', mu'(s')), which a joint pass has from the critic's own pass below
         use, is_joint = self.statistics.target, self.statistics.target == "joint"
         next_actions = self.actor_target.forward(next_obs, "running" if use == "joint" else use).output.tanh_()
-        if use != "joint":
+        q_obs, q_actions = obs, actions
+        if use == "joint":
+            q_obs, q_actions = th.cat([obs, next_obs]), th.cat([actions, next_actions])
+        else:
             next_features = self.state_net_target.forward(next_obs, use).output
             next_q = self.q_net_target.forward(th.cat([next_features, next_actions], dim=1), use).output
 
-        # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
+        # The critic's loss mean (Q(s, a) - y)^2 with the TD target y = r + gamma Q'(s', mu'(s')), its gradient and its step
         use = self.statistics.critic_loss
-        state_pass = self.state_net.forward(th.cat([obs, next_obs]) if is_joint else obs, use)
-        q_actions = th.cat([actions, next_actions]) if is_joint else actions
+        state_pass = self.state_net.forward(q_obs, use)
         q_pass = self.q_net.forward(th.cat([state_pass.output, q_actions], dim=1), use)
         q_values = q_pass.output[:n]
         if is_joint:
