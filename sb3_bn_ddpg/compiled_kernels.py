@@ -203,13 +203,13 @@ def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
     outputs, linear_outputs, means, invstds, grads = memory
     for i in range(n_layers - 1, -1, -1):
         grad, relu, k = grads[i + 1], i < n_hidden, i + 1
-        if gammas[k].size > 0:
+        if running_means[k].size > 0 and mode == RUNNING:
+            normalise_backward_fixed(grad, outputs[k], gammas[k], invstds[k], relu)
+        elif gammas[k].size > 0:
             gamma_grad, beta_grad = gamma_grads[k], beta_grads[k]
             if not fill:
                 gamma_grad, beta_grad = np.empty_like(gamma_grad), np.empty_like(beta_grad)
-            if running_means[k].size > 0 and mode == RUNNING:
-                normalise_backward_fixed(grad, outputs[k], gammas[k], invstds[k], relu)
-            elif running_means[k].size > 0:
+            if running_means[k].size > 0:
                 normalise_backward(
                     grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, False, gamma_grad, beta_grad
                 )

@@ -79,67 +79,42 @@ class NormReLU:
         x: th.Tensor,
         moments: tuple[th.Tensor, th.Tensor] | None,
         is_input: bool = False,
+        is_batch: bool = True,
+        fill: bool = True,
     ) -> th.Tensor:
         """
-        Fill the gradients of the normalisation's parameters, if there are any.
+        Fill the gradients of the normalisation's parameters, if there are any and they are wanted.
 
         :param grad: Gradient of the outputs y
         :param y: What ``forward`` returned
         :param x: What it was given
         :param moments: The others it returned
         :param is_input: Whether x is the network's input, whose gradient nobody wants
+        :param is_batch: Whether batch norm normalised with the statistics of the batch, which depend on x, and not with the
+            running ones, which are constants
+        :param fill: Whether the gradients of the parameters are wanted
         :return: Gradient of x
         """
         if self.relu:
             grad = th.ops.aten.threshold_backward(grad, y, 0)
         if self.has_norm:
             assert moments is not None
-            assert self.weight_grad is not None
-            assert self.bias_grad is not None
-            wanted = [not is_input, True, True]
+            wanted = [not is_input, fill, fill]
             if self.is_layer_norm:
                 grad, weight_grad, bias_grad = th.ops.aten.native_layer_norm_backward(
                     grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
                 )
             else:
+                of_batch = moments if is_batch else (None, None)
                 grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
-                    grad, x, self.weight, None, None, *moments, True, self.eps, wanted
+                    grad, x, self.weight, self.mean, self.var, *of_batch, is_batch, self.eps, wanted
                 )
-            self.weight_grad.copy_(weight_grad)
-            self.bias_grad.copy_(bias_grad)
+            if fill:
+                assert self.weight_grad is not None
+                assert self.bias_grad is not None
+                self.weight_grad.copy_(weight_grad)
+                self.bias_grad.copy_(bias_grad)
         return grad
-
-    def input_gradient(
-        self, grad: th.Tensor, y: th.Tensor, x: th.Tensor, moments: tuple[th.Tensor, th.Tensor] | None, is_batch: bool
-    ) -> th.Tensor:
-        """
-        The gradient of the input alone.
-
-        :param grad: Gradient of the outputs y
-        :param y: What ``forward`` returned
-        :param x: What it was given
-        :param moments: The others it returned
-        :param is_batch: Whether batch norm normalised with the statistics of the batch, which depend on x, and not with the
-            running ones, which are constants
-        :return: Gradient of x
-        """
-        if self.relu:
-            grad = th.ops.aten.threshold_backward(grad, y, 0)
-        if not self.has_norm:
-            return grad
-        assert moments is not None
-        wanted = [True, False, False]
-        if self.is_layer_norm:
-            grads = th.ops.aten.native_layer_norm_backward(
-                grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
-            )
-        else:
-            of_batch = moments if is_batch else (None, None)
-            grads = th.ops.aten.native_batch_norm_backward(
-                grad, x, self.weight, self.mean, self.var, *of_batch, is_batch, self.eps, wanted
-            )
-        gradient: th.Tensor = grads[0]
-        return gradient
 
 
 class Mlp:
@@ -221,7 +196,7 @@ class Mlp:
         outputs = [*forward.inputs[2:], forward.output]
         for index in reversed(range(len(self.weights))):
             linear_output, moments = forward.linear_outputs[index], forward.moments[index + 1]
-            grad = self.followers[index].input_gradient(grad, outputs[index], linear_output, moments, is_batch)
+            grad = self.followers[index].backward(grad, outputs[index], linear_output, moments, is_batch=is_batch, fill=False)
             grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, columns])
         return grad
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
 from sb3_bn_ddpg.flat_storage import FlatStorage
+from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
@@ -78,10 +79,11 @@ class FastUpdate:
         actions, n = batch.actions, len(obs)
 
         # The next states' Q'(s', mu'(s')), which a joint pass has from the critic's own pass below
-        use, is_joint = self.statistics.target, self.statistics.target == "joint"
-        next_actions = self.actor_target.forward(next_obs, "running" if use == "joint" else use).output.tanh_()
+        is_joint = self.statistics.target == "joint"
+        use: Statistics = "running" if self.statistics.target == "joint" else self.statistics.target
+        next_actions = self.actor_target.forward(next_obs, use).output.tanh_()
         q_obs, q_actions = obs, actions
-        if use == "joint":
+        if is_joint:
             q_obs, q_actions = th.cat([obs, next_obs]), th.cat([actions, next_actions])
         else:
             next_features = self.state_net_target.forward(next_obs, use).output

@@ -371,8 +371,12 @@ class BNDDPGPolicy(BasePolicy):
         self.critic_kwargs = (
             self.net_kwargs
             | spaces_kwargs
-            | dict(net_arch=critic_arch, owns_features_extractor=critic_owns)
-            | dict(action_layer=action_layer, norm_layers=critic_norm_layers)
+            | dict(
+                net_arch=critic_arch,
+                owns_features_extractor=critic_owns,
+                action_layer=action_layer,
+                norm_layers=critic_norm_layers,
+            )
         )
         self._build(lr_schedule)
 

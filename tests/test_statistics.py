@@ -28,6 +28,12 @@ def moved(model, before) -> set[str]:
     return result
 
 
+def counts(model) -> dict[str, set[int]]:
+    """How often each network's layers were updated: batch norm's counters, or batch renorm's."""
+    counters = ("num_batches_tracked", "steps")
+    return {name: {int(b) for key, b in getattr(model, name).named_buffers() if key.endswith(counters)} for name in NAMES}
+
+
 @pytest.fixture
 def trained(make_model):
     """A function: a model whose statistics have left their initial values, the targets' included."""
@@ -99,17 +105,10 @@ def test_target_statistics_move(trained, normalization, target, expected):
 def test_critic_loss_moves_the_critic_once(trained, normalization, monkeypatch):
     """In a whole default step the critic's counter advances by one, the actor's by one, and the targets get both."""
     model = trained(normalization)
-    counter = "num_batches_tracked" if normalization == "batch" else "steps"
-
-    def counts() -> dict[str, set[int]]:
-        return {
-            name: {int(buffer) for key, buffer in getattr(model, name).named_buffers() if counter in key} for name in NAMES
-        }
-
-    assert counts() == {name: {20} for name in NAMES}
+    assert counts(model) == {name: {20} for name in NAMES}
     gradient_step(model._networks, random_batch(model), 0.99, 0.001, model._pass_statistics)
     # With batch renorm these are the step counters, which switch a layer from its warm-up to renormalisation
-    assert counts() == {name: {21} for name in NAMES}
+    assert counts(model) == {name: {21} for name in NAMES}
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -125,15 +124,12 @@ def test_statistics_are_copied_to_the_targets_exactly(trained, normalization):
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_joint_pass_moves_the_critic_once(trained, normalization, monkeypatch):
+def test_joint_pass_moves_the_critic_once(trained, normalization):
     model = trained(normalization, use_target_networks=False, target_statistics="joint")
     before = buffers(model)
     joint_pass(model._networks, random_batch(model), 0.99, model._pass_statistics)
     assert moved(model, before) == {"critic", "critic_target"}  # which are one
-    counter = "num_batches_tracked" if normalization == "batch" else "steps"
-    for name, expected in (("critic", 21), ("actor", 20)):
-        counts = {int(buffer) for key, buffer in getattr(model, name).named_buffers() if counter in key}
-        assert counts == {expected}
+    assert counts(model) == dict(actor={20}, actor_target={20}, critic={21}, critic_target={21})
 
 
 def test_polyak_and_no_sync(trained):

@@ -65,9 +65,10 @@ def main() -> None:
     constants = {task: constant_returns(task, budget.episodes) for task in TASKS}
     lines = [["constant actions: least to largest return", *(f"{min(c):.1f} to {max(c):.1f}" for c in constants.values())]]
     for variant in rows["variant"].drop_duplicates():
-        own = [rows.loc[(rows["variant"] == variant) & (rows["task"] == task), "return_mean"] for task in TASKS]
-        shares = [share_of(part, constants[task]) if len(part) else None for part, task in zip(own, TASKS, strict=True)]
-        cells = [MISSING if share is None else f"{share:.0%} of {len(part)}" for share, part in zip(shares, own, strict=True)]
+        own = {task: rows.loc[(rows["variant"] == variant) & (rows["task"] == task), "return_mean"] for task in TASKS}
+        cells = [
+            f"{share_of(part, constants[task]):.0%} of {len(part)}" if len(part) else MISSING for task, part in own.items()
+        ]
         lines.append([VARIANTS[variant].label, *cells])
     print(table(["Evaluations that are a constant action's", *TASKS], lines))
 

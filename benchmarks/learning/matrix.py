@@ -219,12 +219,14 @@ def _tuned() -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if key not in ("n_timesteps", "policy", "learning_starts")}
 
 
+VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+
+
 def _tuned_with(label: str, normalization: str | None) -> Variant:
-    kwargs = _tuned()
+    kwargs = VARIANTS["tuned"].kwargs
     return Variant(label, "bn_ddpg", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | dict(normalization=normalization)))
 
 
-VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
 VARIANTS["tuned_no_norm"] = _tuned_with("tuned, no normalisation", None)
 VARIANTS["tuned_layer_norm"] = _tuned_with("tuned, layer norm", "layer")
 
