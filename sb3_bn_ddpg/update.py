@@ -198,18 +198,23 @@ def joint_pass(
         extracts them for both networks
     """
     actor, critic, use, n = nets.actor, nets.critic, statistics.critic_loss, len(batch.actions)
-    # The critic normalises with the statistics of s and s' together and updates its running ones by them, once (default).
-    # The gradient of the loss of Q(s, a) reaches s' through these statistics only.
-    features = critic.forward_with(use, concatenated(batch.observations, batch.next_observations), part=critic.features)
-    with th.no_grad():
-        # What the policy would do at s': the actor normalises with its running statistics and updates nothing
-        if actor.owns_features_extractor:
+    all_obs = concatenated(batch.observations, batch.next_observations)
+    # What the policy would do at s': the actor normalises with its running statistics and updates nothing. The critic
+    # normalises with the statistics of s and s' together and updates its running ones by them, once (default). The gradient
+    # of the loss of Q(s, a) reaches s' through these statistics only.
+    if actor.owns_features_extractor:
+        shared_features = None
+        with th.no_grad():
             next_actions = actor.forward_with("running", batch.next_observations)
-        else:
+        all_q_values = critic.forward_with(use, all_obs, th.cat([batch.actions, next_actions]))[0]
+    else:
+        features = critic.forward_with(use, all_obs, part=critic.features)
+        shared_features = features[:n]
+        with th.no_grad():
             next_actions = actor.forward_with("running", features[n:], part=actor.actions_of)
-    actions = th.cat([batch.actions, next_actions])
-    q_values, next_q_values = critic.forward_with(use, features, actions, part=critic.values_of).split(n)
-    shared_features = None if actor.owns_features_extractor else features[:n]
+        actions = th.cat([batch.actions, next_actions])
+        all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)
+    q_values, next_q_values = all_q_values.split(n)
     return q_values, discounted(batch, gamma, next_q_values.detach()), shared_features
 
 

@@ -177,8 +177,8 @@ def test_joint_pass(loss):
     sizes = []
     model.critic.features_extractor.cnn[0].register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
     model._gradient_step(batch)
-    # The actor's loss: the critic's pass over both, the actor's over next states, and once each in its loss
-    assert sizes == ([16] if loss == "critic" else [16, 8, 8, 8])
+    # The actor's loss: the actor's pass over next states, the critic's over both, and once each in its loss
+    assert sizes == ([16] if loss == "critic" else [8, 16, 8, 8])
     assert n_updates(norms) == {1}
     assert n_updates(model.critic.own_norm_layers) == {1}
     assert n_updates(model.actor.own_norm_layers) == {1}

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.policies import MlpPolicy
+from sb3_bn_ddpg.policies import Critic, MlpPolicy
 from sb3_bn_ddpg.update import Networks, PassStatistics, actor_loss, gradient_step, joint_pass, td_target
 
 
@@ -288,6 +288,23 @@ def test_joint_pass_sees_what_separate_passes_hide():
     assert th.allclose(*separate)
     joint = [joint_pass(nets, each, 1.0, PassStatistics(target="joint"))[1].detach() for each in (same, shifted)]
     assert (joint[0] - joint[1]).abs().max() > 0.1
+
+
+def test_joint_pass_asks_a_critic_of_ones_own():
+    """A subclass may override ``forward`` alone, as every SB3 critic may."""
+
+    class RaisedCritic(Critic):
+        def forward(self, obs, actions):
+            return (super().forward(obs, actions)[0] + 10,)
+
+    nets, batch = double_networks()
+    nets = Networks(nets.actor, nets.critic, nets.actor, nets.critic)
+    batch = batch._replace(dones=th.zeros_like(batch.dones))
+    q_values, target, _ = joint_pass(nets, batch, 0.5, PassStatistics(target="joint"))
+    nets.critic.__class__ = RaisedCritic
+    raised_q_values, raised_target, _ = joint_pass(nets, batch, 0.5, PassStatistics(target="joint"))
+    assert th.allclose(raised_q_values, q_values + 10)
+    assert th.allclose(raised_target, target + 5)
 
 
 def test_n_step_discounts_replace_gamma():
