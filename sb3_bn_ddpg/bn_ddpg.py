@@ -26,7 +26,7 @@ from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatisti
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.space_checks import check_spaces, value_errors
-from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, gradient_step
+from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in so many updates: they cost as much as a tenth of one."""
@@ -68,6 +68,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         at a cost of more complexity.
         See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
+    :param policy_delay: The actor and the target networks are only updated once every ``policy_delay`` updates of the critic
+        (>= 1)
     :param critic_learning_rate: Learning rate of the critic (>= 0), a number or a schedule
     :param critic_weight_decay: L2 weight decay of the critic's weights (>= 0; its biases, and batch norm's gamma and beta
         are spared): with Adam, this times the weight is added to the gradient of the loss
@@ -134,6 +136,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         replay_buffer_kwargs: dict[str, Any] | None = None,
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
+        policy_delay: int = 1,
         critic_learning_rate: float | Schedule = 1e-3,
         critic_weight_decay: float = 1e-2,
         use_target_networks: bool = True,
@@ -181,6 +184,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             supported_action_spaces=(spaces.Box,),
             support_multi_env=True,
         )
+        self.policy_delay = policy_delay
         self.critic_learning_rate = critic_learning_rate
         self.critic_weight_decay = critic_weight_decay
         self.use_target_networks = use_target_networks
@@ -238,6 +242,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         # SB3 has no n-step replay buffer for dictionaries
         is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
         check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
+        check_number("policy_delay", self.policy_delay, low=1, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         if self.seed is not None:
             check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
@@ -379,23 +384,24 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :param batch_size: Number of transitions in each of them
         """
         self._update_optimizers()
-        is_measured = -self._n_updates % DIAGNOSTICS_INTERVAL < gradient_steps
+        # Once in so many updates of the actor, at one of them
+        interval = DIAGNOSTICS_INTERVAL * self.policy_delay
+        is_measured = (self.policy_delay - 1 - self._n_updates) % interval < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
         assert self.replay_buffer is not None
 
         infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
+            self._n_updates += 1
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            infos.append(self._gradient_step(batch))
-        self._n_updates += gradient_steps
+            infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
-        # One transfer from the device for all values of all steps
-        means = th.stack([value for info in infos for value in info]).view(gradient_steps, -1).mean(dim=0).tolist()
-        self._learning_guard.check(self, UpdateInfo(*means))
-        for name, value in zip(UpdateInfo._fields, means, strict=True):
+        means = averages(infos)
+        self._learning_guard.check(self, means)
+        for name, value in means.items():
             self.logger.record(f"train/{name}", value)
         for network in earlier:
             name = "actor" if network is self.actor else "critic"
@@ -410,19 +416,20 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
 
-    def _gradient_step(self, batch: Batch) -> UpdateInfo:
+    def _gradient_step(self, batch: Batch, update_actor: bool = True) -> UpdateInfo:
         """
         One gradient step, by the fast update where it can be used.
 
         :param batch: Transitions sampled from the replay buffer
+        :param update_actor: Whether it updates the actor and the target networks, too
         :return: Losses and values of this step
         """
         fast_update = self._current_fast_update()
         if fast_update is not None:
-            return fast_update.gradient_step(batch, self.gamma, self.tau)
+            return fast_update.gradient_step(batch, self.gamma, self.tau, update_actor)
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
-        return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics)
+        return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
 
     def _find_fast_update_classes(self) -> list[type[FastUpdate]]:
         """

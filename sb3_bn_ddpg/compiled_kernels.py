@@ -289,7 +289,9 @@ def move(target, values, tau):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def gradient_step(online, target, memories, joint_memories, q_grads, batch, modes, optimizers, settings):  # type: ignore[no-untyped-def]
+def gradient_step(  # type: ignore[no-untyped-def]
+    online, target, memories, joint_memories, q_grads, batch, modes, optimizers, settings, update_actor
+):
     """
     Algorithm 1, as ``update.gradient_step``, up to the target networks' move.
 
@@ -304,7 +306,8 @@ def gradient_step(online, target, memories, joint_memories, q_grads, batch, mode
     :param modes: Of the target, the critic's loss, the actor and the critic in the actor's loss
     :param optimizers: Groups of the actor's and of the critic's optimizer
     :param settings: Theirs
-    :return: Actor's loss, critic's loss, means of Q(s, a), its absolute value and the TD target
+    :param update_actor: Whether to update the actor, too
+    :return: Actor's loss (zero without its update), critic's loss, means of Q(s, a), its absolute value and the TD target
     """
     actor, state_net, q_net = online
     actor_memory, state_memory, q_memory, joined = memories
@@ -351,6 +354,9 @@ def gradient_step(online, target, memories, joint_memories, q_grads, batch, mode
             features_grad[i, j] = q_input_grad[i, j]
     backward(state_net, critic_memories[0], critic_inputs[0], modes[1], True)
     adam(optimizers[1], settings[1])
+    critic_reports = loss / n, mean_q / n, mean_abs_q / n, mean_y / n
+    if not update_actor:
+        return 0.0, *critic_reports
 
     # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
     forward(actor, actor_memory, obs, modes[2])
@@ -373,4 +379,4 @@ def gradient_step(online, target, memories, joint_memories, q_grads, batch, mode
             mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j])
     backward(actor, actor_memory, obs, modes[2], True)
     adam(optimizers[0], settings[0])
-    return actor_loss / n, loss / n, mean_q / n, mean_abs_q / n, mean_y / n
+    return actor_loss / n, *critic_reports

@@ -26,6 +26,8 @@ MODES = {
     "batch_update": kernels.BATCH_UPDATE,
     "joint": kernels.JOINT,
 }
+N_ADAM_SETTINGS = 6
+"""What a step of Adam is made with, for one group of parameters (see ``adam_settings``)."""
 
 
 class CompiledUpdate(FastUpdate):
@@ -53,6 +55,7 @@ class CompiledUpdate(FastUpdate):
         self.optimizers = tuple(
             tuple(tuple(flat[0].numpy() for flat in tensors) for _, tensors, _ in storage.slices) for storage in storages
         )
+        self.no_step = np.empty((len(self.optimizers[0]), N_ADAM_SETTINGS))
         self.n = 0
         # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
@@ -76,7 +79,7 @@ class CompiledUpdate(FastUpdate):
         self.q_grads = np.empty((width, action_dim), dtype), np.empty((n, action_dim), dtype)
 
     @th.inference_mode()
-    def gradient_step(self, batch: Batch, gamma: float, tau: float) -> UpdateInfo:
+    def gradient_step(self, batch: Batch, gamma: float, tau: float, update_actor: bool = True) -> UpdateInfo:
         """As ``FastUpdate.gradient_step``."""
         assert isinstance(batch.observations, th.Tensor)
         assert isinstance(batch.next_observations, th.Tensor)
@@ -87,7 +90,7 @@ class CompiledUpdate(FastUpdate):
         arrays = tuple(
             np.ascontiguousarray(x.to(self.dtype).numpy()) for x in (obs, batch.actions, next_obs, batch.rewards, discounts)
         )
-        settings = tuple(adam_settings(storage) for storage in (self.actor_storage, self.critic_storage))
+        settings = adam_settings(self.actor_storage) if update_actor else self.no_step, adam_settings(self.critic_storage)
         with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
             values = kernels.gradient_step(
                 self.online,
@@ -99,9 +102,11 @@ class CompiledUpdate(FastUpdate):
                 self.modes,
                 self.optimizers,
                 settings,
+                update_actor,
             )
-        self._finish_step(tau)
-        return UpdateInfo(*th.tensor(values, dtype=self.dtype).unbind())
+        self._finish_step(tau, update_actor)
+        actor_loss, *others = th.tensor(values, dtype=self.dtype).unbind()
+        return UpdateInfo(actor_loss if update_actor else None, *others)
 
     def _move(self, target: th.Tensor, values: th.Tensor, tau: float) -> None:
         # PyTorch would wake its threads, which then wait beside those of the matrix products
@@ -166,7 +171,7 @@ def adam_settings(storage: FlatStorage) -> Array:
     Count a step of the optimizer.
 
     :param storage: The storage
-    :return: What the step is made with, a row for each group of parameters
+    :return: What the step is made with, a row of ``N_ADAM_SETTINGS`` for each group of parameters
     """
     rows = []
     for group, _, step in storage.count_step():

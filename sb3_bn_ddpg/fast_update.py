@@ -64,13 +64,14 @@ class FastUpdate:
         )
 
     @th.inference_mode()
-    def gradient_step(self, batch: Batch, gamma: float, tau: float) -> UpdateInfo:
+    def gradient_step(self, batch: Batch, gamma: float, tau: float, update_actor: bool = True) -> UpdateInfo:
         """
         One gradient step, as ``update.gradient_step``.
 
         :param batch: Transitions sampled from the replay buffer
         :param gamma: Discount factor, unless the batch has its own (n-step returns)
         :param tau: Polyak coefficient of the target networks, in [0, 1]
+        :param update_actor: Whether to update the actor and the target networks, too
         :return: Losses and values of this step
         """
         assert isinstance(batch.observations, th.Tensor)
@@ -110,6 +111,9 @@ class FastUpdate:
         self.critic_storage.adam_step()
         restore_norms(self.nets.fixed_norm_critic_weights)
 
+        if not update_actor:
+            self._finish_step(tau, update_actor)
+            return UpdateInfo(None, *column_means(reported))
         # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
         actor_pass = self.actor.forward(obs, self.statistics.actor_loss_actor)
         mu = actor_pass.output.tanh_()
@@ -123,21 +127,21 @@ class FastUpdate:
         self.actor_storage.adam_step()
         restore_norms(self.nets.fixed_norm_actor_weights)
 
-        self._finish_step(tau)
-        # One mean of all columns instead of a mean each
-        critic_loss, q_value, abs_q_value, mean_target, actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
-        return UpdateInfo(actor_loss, critic_loss, q_value, abs_q_value, mean_target)
+        self._finish_step(tau, update_actor)
+        *values, actor_loss = column_means(reported)
+        return UpdateInfo(actor_loss, *values)
 
-    def _finish_step(self, tau: float) -> None:
+    def _finish_step(self, tau: float, update_actor: bool) -> None:
         """
         What follows the two optimizers' steps.
 
         :param tau: Polyak coefficient of the target networks, in [0, 1]
+        :param update_actor: Whether the actor was updated, and the target networks are to be
         """
-        self._count_updates()
+        self._count_updates(update_actor)
         self.n_steps += 1
         for storage in (self.actor_storage, self.critic_storage):
-            if storage.target_values is not storage.values:
+            if update_actor and storage.target_values is not storage.values:
                 self._move(storage.target_values, storage.values, tau)
                 storage.move_target_statistics(tau, self.statistics.target_sync)
             if self.n_steps % DENORMAL_INTERVAL == 0:
@@ -147,18 +151,30 @@ class FastUpdate:
         """Polyak averaging."""
         target.lerp_(values, tau)
 
-    def _count_updates(self) -> None:
-        """Advance batch norm's counters of those networks whose running statistics this step updated."""
+    def _count_updates(self, update_actor: bool) -> None:
+        """
+        Advance batch norm's counters of those networks whose running statistics this step updated.
+
+        :param update_actor: Whether it had the passes of the actor's loss
+        """
         statistics, actor, critic = self.statistics, self.actor_storage, self.critic_storage
         for use, counts in (
             (statistics.target, (actor.target_counts, critic.target_counts)),
             (statistics.critic_loss, (critic.counts,)),
-            (statistics.actor_loss_actor, (actor.counts,)),
-            (statistics.actor_loss_critic, (critic.counts,)),
+            (statistics.actor_loss_actor, (actor.counts,) if update_actor else ()),
+            (statistics.actor_loss_critic, (critic.counts,) if update_actor else ()),
         ):
             if use == "batch_update":
                 for count in counts:
                     count.add_(1)
+
+
+def column_means(columns: list[th.Tensor]) -> tuple[th.Tensor, ...]:
+    """
+    :param columns: Of shape ``(n, 1)`` each
+    :return: The mean of each: one launch for all instead of one each
+    """
+    return th.cat(columns, dim=1).mean(dim=0).unbind()
 
 
 def _check_supported(nets: Networks, statistics: PassStatistics) -> None:

@@ -33,14 +33,14 @@ class LearningGuard:
         self.largest_reward = 0.0
         self.has_warned = False
 
-    def check(self, model: "BNDDPG", means: Any) -> None:
+    def check(self, model: "BNDDPG", means: dict[str, float]) -> None:
         """
         :param model: The model
-        :param means: Losses, Q-values and TD targets of its last gradient steps, averaged: an ``UpdateInfo`` of numbers
+        :param means: Losses, Q-values and TD targets of its last gradient steps (:func:`~sb3_bn_ddpg.update.averages`)
         :raises ValueError: if one is not finite
         """
-        if not math.isfinite(sum(means)):  # sums of finite losses are finite
-            for name, value in zip(means._fields, means, strict=True):
+        if not math.isfinite(sum(means.values())):  # sums of finite losses are finite
+            for name, value in means.items():
                 if math.isfinite(value):
                     continue
                 raise ValueError(
@@ -50,7 +50,7 @@ class LearningGuard:
                 )
         if self.has_warned or model.gamma >= 1:
             return
-        q_value = max(means.abs_q_value, abs(means.td_target))
+        q_value = max(means["abs_q_value"], abs(means["td_target"]))
         if q_value <= self._limit(model):
             return
         self.largest_reward = max(self.largest_reward, _largest_reward(model))

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple, get_args
 
 import torch as th
@@ -96,7 +97,8 @@ class Networks:
 class UpdateInfo(NamedTuple):
     """What a gradient step reports, scalars all."""
 
-    actor_loss: th.Tensor
+    actor_loss: th.Tensor | None
+    """None if the step left the actor alone"""
     critic_loss: th.Tensor
     q_value: th.Tensor
     """Mean of Q(s, a) before the step"""
@@ -110,7 +112,22 @@ Batch = ReplayBufferSamples | DictReplayBufferSamples
 """N transitions: (N, ...) observations and next observations, (N, action_dim) actions, (N, 1) rewards and dones."""
 
 
-def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statistics: PassStatistics) -> UpdateInfo:
+def averages(infos: list[UpdateInfo]) -> dict[str, float]:
+    """
+    :param infos: What gradient steps reported
+    :return: The mean of each value over the steps that have it, by its name
+    """
+    named = [(name, value) for info in infos for name, value in info._asdict().items() if value is not None]
+    values: dict[str, list[float]] = {}
+    # One transfer from the device for all values of all steps
+    for (name, _), number in zip(named, th.stack([value for _, value in named]).tolist(), strict=True):
+        values.setdefault(name, []).append(number)
+    return {name: fmean(numbers) for name, numbers in values.items()}
+
+
+def gradient_step(
+    nets: Networks, batch: Batch, gamma: float, tau: float, statistics: PassStatistics, update_actor: bool = True
+) -> UpdateInfo:
     """
     Minimise the critic's loss, ascend the deterministic policy gradient, move the target networks.
 
@@ -119,6 +136,8 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param tau: Polyak coefficient of the target networks, in [0, 1]
     :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param update_actor: Whether this step is more than the critic's: without it the actor, its running statistics and the
+        target networks stay as they are
     :return: Losses and values of this step
     """
     features = None
@@ -139,6 +158,11 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     nets.critic.optimizer.step()
     restore_norms(nets.fixed_norm_critic_weights)
 
+    values = q_values.detach()
+    reported = critic_loss.detach(), values.mean(), values.abs().mean(), target.mean()
+    if not update_actor:
+        return UpdateInfo(None, *reported)
+
     # Shared features are those of before the critic's step: the convolutions are the most expensive part of a pass, and one
     # step of theirs changes little
     loss = actor_loss(nets, batch, statistics, None if features is None else features.detach())
@@ -151,8 +175,7 @@ def gradient_step(nets: Networks, batch: Batch, gamma: float, tau: float, statis
     if nets.actor_target is not nets.actor:
         move_targets(nets, tau, statistics)
 
-    q_values = q_values.detach()
-    return UpdateInfo(loss.detach(), critic_loss.detach(), q_values.mean(), q_values.abs().mean(), target.mean())
+    return UpdateInfo(loss.detach(), *reported)
 
 
 @th.no_grad()

@@ -35,6 +35,8 @@ from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
         ("train_freq", (1, "minute"), "'step', 'episode'"),
         ("gradient_steps", -2, ">= -1"),
         ("n_steps", 0, ">= 1"),
+        ("policy_delay", 0, ">= 1"),
+        ("policy_delay", 1.5, "an integer"),
         ("action_noise", "pink", "'ou'"),
         ("action_noise", 0.2, "ActionNoise"),
         ("action_noise", NormalActionNoise(np.zeros(3), np.ones(3)), "(2,)"),

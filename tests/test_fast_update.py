@@ -16,6 +16,7 @@ from torch import nn
 import sb3_bn_ddpg.fast_update as fast_update
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.fast_update import FastUpdate
+from sb3_bn_ddpg.update import UpdateInfo, averages
 
 CONFIGURATIONS = {
     "default": dict(),
@@ -66,6 +67,16 @@ CONFIGURATIONS = {
         target_statistics="joint",
         policy_kwargs=dict(critic_norm_layers="all", normalization="batch_layer", action_layer=1),
     ),
+    "delayed actor": dict(policy_delay=3),
+    "delayed actor, all updating": dict(
+        policy_delay=2, target_statistics="batch_update", actor_loss_critic_statistics="batch_update"
+    ),
+    "delayed actor, joint, all layers": dict(
+        policy_delay=3,
+        use_target_networks=False,
+        target_statistics="joint",
+        policy_kwargs=dict(critic_norm_layers="all", action_layer=1),
+    ),
 }
 
 NOT_COMPILED = "weight normalization"
@@ -107,6 +118,12 @@ def batches(model: BNDDPG, n: int, double: bool = True):
         yield type(batch)(*(entry if entry is None or not double else entry.double() for entry in batch))
 
 
+def assert_same_report(first: UpdateInfo, second: UpdateInfo, **tolerance) -> None:
+    numbers, expected = averages([first]), averages([second])
+    assert numbers.keys() == expected.keys()
+    np.testing.assert_allclose(list(numbers.values()), list(expected.values()), **tolerance)
+
+
 def assert_close(first, second, **tolerance) -> None:
     assert first.keys() == second.keys()
     for key, value in first.items():
@@ -125,9 +142,11 @@ def test_hundred_updates_equal_the_reference(monkeypatch, path, name):
     """
     fast, reference = pair(monkeypatch, path=path, **copy.deepcopy(CONFIGURATIONS[name]))
     start = copy.deepcopy(fast.policy.state_dict())
-    for batch in batches(fast, 100):
-        fast_info, info = fast._gradient_step(batch), reference._gradient_step(batch)
-        np.testing.assert_allclose([x.item() for x in fast_info], [x.item() for x in info], rtol=1e-8, atol=1e-10)
+    for index, batch in enumerate(batches(fast, 100)):
+        update_actor = index % fast.policy_delay == 0
+        fast_info, info = (model._gradient_step(batch, update_actor) for model in (fast, reference))
+        assert (info.actor_loss is not None) == update_actor
+        assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
     assert type(fast._fast_update).__name__ == ("CompiledUpdate" if path == "compiled" else "FastUpdate")
     assert reference._fast_update is None
     assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
@@ -137,7 +156,7 @@ def test_hundred_updates_equal_the_reference(monkeypatch, path, name):
         assert ours.keys() == theirs.keys()
         for key, state in theirs.items():
             assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
-            assert state["step"] == 100
+            assert state["step"] == (100 if network == "critic" else np.ceil(100 / fast.policy_delay))
 
 
 @pytest.mark.parametrize("path", [True, COMPILED])
@@ -150,8 +169,7 @@ def test_float32(monkeypatch, path, name):
     for batch in batches(fast, 20, double=False):
         # A copy, for PyTorch's optimizers take over the very tensors that they load
         reference.set_parameters(copy.deepcopy(fast.get_parameters()))
-        fast_info, info = fast._gradient_step(batch), reference._gradient_step(batch)
-        np.testing.assert_allclose([x.item() for x in fast_info], [x.item() for x in info], rtol=1e-4, atol=1e-5)
+        assert_same_report(fast._gradient_step(batch), reference._gradient_step(batch), rtol=1e-4, atol=1e-5)
         for network in ("actor", "critic"):
             params = zip(getattr(fast, network).parameters(), getattr(reference, network).parameters(), strict=True)
             for param, reference_param in params:

@@ -15,7 +15,6 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
 from sb3_bn_ddpg.guards import EnvironmentFailureError, LearningGuard
-from sb3_bn_ddpg.update import UpdateInfo
 
 
 class FailingEnv(VectorEnv):
@@ -134,12 +133,12 @@ def test_exploding_q_values_warn_once(make_model, q_bias):
 def test_q_values_of_both_signs_explode_too(make_model):
     model = make_model().learn(30)
     limit = 2 * np.abs(model.replay_buffer.rewards[:30]).max() / (1 - model.gamma) + 1
-    means = UpdateInfo(actor_loss=0.0, critic_loss=1.0, q_value=0.0, abs_q_value=1.1 * limit, td_target=0.0)
+    means = dict(actor_loss=0.0, critic_loss=1.0, q_value=0.0, abs_q_value=1.1 * limit, td_target=0.0)
     with pytest.warns(UserWarning, match="Q-values explode"):
         LearningGuard().check(model, means)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LearningGuard().check(model, means._replace(abs_q_value=0.9 * limit))
+        LearningGuard().check(model, means | dict(abs_q_value=0.9 * limit))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Everything that SB3's own DDPG does: environments, frequencies, buffers, callbacks, loggers, and that it learns."""
 
 import os
+from itertools import pairwise
 
 import gymnasium as gym
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import SMALL, VectorEnv
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import (
+    BaseCallback,
     CallbackList,
     CheckpointCallback,
     EvalCallback,
@@ -220,6 +222,69 @@ def test_logged_saturation_is_that_of_predict(make_model, path):
         assert model.logger.name_to_value["train/actor_saturation"] == share
         actions, _ = model.predict(np.ones((4, 4), np.float32))
         assert (np.abs(actions) > 0.98 * 3).mean() == share
+
+
+@pytest.mark.parametrize("path", [True, False])
+def test_policy_delay(make_model, path, tmp_path):
+    """The actor and the target networks move at every third update, counted on when a saved model goes on."""
+    model = make_model(policy_delay=3, learning_starts=10, fast_update=path, tau=0.5)
+    actor, target = model.actor.mu[1].weight, model.critic_target.q_net[0].weight
+    seen = []
+
+    class Recorder(BaseCallback):
+        def _on_step(self):
+            seen.append((self.model._n_updates, actor.detach().clone(), target.detach().clone()))
+            return True
+
+    model.learn(22, callback=Recorder())  # the callback sees what the updates of the step before did
+    moves = [
+        (n_updates, *(not th.equal(x, y) for x, y in zip(last, now, strict=True)))
+        for (_, *last), (n_updates, *now) in pairwise(seen)
+    ]
+    assert moves == [(n, n > 0 and n % 3 == 0, n > 0 and n % 3 == 0) for n in [0] * 10 + list(range(1, 12))]
+
+    def actor_steps(model):
+        return {int(state["step"]) for state in model.actor.optimizer.state_dict()["state"].values()}
+
+    assert model._n_updates == 12
+    assert actor_steps(model) == {4}
+    model.train(1, 16)
+    model.save(tmp_path / "model")
+    loaded = BNDDPG.load(tmp_path / "model", env=model.get_env())
+    loaded.set_logger(model.logger)
+    loaded.replay_buffer = model.replay_buffer
+    loaded.train(1, 16)
+    assert actor_steps(loaded) == {4}
+    loaded.train(1, 16)
+    assert actor_steps(loaded) == {5}
+
+
+def test_actor_loss_is_logged_when_there_is_one(make_model):
+    model = make_model(policy_delay=2)
+    model.learn(20)
+    model._n_updates = 0
+    seen = []
+    for gradient_steps in (1, 1, 1, 3):
+        model.logger.name_to_value.clear()
+        model.train(gradient_steps, 16)
+        seen.append("train/actor_loss" in model.logger.name_to_value)
+        assert "train/critic_loss" in model.logger.name_to_value
+    assert seen == [False, True, False, True]
+
+
+def test_diagnostics_are_those_of_an_actors_update(make_model):
+    """With a delay, the updates measured are ones in which actor and statistics move: the 3rd, the 33rd and so on."""
+    model = make_model(policy_delay=3)
+    model.learn(20)
+    model._n_updates = 0
+    seen = []
+    for _ in range(34):
+        model.logger.name_to_value.clear()
+        model.train(1, 16)
+        if "train/actor_statistics_drift" in model.logger.name_to_value:
+            seen.append(model._n_updates)
+            assert model.logger.name_to_value["train/actor_statistics_drift"] > 0
+    assert seen == [3, 33]
 
 
 def test_diagnostics_are_taken_once_in_ten_updates(make_model):

@@ -15,7 +15,16 @@ from stable_baselines3.common.utils import polyak_update
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.policies import Critic, MlpPolicy
-from sb3_bn_ddpg.update import Networks, PassStatistics, actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.update import (
+    Networks,
+    PassStatistics,
+    UpdateInfo,
+    actor_loss,
+    averages,
+    gradient_step,
+    joint_pass,
+    td_target,
+)
 
 
 class FixedBuffer:
@@ -78,10 +87,12 @@ def test_one_gradient_step_equals_sb3s(fast_update):
         assert moved > 1e-5, key
 
 
+@pytest.mark.parametrize("policy_delay", [1, 3])
 @pytest.mark.parametrize("fast_update", [False, True])
-def test_ten_gradient_steps_equal_sb3s(fast_update):
-    """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does."""
+def test_ten_gradient_steps_equal_sb3s(fast_update, policy_delay):
+    """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does, delayed as in its TD3."""
     model, sb3 = sb3_pair(fast_update)
+    model.policy_delay = sb3.policy_delay = policy_delay
     model.train(gradient_steps=10, batch_size=48)
     sb3.train(gradient_steps=10, batch_size=48)
     assert_same_weights(model, sb3, rtol=1e-3, atol=2e-5)
@@ -242,6 +253,37 @@ def test_step_is_algorithm_1():
     assert info.critic_loss.item() == pytest.approx(critic_loss.item())
     assert info.q_value.item() == pytest.approx(q_values.mean().item())
     assert info.td_target.item() == pytest.approx(y.mean().item())
+
+
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_a_step_without_the_actor(make_model, fast_update):
+    """The critic's step is the same; actor, its statistics and optimizer, and the target networks stand still."""
+    model, whole = (make_model(seed=0, tau=0.1, fast_update=fast_update) for _ in range(2))
+    for seed in range(3):
+        for each in (model, whole):
+            each._gradient_step(random_batch(model, seed=seed))
+    before = copy.deepcopy(model.get_parameters())
+    info = model._gradient_step(random_batch(model, seed=3), update_actor=False)
+    whole_info = whole._gradient_step(random_batch(model, seed=3))
+    assert info.actor_loss is None
+    assert averages([info]) == {name: value for name, value in averages([whole_info]).items() if name != "actor_loss"}
+    after, expected = model.get_parameters(), whole.get_parameters()
+    for key, value in after["policy"].items():
+        is_critic = key.startswith("critic.")
+        assert th.equal(value, (expected if is_critic else before)["policy"][key]), key
+        assert is_critic or not key.endswith("weight") or not th.equal(value, expected["policy"][key]), key
+    for (index, state), other in zip(
+        after["actor.optimizer"]["state"].items(), before["actor.optimizer"]["state"].values(), strict=True
+    ):
+        for name, value in state.items():
+            assert th.equal(value, other[name]), (index, name)
+
+
+def test_averages_are_over_the_steps_that_have_a_value():
+    info = UpdateInfo(th.tensor(5.0), *map(th.tensor, (1.0, 2.0, 3.0, 4.0)))
+    other = UpdateInfo(None, *map(th.tensor, (3.0, 4.0, 5.0, 6.0)))
+    assert averages([info, other]) == dict(actor_loss=5, critic_loss=2, q_value=3, abs_q_value=4, td_target=5)
+    assert list(averages([other])) == ["critic_loss", "q_value", "abs_q_value", "td_target"]
 
 
 @pytest.mark.parametrize("critic_norm_layers", ["before_action", "all"])

@@ -189,7 +189,15 @@ def test_sampler_covers_what_a_search_should_vary():
     assert set(trial.params) == {
         *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
         *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum"),
-        *("critic_norm_layers", "action_layer", "use_target_networks", "noise_type", "noise_sigma", "noise_dt"),
+        *(
+            "critic_norm_layers",
+            "action_layer",
+            "use_target_networks",
+            "policy_delay",
+            "noise_type",
+            "noise_sigma",
+            "noise_dt",
+        ),
     }
 
 
@@ -220,6 +228,7 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
         assert model.tau == params["tau"]
         assert model.use_target_networks == params["use_target_networks"]
         assert model.target_statistics == ("batch" if model.use_target_networks else "joint")
+        assert model.policy_delay == params["policy_delay"]
         assert model.batch_size == 2 ** params["batch_size_pow"]
         assert model.train_freq.frequency == 2 ** params["train_freq_pow"]
         assert model.gradient_steps == max(int(model.train_freq.frequency * params["updates_per_step"]), 1)

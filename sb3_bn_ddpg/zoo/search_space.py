@@ -61,6 +61,7 @@ def sample_bn_ddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, addi
     trial.suggest_categorical("critic_norm_layers", list(get_args(CriticNormLayers)))
     trial.suggest_categorical("action_layer", [1, 2])
     trial.suggest_categorical("use_target_networks", [True, False])
+    trial.suggest_int("policy_delay", 1, 3)
     trial.suggest_categorical("noise_type", ["ou", "normal", None])
     trial.suggest_float("noise_sigma", 0.02, 0.6, log=True)
     trial.suggest_float("noise_dt", 1e-2, 1.0, log=True)
@@ -101,6 +102,7 @@ def convert_bn_ddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
         "use_target_networks": sampled_params["use_target_networks"],
         # Without target networks, states and next states in one pass: in two, batch norm diverges where episodes end early
         "target_statistics": "batch" if sampled_params["use_target_networks"] else "joint",
+        "policy_delay": sampled_params["policy_delay"],
         # Named also when it is None, or the noise of the file would stay
         "action_noise": noise,
         "policy_kwargs": {
