@@ -201,6 +201,9 @@ FACTORS: dict[str, dict[str, Variant]] = {
         "ablation_all_layers": _changed("all", dict(critic_norm_layers="all")),
     },
     "actor's learning rate (base: 1e-3)": {"ablation_actor_1e-4": _changed("1e-4 (paper)", learning_rate=1e-4)},
+    "actor's and targets' updates (base: all)": {
+        "ablation_delay_3": _changed("every third", policy_delay=3),
+    },
     "critic's weights of fixed norm, as CrossQ + WN (base: free)": {
         "ablation_fixed_norm_critic": _changed("fixed", weight_normalization="critic"),
     },
