@@ -29,7 +29,7 @@ from sb3_bn_ddpg.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step
 
 DIAGNOSTICS_INTERVAL = 10
-"""Gradient norms, drift and saturation are measured once in so many updates: they cost as much as a tenth of one."""
+"""Gradient norms, drift and saturation are measured once in so many updates of the actor: they cost a tenth of one."""
 SATURATED = 0.98
 """Beyond it, in units of half an action's range, tanh leaves less than a twenty-fifth of the gradient."""
 
@@ -384,7 +384,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :param batch_size: Number of transitions in each of them
         """
         self._update_optimizers()
-        # Once in so many updates of the actor, at one of them
+        # Among these gradient steps is an update of the actor whose turn it is
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay
         is_measured = (self.policy_delay - 1 - self._n_updates) % interval < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}

@@ -26,8 +26,8 @@ MODES = {
     "batch_update": kernels.BATCH_UPDATE,
     "joint": kernels.JOINT,
 }
-N_ADAM_SETTINGS = 6
-"""What a step of Adam is made with, for one group of parameters (see ``adam_settings``)."""
+NO_STEP = np.empty((0, 0))
+"""In the place of ``adam_settings``, where the optimizer makes no step."""
 
 
 class CompiledUpdate(FastUpdate):
@@ -55,7 +55,6 @@ class CompiledUpdate(FastUpdate):
         self.optimizers = tuple(
             tuple(tuple(flat[0].numpy() for flat in tensors) for _, tensors, _ in storage.slices) for storage in storages
         )
-        self.no_step = np.empty((len(self.optimizers[0]), N_ADAM_SETTINGS))
         self.n = 0
         # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
@@ -90,7 +89,7 @@ class CompiledUpdate(FastUpdate):
         arrays = tuple(
             np.ascontiguousarray(x.to(self.dtype).numpy()) for x in (obs, batch.actions, next_obs, batch.rewards, discounts)
         )
-        settings = adam_settings(self.actor_storage) if update_actor else self.no_step, adam_settings(self.critic_storage)
+        settings = adam_settings(self.actor_storage) if update_actor else NO_STEP, adam_settings(self.critic_storage)
         with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
             values = kernels.gradient_step(
                 self.online,
@@ -171,7 +170,7 @@ def adam_settings(storage: FlatStorage) -> Array:
     Count a step of the optimizer.
 
     :param storage: The storage
-    :return: What the step is made with, a row of ``N_ADAM_SETTINGS`` for each group of parameters
+    :return: What the step is made with, a row for each group of parameters
     """
     rows = []
     for group, _, step in storage.count_step():

@@ -105,31 +105,37 @@ class FastUpdate:
         if is_joint:
             q_grad = th.cat([q_grad, th.zeros_like(q_grad)])  # the targets are constants
         # The input of the Q-network is (n, features + action_dim); the state layers get the gradient of the features
-        n_features = state_pass.output.shape[1]
-        features_grad = self.q_net.backward(q_pass, q_grad, slice(0, n_features))
+        features_grad = self.q_net.backward(q_pass, q_grad, slice(0, state_pass.output.shape[1]))
         self.state_net.backward(state_pass, features_grad)
         self.critic_storage.adam_step()
         restore_norms(self.nets.fixed_norm_critic_weights)
 
-        if not update_actor:
-            self._finish_step(tau, update_actor)
-            return UpdateInfo(None, *column_means(reported))
-        # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
+        if update_actor:
+            reported.append(self._actor_step(obs))
+        self._finish_step(tau, update_actor)
+        # One mean of all columns instead of a mean each
+        critic_loss, q_value, abs_q_value, mean_target, *actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
+        return UpdateInfo(actor_loss[0] if update_actor else None, critic_loss, q_value, abs_q_value, mean_target)
+
+    def _actor_step(self, obs: th.Tensor) -> th.Tensor:
+        """
+        Minimise the actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed.
+
+        :param obs: Observations, of shape ``(n, features)``
+        :return: The loss of each, of shape ``(n, 1)``
+        """
         actor_pass = self.actor.forward(obs, self.statistics.actor_loss_actor)
         mu = actor_pass.output.tanh_()
         use = self.statistics.actor_loss_critic
         features = self.state_net.forward(obs, use).output
         q_pass = self.q_net.forward(th.cat([features, mu], dim=1), use)
-        reported.append(-q_pass.output)
-        q_grad = th.full_like(target, -1 / n)
-        action_grad = self.q_net.input_gradient(q_pass, q_grad, slice(n_features, None), is_batch=use != "running")
+        q_grad = th.full_like(q_pass.output, -1 / len(obs))
+        action_columns = slice(features.shape[1], None)
+        action_grad = self.q_net.input_gradient(q_pass, q_grad, action_columns, is_batch=use != "running")
         self.actor.backward(actor_pass, th.ops.aten.tanh_backward(action_grad, mu))
         self.actor_storage.adam_step()
         restore_norms(self.nets.fixed_norm_actor_weights)
-
-        self._finish_step(tau, update_actor)
-        *values, actor_loss = column_means(reported)
-        return UpdateInfo(actor_loss, *values)
+        return -q_pass.output
 
     def _finish_step(self, tau: float, update_actor: bool) -> None:
         """
@@ -158,23 +164,13 @@ class FastUpdate:
         :param update_actor: Whether it had the passes of the actor's loss
         """
         statistics, actor, critic = self.statistics, self.actor_storage, self.critic_storage
-        for use, counts in (
-            (statistics.target, (actor.target_counts, critic.target_counts)),
-            (statistics.critic_loss, (critic.counts,)),
-            (statistics.actor_loss_actor, (actor.counts,) if update_actor else ()),
-            (statistics.actor_loss_critic, (critic.counts,) if update_actor else ()),
-        ):
+        passes = [(statistics.target, (actor.target_counts, critic.target_counts)), (statistics.critic_loss, (critic.counts,))]
+        if update_actor:
+            passes += [(statistics.actor_loss_actor, (actor.counts,)), (statistics.actor_loss_critic, (critic.counts,))]
+        for use, counts in passes:
             if use == "batch_update":
                 for count in counts:
                     count.add_(1)
-
-
-def column_means(columns: list[th.Tensor]) -> tuple[th.Tensor, ...]:
-    """
-    :param columns: Of shape ``(n, 1)`` each
-    :return: The mean of each: one launch for all instead of one each
-    """
-    return th.cat(columns, dim=1).mean(dim=0).unbind()
 
 
 def _check_supported(nets: Networks, statistics: PassStatistics) -> None:

@@ -137,7 +137,7 @@ def gradient_step(
     :param tau: Polyak coefficient of the target networks, in [0, 1]
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :param update_actor: Whether this step is more than the critic's: without it the actor, its running statistics and the
-        target networks stay as they are
+        target networks stay as they are, but for statistics that the target's own pass updates
     :return: Losses and values of this step
     """
     features = None

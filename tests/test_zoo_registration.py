@@ -188,16 +188,8 @@ def test_sampler_covers_what_a_search_should_vary():
     (_, trial), *_ = trials(1)
     assert set(trial.params) == {
         *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
-        *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum"),
-        *(
-            "critic_norm_layers",
-            "action_layer",
-            "use_target_networks",
-            "policy_delay",
-            "noise_type",
-            "noise_sigma",
-            "noise_dt",
-        ),
+        *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum", "policy_delay"),
+        *("critic_norm_layers", "action_layer", "use_target_networks", "noise_type", "noise_sigma", "noise_dt"),
     }
 
 
