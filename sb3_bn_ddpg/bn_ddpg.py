@@ -1,7 +1,6 @@
 """The algorithm: its parameters, its training loop and its exploration."""
 
 import copy
-import math
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -239,9 +238,13 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
         check_number("gradient_steps", self.gradient_steps, low=-1, integer=True)
-        # SB3 has no n-step replay buffer for dictionaries
-        is_single_step = self.replay_buffer_class is None and isinstance(getattr(self, "observation_space", None), spaces.Dict)
-        check_number("n_steps", self.n_steps, low=1, high=1 if is_single_step else math.inf, integer=True)
+        check_number("n_steps", self.n_steps, low=1, integer=True)
+        is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
+        if self.n_steps > 1 and is_dict and self.replay_buffer_class is None:
+            raise ValueError(
+                f"`n_steps={self.n_steps}` is not allowed: it must be 1 where observations are dictionaries, "
+                "as SB3 has no replay buffer for several steps of them"
+            )
         check_number("policy_delay", self.policy_delay, low=1, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         if self.seed is not None:

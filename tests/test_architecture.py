@@ -228,6 +228,13 @@ def test_weight_decay_spares_biases_and_normalisation():
     assert all(group["weight_decay"] == 0 for group in model.actor.optimizer.param_groups)
 
 
+def test_weight_decay_of_the_optimizer_is_the_actors():
+    kwargs = dict(optimizer_kwargs=dict(weight_decay=0.03))
+    model = BNDDPG("MlpPolicy", VectorEnv(), critic_weight_decay=0.02, buffer_size=10, policy_kwargs=kwargs)
+    assert [group["weight_decay"] for group in model.actor.optimizer.param_groups] == [0.03]
+    assert [group["weight_decay"] for group in model.critic.optimizer.param_groups] == [0.02, 0.0]
+
+
 def test_weight_decay_pulls_by_its_own_measure():
     """One SGD step with a zero loss gradient shrinks weights by lr * decay, and nothing else."""
     model = BNDDPG(

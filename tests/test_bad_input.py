@@ -242,7 +242,7 @@ def test_dictionary_observation():
 
 def test_n_steps_of_dictionaries():
     """SB3 has no replay buffer for them."""
-    with pytest.raises(ValueError, match=r"`n_steps=3` is not allowed: it must be an integer >= 1 and <= 1"):
+    with pytest.raises(ValueError, match="`n_steps=3` is not allowed: it must be 1 where observations are dictionaries"):
         BNDDPG("MultiInputPolicy", SimpleMultiObsEnv(discrete_actions=False), n_steps=3)
 
 
