@@ -2,6 +2,7 @@
 
 import io
 import pathlib
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -125,6 +126,17 @@ def test_arguments_changed_by_load_count_and_are_checked(make_model, tmp_path):
     assert [group["lr"] for group in loaded.critic.optimizer.param_groups] == [5e-4, 5e-4]
     with pytest.raises(ValueError, match=r"`tau=7` is not allowed"):
         BNDDPG.load(tmp_path / "model", tau=7)
+
+
+def test_returns_of_several_steps(make_model, tmp_path):
+    model = make_model(n_steps=3)
+    model.save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # SB3's own classes warn that n_steps is ignored
+        loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9)
+    loaded.learn(60)
+    batch = loaded.replay_buffer.sample(50)
+    assert batch.discounts.min().item() == pytest.approx(0.9**3)
 
 
 def test_load_accepts_the_same_policy_kwargs(make_model, tmp_path):
