@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -42,6 +43,19 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     namespace: dict[str, object] = {"__name__": "page"}
     for block in blocks(page, "python"):
         exec(compile(block, page.name, "exec"), namespace)
+
+
+def test_example_of_the_tuned_profile_has_its_values():
+    yaml = pytest.importorskip("yaml")
+    entry = yaml.safe_load((ROOT / "hyperparams" / "bn_ddpg.yml").read_text())["default"]
+    (block,) = [block for block in blocks(ROOT / "docs" / "algorithm.md", "python") if "n_steps=" in block]
+    namespace: dict[str, Any] = {"BNDDPG": BNDDPG}
+    exec(block, namespace)
+    model = namespace["model"]
+    for name in entry.keys() - {"n_timesteps", "policy", "train_freq", "action_noise"}:
+        assert (name, getattr(model, name)) == (name, entry[name])
+    assert (model.train_freq.frequency, model.train_freq.unit.value) == (entry["train_freq"], "step")
+    assert entry["action_noise"] == {"type": "normal", "sigma": model.action_noise._sigma[0]}
 
 
 def test_make_targets_that_pages_name_exist():

@@ -5,7 +5,6 @@ import inspect
 import re
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -76,18 +75,6 @@ def test_unlisted_environment_gets_the_default(tmp_path):
     assert "Ant-v4" not in FILES["tuned"]
     gym.register("Unlisted-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
     assert model_of("tuned", "Unlisted-v0", tmp_path).batch_size == FILES["tuned"]["default"]["batch_size"]
-
-
-def test_example_of_the_page_has_the_tuned_values():
-    page = (Path(__file__).parents[1] / "docs" / "algorithm.md").read_text()
-    block = page.partition("### Faster in short trainings")[2].partition("```python\n")[2].partition("```")[0]
-    namespace: dict[str, Any] = {"BNDDPG": BNDDPG}
-    exec(block, namespace)
-    model, entry = namespace["model"], FILES["tuned"]["default"]
-    for name in entry.keys() - {"n_timesteps", "policy", "train_freq", "action_noise"}:
-        assert (name, getattr(model, name)) == (name, entry[name])
-    assert (model.train_freq.frequency, model.train_freq.unit.value) == (entry["train_freq"], "step")
-    assert entry["action_noise"] == {"type": "normal", "sigma": model.action_noise._sigma[0]}
 
 
 def test_tuned_profile_covers_the_zoos_file():
