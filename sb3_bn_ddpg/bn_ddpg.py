@@ -8,7 +8,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -201,12 +201,13 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         # Also runs when a model is loaded, so that arguments changed by load(path, tau=...) are checked too
         self._check_arguments()
-        if self.replay_buffer_class is NStepReplayBuffer and self.replay_buffer_kwargs.get("n_steps") == self.n_steps:
-            # A loaded model's, which SB3 chose for it. Chosen again it has the gamma of this model, which load may have
-            # changed, and SB3 does not warn that n_steps is ignored, which it is not
-            self.replay_buffer_class = None
+        # SB3 writes the class that it chooses, and its n_steps and gamma, over the arguments. Saved like that, they would
+        # stand against load(path, n_steps=..., gamma=...), so the arguments stay what the user gave
+        buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
+        self.replay_buffer_kwargs = dict(buffer_kwargs)
         with value_errors():
             super()._setup_model()
+        self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
         if not self.use_target_networks:
             self.policy.actor_target = self.policy.actor
             self.policy.critic_target = self.policy.critic

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, VectorEnv, random_batch
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
@@ -128,15 +129,33 @@ def test_arguments_changed_by_load_count_and_are_checked(make_model, tmp_path):
         BNDDPG.load(tmp_path / "model", tau=7)
 
 
-def test_returns_of_several_steps(make_model, tmp_path):
-    model = make_model(n_steps=3)
-    model.save(tmp_path / "model")
+@pytest.mark.parametrize(("saved", "loaded"), [(3, 3), (3, 5), (3, 1), (1, 3)])
+def test_load_changes_the_returns_of_several_steps(make_model, tmp_path, saved, loaded):
+    make_model(n_steps=saved).save(tmp_path / "model")
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # SB3's own classes warn that n_steps is ignored
-        loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9)
-    loaded.learn(60)
-    batch = loaded.replay_buffer.sample(50)
-    assert batch.discounts.min().item() == pytest.approx(0.9**3)
+        model = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9, n_steps=loaded)
+    assert isinstance(model.replay_buffer, NStepReplayBuffer) == (loaded > 1)
+    if loaded > 1:
+        model.learn(60)
+        assert model.replay_buffer.sample(50).discounts.min().item() == pytest.approx(0.9**loaded)
+
+
+def test_a_named_replay_buffer_is_loaded_as_it_was_named(make_model, tmp_path):
+    kwargs = dict(n_steps=3, gamma=0.8)
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):  # SB3's: the class that was named has its own
+        model = make_model(n_steps=3, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=kwargs)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
+        model = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9)
+    assert (model.replay_buffer.n_steps, model.replay_buffer.gamma) == (3, 0.8)
+
+
+def test_the_users_replay_buffer_kwargs_stay_as_they_are(make_model):
+    kwargs = dict(handle_timeout_termination=True)
+    model = make_model(n_steps=3, replay_buffer_kwargs=kwargs)
+    assert kwargs == dict(handle_timeout_termination=True)
+    assert (model.replay_buffer.n_steps, model.replay_buffer.gamma) == (3, model.gamma)
 
 
 def test_load_accepts_the_same_policy_kwargs(make_model, tmp_path):
