@@ -95,12 +95,15 @@ def existing_file(path: PathOrFile, suffix: str) -> Any:
 
 
 @contextmanager
-def clear_errors(path: Any, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def clear_errors(
+    path: Any, but: tuple[type[Exception], ...] = (), what: str = "is damaged or of another kind"
+) -> Iterator[None]:
     """
     Turn whatever a parser throws at a bad file into a :class:`FileError` that names it.
 
     :param path: The file
     :param but: Errors that pass, beside ``FileError`` itself and those of opening a file
+    :param what: What it says of the file
     """
     try:
         yield
@@ -108,7 +111,7 @@ def clear_errors(path: Any, but: tuple[type[Exception], ...] = ()) -> Iterator[N
         if isinstance(error, (FileError, FileNotFoundError, IsADirectoryError, PermissionError, *but)):
             raise
         detail = " ".join(str(error).split())[:300] or "no details"
-        raise FileError(path, f"is damaged or of another kind: {type(error).__name__}: {detail}") from error
+        raise FileError(path, f"{what}: {type(error).__name__}: {detail}") from error
 
 
 class HashingFile:

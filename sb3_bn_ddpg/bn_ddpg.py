@@ -1,6 +1,7 @@
 """The algorithm: its parameters, its training loop and its exploration."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
@@ -16,9 +17,10 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
+from sb3_bn_ddpg.atomic_files import PathOrFile
 from sb3_bn_ddpg.checks import check_choice, check_installed, check_number, check_schedule
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
-from sb3_bn_ddpg.fast_update import FastUpdate
+from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
@@ -113,6 +115,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     }
     policy: BNDDPGPolicy
     _schedule_timesteps: int | None = None
+    _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     actor: Actor
     actor_target: Actor
     critic: Critic
@@ -221,7 +224,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
         )
-        self._learning_guard = LearningGuard()
+        self._learning_guard = LearningGuard(self._largest_reward)
         self._fast_update: FastUpdate | None = None
         self._fast_update_classes = self._find_fast_update_classes()
         if self.actor.norm_layers or self.critic.norm_layers:
@@ -254,7 +257,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         if self.seed is not None:
             check_number("seed", self.seed, low=0, high=2**32 - 1, integer=True)
+            self.seed = int(self.seed)
         check_number("stats_window_size", self._stats_window_size, low=1, integer=True)
+        self._stats_window_size = int(self._stats_window_size)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
@@ -262,6 +267,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
             check_number("train_freq", frequency, low=1, integer=True)
             check_choice("train_freq", unit, ("step", "episode") if self.n_envs == 1 else ("step",))
+            self.train_freq = (int(frequency), unit)
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -348,6 +354,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._fast_update = None  # is made anew: hooks, or settings of layers, may be others since
         continues_episode = not reset_num_timesteps and self._last_obs is not None
         self._set_up_action_noise()  # may have been exchanged since
         noise = self.action_noise
@@ -365,6 +372,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, self._schedule_timesteps or total_timesteps)
+        # Beyond the end, where the last episode or call of learn may lead, schedules stay at their last value
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise.update_progress(self._current_progress_remaining)
 
@@ -434,7 +443,10 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         """
         fast_update = self._current_fast_update()
         if fast_update is not None:
-            return fast_update.gradient_step(batch, self.gamma, self.tau, update_actor)
+            info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor)
+            if self._n_updates % DENORMAL_INTERVAL == 0:
+                fast_update.flush_denormals()
+            return info
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
         return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
@@ -504,6 +516,18 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )
+
+    def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Save all the attributes of the object and the model parameters in a zip-file.
+
+        :param path: path to the file where the rl agent should be saved; an existing one is replaced only when all is written
+        :param exclude: name of parameters that should be excluded in addition to the default ones
+        :param include: name of parameters that might be excluded but should be included anyway
+        """
+        self._learning_guard.note_rewards(self)
+        self._largest_reward = self._learning_guard.largest_reward
+        super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]

@@ -75,7 +75,6 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
     env_state = environment_state.capture(model.env)
     state = dict(
         generators=_generators(model),
-        fast_update_steps=None if model._fast_update is None else model._fast_update.n_steps,
         env=env_state,
         callbacks=callback_states(model._callback),
     )
@@ -138,11 +137,6 @@ def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
     assert model.env is not None
     assert model.replay_buffer is not None
     environment_state.restore(model.env, state["env"])
-    if state["fast_update_steps"] is not None:
-        # It counts its steps, as in some of them it does more
-        fast_update = model._current_fast_update()
-        assert fast_update is not None
-        fast_update.n_steps = state["fast_update_steps"]
     model._pending_callback_states = state["callbacks"]
     if state["env"].not_offered is not None:
         model._last_obs = None  # learn resets the environment

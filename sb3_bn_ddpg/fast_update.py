@@ -19,7 +19,7 @@ from sb3_bn_ddpg.policies import Actor, Critic
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
 DENORMAL_INTERVAL = 100
-"""Once in so many steps, moments of the optimizers that are nearly denormal numbers become zero."""
+"""Once in so many updates of the model, moments of the optimizers that are nearly denormal numbers become zero."""
 
 
 class FastUpdate:
@@ -39,7 +39,6 @@ class FastUpdate:
         self.nets, self.statistics = nets, statistics
         # Look at everything before anything is moved
         sequences = _parsed_networks(nets.actor, nets.critic)
-        self.n_steps = 0
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target)
         self.dtype = self.actor_storage.values.dtype
@@ -98,7 +97,8 @@ class FastUpdate:
         if is_joint:
             next_q = q_pass.output[n:]
         discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
-        target = th.addcmul(batch.rewards, discounts, next_q)
+        # (rewards of several steps have the type of a gamma of NumPy's)
+        target = th.addcmul(batch.rewards.to(self.dtype), discounts.to(self.dtype), next_q)
         td_error = q_values - target
         reported = [td_error.square(), q_values, q_values.abs(), target]
         q_grad = td_error.mul_(2 / n)
@@ -145,13 +145,15 @@ class FastUpdate:
         :param update_actor: Whether the actor was updated, and the target networks are to be
         """
         self._count_updates(update_actor)
-        self.n_steps += 1
         for storage in (self.actor_storage, self.critic_storage):
             if update_actor and storage.target_values is not storage.values:
                 self._move(storage.target_values, storage.values, tau)
                 storage.move_target_statistics(tau, self.statistics.target_sync)
-            if self.n_steps % DENORMAL_INTERVAL == 0:
-                storage.flush_denormals()
+
+    def flush_denormals(self) -> None:
+        """Set moments of the optimizers that are too small to count to zero."""
+        self.actor_storage.flush_denormals()
+        self.critic_storage.flush_denormals()
 
     def _move(self, target: th.Tensor, values: th.Tensor, tau: float) -> None:
         """Polyak averaging."""
@@ -188,12 +190,20 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
             raise UnsupportedError(f"the observation space is {network.observation_space}")
         if not all(param.requires_grad for param in network.parameters()):
             raise UnsupportedError("a parameter is frozen")
+        if _has_hooks(network):
+            raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
         optimizer = network.optimizer
         # SGD, AdamW and others are not Adam itself
         if type(optimizer) is not th.optim.Adam or any(
             group["amsgrad"] or group["maximize"] or group.get("decoupled_weight_decay") for group in optimizer.param_groups
         ):
             raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
+        groups = [group["params"] for group in optimizer.param_groups]
+        if {param for group in groups for param in group} != set(network.parameters()):
+            raise UnsupportedError("the optimizer has not just the parameters of its network")
+        for group in groups:  # which has one counter here
+            if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
+                raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
     if nets.critic.features_extractor is nets.actor.features_extractor:
         raise UnsupportedError("actor and critic share their features extractor")
     choices = (
@@ -204,6 +214,18 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
     )
     if "running_update" in choices:
         raise UnsupportedError("a pass has the statistics 'running_update'")
+
+
+def _has_hooks(network: Actor | Critic) -> bool:
+    """
+    :param network: A network
+    :return: Whether autograd, its modules or its optimizer call something of the user's
+    """
+    of_modules = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    of_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    of_optimizer = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+    holders = [(network.modules(), of_modules), (network.parameters(), of_parameters), ([network.optimizer], of_optimizer)]
+    return any(getattr(holder, name) for some, names in holders for holder in some for name in names)
 
 
 def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:

@@ -36,7 +36,7 @@ class FlatStorage:
     """
 
     def __init__(self, network: Actor | Critic, target: Actor | Critic) -> None:
-        self.optimizer = network.optimizer
+        self.network, self.optimizer = network, network.optimizer
         groups = self.optimizer.param_groups
         names = {param: name for name, param in network.named_parameters()}
         # Group by group, so that each group is one slice
@@ -85,8 +85,10 @@ class FlatStorage:
 
     def is_current(self) -> bool:
         """
-        :return: Whether parameters and optimizer state are still views of this storage
+        :return: Whether parameters and optimizer state are still views of this storage, and all parameters are trained
         """
+        if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+            return False
         address = self.values.data_ptr()
         for param, grad in ((self.params[0], self.grad_views[0]), (self.params[-1], self.grad_views[-1])):
             offset = param.data_ptr() - address

@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.her import HerReplayBuffer
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
 
 SLACK = 2.0
 """Q-values may exceed the return's bound by this factor, and by 1 beside it, before they count as exploding."""
+
+
+RELABELED_SAMPLE = 10_000
+"""Transitions sampled to find the largest reward, where rewards depend on the goals of the sample."""
 
 
 class EnvironmentFailureError(RuntimeError):
@@ -27,10 +32,12 @@ class LearningGuard:
 
     The return cannot exceed the largest reward divided by ``1 - gamma``. Rewards are looked up in the replay buffer only when
     the Q-values exceed the bound by those known so far.
+
+    :param largest_reward: The largest absolute reward of earlier trainings
     """
 
-    def __init__(self) -> None:
-        self.largest_reward = 0.0
+    def __init__(self, largest_reward: float = 0.0) -> None:
+        self.largest_reward = largest_reward
         self.has_warned = False
 
     def check(self, model: "BNDDPG", means: dict[str, float]) -> None:
@@ -53,7 +60,9 @@ class LearningGuard:
         q_value = max(means["abs_q_value"], abs(means["td_target"]))
         if q_value <= self._limit(model):
             return
-        self.largest_reward = max(self.largest_reward, _largest_reward(model))
+        self.note_rewards(model)
+        if isinstance(model.replay_buffer, HerReplayBuffer):
+            self.largest_reward = max(self.largest_reward, _largest_relabeled_reward(model, model.replay_buffer))
         if q_value <= self._limit(model):
             return
         self.has_warned = True
@@ -65,21 +74,43 @@ class LearningGuard:
             stacklevel=2,
         )
 
+    def note_rewards(self, model: "BNDDPG") -> None:
+        """
+        :param model: The model, whose replay buffer is looked through for a larger reward than those known so far
+        """
+        self.largest_reward = max(self.largest_reward, _largest_stored_reward(model))
+
     def _limit(self, model: "BNDDPG") -> float:
         return SLACK * self.largest_reward / (1 - model.gamma) + 1
 
 
-def _largest_reward(model: "BNDDPG") -> float:
+def _largest_stored_reward(model: "BNDDPG") -> float:
     """
-    :param model: A model with a filled replay buffer
-    :return: The largest absolute reward in it, as the update sees it (normalised, if ``VecNormalize`` does that)
+    :param model: A model
+    :return: The largest absolute reward in its replay buffer, as the update sees it (normalised, if ``VecNormalize`` does
+        that); infinite if a buffer of another kind keeps them in its own way
     """
     buffer: Any = model.replay_buffer
+    if not isinstance(getattr(buffer, "rewards", None), np.ndarray):
+        return math.inf
     rewards = buffer.rewards[: buffer.size()]
     largest = max(float(rewards.max(initial=0.0)), -float(rewards.min(initial=0.0)))
     if model._vec_normalize_env is not None:
         largest = float(model._vec_normalize_env.normalize_reward(np.array([largest]))[0])
     return largest
+
+
+def _largest_relabeled_reward(model: "BNDDPG", buffer: HerReplayBuffer) -> float:
+    """
+    :param model: A model
+    :param buffer: Its replay buffer, which calculates rewards anew when it samples
+    :return: The largest absolute reward in a large sample, for which no random number is drawn that training would miss
+    """
+    random_state = np.random.get_state()
+    try:
+        return buffer.sample(RELABELED_SAMPLE, env=model._vec_normalize_env).rewards.abs().max().item()
+    finally:
+        np.random.set_state(random_state)
 
 
 @contextmanager

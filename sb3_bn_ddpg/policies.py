@@ -1,5 +1,6 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -473,6 +474,21 @@ class BNDDPGPolicy(BasePolicy):
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
             self.training = mode
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        As PyTorch's. Where there are no target networks, the names of theirs are second ones of the online networks; what
+        another model has under them, its older weights, is not taken.
+
+        :param state_dict: Parameters and buffers by name
+        :param strict: Whether the names must be just those of this policy
+        :param assign: Whether to take over the tensors themselves
+        :return: Missing and unexpected names
+        """
+        if self.actor_target is self.actor:
+            online = {name.replace(".", "_target.", 1): value for name, value in state_dict.items()}
+            state_dict = {name: online.get(name, value) for name, value in state_dict.items()}
+        return super().load_state_dict(state_dict, strict, assign)
 
     @cached_property
     def _online_modules(self) -> list[nn.Module]:

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.utils import get_device
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg import checkpoint, environment_state, export
@@ -159,10 +160,12 @@ class SavingMixin(OffPolicyAlgorithm):
         :raises FileError: if the file is truncated, was altered, or is no model
         :raises ValueError: if the environment's spaces are others, or an argument is out of its range
         """
+        get_device(device)  # an unknown one is no fault of the file
         path = existing_file(path, "zip")
         _check_model_file(path)
         # A value that is not allowed can be the caller's, if there is one
-        with clear_errors(path, but=(ValueError,) if kwargs or env is not None else ()):
+        has_values = kwargs or env is not None or custom_objects is not None
+        with clear_errors(path, but=(ValueError, TypeError) if has_values else (), what="is whole but cannot be loaded"):
             return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
@@ -206,6 +209,7 @@ class SavingMixin(OffPolicyAlgorithm):
         :param path: Path to the pickled replay buffer.
         :param truncate_last_traj: With ``HerReplayBuffer``: whether the last trajectory is taken as finished
         :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
+        :raises ValueError: if it is one of other spaces, or of single steps where ``n_steps`` is not 1; the present one stays
         """
         path = existing_file(path, "pkl")
         if isinstance(path, pathlib.Path):
@@ -214,9 +218,33 @@ class SavingMixin(OffPolicyAlgorithm):
         try:
             with clear_errors(path):
                 super().load_replay_buffer(path, truncate_last_traj)
+            self._check_loaded_buffer()
         except BaseException:
             self.replay_buffer = before
             raise
+
+    def _check_loaded_buffer(self) -> None:
+        """
+        Give a replay buffer from a file the model's ``n_steps`` and ``gamma``, where the model has chosen its class.
+
+        :raises ValueError: if it does not suit the model
+        """
+        buffer = self.replay_buffer
+        assert isinstance(buffer, ReplayBuffer)
+        if (buffer.observation_space, buffer.action_space) != (self.observation_space, self.action_space):
+            raise ValueError(
+                f"the replay buffer with the spaces {buffer.observation_space} and {buffer.action_space} is not allowed: they "
+                f"must be the model's, {self.observation_space} and {self.action_space}"
+            )
+        if self.replay_buffer_class is not None:
+            return
+        if isinstance(buffer, NStepReplayBuffer):
+            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+        elif self.n_steps > 1:
+            raise ValueError(
+                f"`n_steps={self.n_steps}` is not allowed with a replay buffer of single steps ({type(buffer).__name__}): it "
+                "must be 1"
+            )
 
     # --- Policies for other programs
 
@@ -251,6 +279,10 @@ class SavingMixin(OffPolicyAlgorithm):
         if isinstance(self.replay_buffer, HerReplayBuffer):
             assert self.env is not None
             self.replay_buffer.set_env(self.env)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The callbacks of the last call of learn hold its local and global variables, which cannot be copied
+        return self.__dict__ | {"_callback": None}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_callback", "_pending_callback_states"]

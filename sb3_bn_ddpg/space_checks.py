@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from torch import nn
 
 
 def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Space[Any], policy: Any) -> None:
@@ -60,21 +61,25 @@ def _check_observation_space(space: spaces.Space[Any], in_dict: bool = False) ->
     :param in_dict: Whether it is an entry
     :raises ValueError: if it is of another kind than SB3 supports, or holds no numbers
     """
-    allowed = "a `Box` of at least one dimension and one number, `Discrete`, `MultiDiscrete`, `MultiBinary`"
+    allowed = "a `Box` of at least one dimension and one number, `Discrete` and `MultiDiscrete` from 0 on, `MultiBinary`"
     if isinstance(space, spaces.Dict) and not in_dict:
         for key, entry in space.spaces.items():
-            if not key or "." in key:
-                raise ValueError(f"`env` with an observation {key!r} is not allowed: its name must not be empty nor have dots")
+            # The networks keep a module for each under its name
+            if not key or "." in key or hasattr(nn.ModuleDict(), key):
+                raise ValueError(
+                    f"`env` with an observation {key!r} is not allowed: its name must not be empty, nor have dots, nor be "
+                    "that of an attribute of `torch.nn.ModuleDict`"
+                )
             _check_observation_space(entry, in_dict=True)
         is_allowed = len(space.spaces) > 0
     elif isinstance(space, spaces.Box):
         is_allowed = len(space.shape) > 0 and space.low.size > 0
     elif isinstance(space, spaces.MultiDiscrete):
-        is_allowed = space.nvec.ndim == 1 and space.nvec.size > 0
+        is_allowed = space.nvec.ndim == 1 and space.nvec.size > 0 and not np.any(space.start)
     elif isinstance(space, spaces.MultiBinary):
         is_allowed = len(space.shape) > 0 and int(np.prod(space.shape)) > 0
     else:
-        is_allowed = isinstance(space, spaces.Discrete)
+        is_allowed = isinstance(space, spaces.Discrete) and space.start == 0
     if not is_allowed:
         kinds = allowed if in_dict else f"{allowed}, or a `Dict` of these"
         raise ValueError(f"`env` with the observation space {space} is not allowed: it must be {kinds}")

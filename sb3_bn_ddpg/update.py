@@ -73,9 +73,9 @@ class Networks:
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
 
-    @cached_property
+    @property
     def actor_parameters(self) -> list[nn.Parameter]:
-        """What the actor's loss trains."""
+        """What the actor's loss trains: parameters can be frozen, and thawed, between two steps."""
         return [param for param in self.actor.own_parameters if param.requires_grad]
 
     @property
@@ -168,7 +168,8 @@ def gradient_step(
     loss = actor_loss(nets, batch, statistics, None if features is None else features.detach())
     nets.actor.optimizer.zero_grad()
     # Only the actor's gradients: the critic's would be computed for nothing, and overwrite those of its own loss
-    loss.backward(inputs=nets.actor_parameters)  # type: ignore[no-untyped-call]
+    if trained := nets.actor_parameters:
+        loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
     nets.actor.optimizer.step()
     restore_norms(nets.fixed_norm_actor_weights)
 

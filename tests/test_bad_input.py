@@ -132,6 +132,40 @@ def test_action_spaces(action_space):
     assert "finite bounds" in str(error.value)
 
 
+class ObservationEnv(VectorEnv):
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+
+
+@pytest.mark.parametrize(
+    "observation_space",
+    [
+        spaces.Discrete(5, start=2),
+        spaces.MultiDiscrete([3, 2], start=[0, 1]),
+        spaces.Tuple([spaces.Discrete(2)]),
+        spaces.Dict(values=spaces.Box(-1, 1, (2,))),
+        spaces.Dict(training=spaces.Box(-1, 1, (2,))),
+        spaces.Dict({"a.b": spaces.Box(-1, 1, (2,))}),
+    ],
+)
+def test_observation_spaces(observation_space):
+    with pytest.raises(ValueError, match=r"`env` with .*observation.* is not allowed"):
+        BNDDPG(
+            "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy",
+            ObservationEnv(observation_space),
+        )
+
+
+def test_integers_of_numpy(make_model):
+    model = make_model(train_freq=np.int64(2), seed=np.int64(3), stats_window_size=np.int64(5), batch_size=np.int64(16))
+    assert model.learn(40)._n_updates == 10
+
+
+def test_train_freq_as_a_list(make_model):
+    assert make_model(train_freq=[1, "episode"], gradient_steps=-1).learn(60)._n_updates == 40
+
+
 def test_action_space_of_a_named_environment():
     with pytest.raises(ValueError, match="Discrete"):
         BNDDPG("MlpPolicy", "CartPole-v1")

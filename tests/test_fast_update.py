@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 import sb3_bn_ddpg.fast_update as fast_update
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, MlpPolicy
 from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.update import UpdateInfo, averages
 
@@ -82,6 +82,7 @@ CONFIGURATIONS = {
 NOT_COMPILED = "weight normalization"
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
 COMPILED = pytest.param("compiled", marks=needs_numba)
+PATHS = pytest.mark.parametrize("path", [True, COMPILED, False])
 
 
 class DoubleExtractor(FlattenExtractor):
@@ -329,6 +330,116 @@ def test_frozen_parameters_stay_frozen(make_model):
     assert th.equal(model.actor.mu[1].weight, before)
 
 
+@PATHS
+def test_parameters_frozen_in_a_training_stay_frozen(make_model, path):
+    model = make_model(fast_update=path).learn(40)
+    frozen = [model.actor.mu[1].weight, *model.critic.q_net.parameters()]
+    for param in frozen:
+        param.requires_grad_(False)
+    before = [param.clone() for param in frozen]
+    free = model.actor.mu[-2].bias.clone()
+    model.train(5, 16)
+    assert all(map(th.equal, frozen, before))
+    assert not th.equal(model.actor.mu[-2].bias, free)
+    for param in frozen:
+        param.requires_grad_(True)
+    model.train(5, 16)
+    assert not any(map(th.equal, frozen, before))
+
+
+@PATHS
+def test_a_frozen_actor_stays_while_the_critic_learns(make_model, path):
+    model = make_model(fast_update=path).learn(40)
+    model.actor.requires_grad_(False)
+    actor, critic = ([param.clone() for param in network.parameters()] for network in (model.actor, model.critic))
+    model.train(5, 16)
+    assert all(map(th.equal, model.actor.parameters(), actor))
+    assert not any(map(th.equal, model.critic.parameters(), critic))
+
+
+@PATHS
+def test_a_new_optimizer_is_the_one_that_is_used(make_model, path):
+    model = make_model(fast_update=path, learning_rate=0.0).learn(40)
+    model.actor.optimizer = th.optim.SGD(model.actor.parameters(), lr=0.0)
+    before = [param.clone() for param in model.actor.parameters()]
+    model.lr_schedule = lambda progress_remaining: 1.0
+    model.train(1, 16)
+    for param, old in zip(model.actor.parameters(), before, strict=True):
+        assert th.equal(param, old - param.grad)
+
+
+@PATHS
+def test_an_optimizer_of_some_parameters(make_model, path):
+    model = make_model(fast_update=path).learn(40)
+    first, *others = model.actor.parameters()
+    model.actor.optimizer = th.optim.Adam(others)
+    before = first.clone()
+    model.train(5, 16)
+    assert th.equal(first, before)
+
+
+@PATHS
+def test_hooks_are_called(make_model, path):
+    model = make_model(fast_update=path).learn(40)
+    calls = []
+    handles = [
+        model.critic.q_net[0].register_forward_hook(lambda *args: calls.append("forward")),
+        model.critic.q_net[0].weight.register_hook(lambda grad: calls.append("gradient")),
+        model.critic.optimizer.register_step_pre_hook(lambda *args: calls.append("step")),
+    ]
+    model.learn(10, reset_num_timesteps=False)
+    assert calls.count("gradient") == calls.count("step") == 10
+    assert calls.count("forward") >= 10
+    for handle in handles:
+        handle.remove()
+
+
+@PATHS
+def test_parameters_of_different_steps(make_model, tmp_path, path):
+    """Adam corrects the moments of each parameter by its own number of steps."""
+    model = make_model(fast_update=path)
+    model.actor.mu[1].weight.requires_grad_(False)
+    model.learn(40)
+    model.save(tmp_path / "model")
+    loaded, reference = (BNDDPG.load(tmp_path / "model", env=VectorEnv(), fast_update=use) for use in (path, False))
+    for each in (loaded, reference):
+        each._gradient_step(random_batch(each))
+    for param, expected in zip(loaded.actor.parameters(), reference.actor.parameters(), strict=True):
+        th.testing.assert_close(param, expected)
+
+
+@PATHS
+def test_changed_momentum(make_model, path):
+    model = make_model(fast_update=path).learn(40)
+    layer = model.critic.state_net[0]
+    layer.momentum = 1.0
+    model.learn(1)
+    batch = random_batch(model)
+    model._gradient_step(batch)
+    assert th.allclose(layer.running_mean, batch.observations.mean(dim=0), atol=1e-5)
+
+
+@PATHS
+def test_gamma_of_numpy_with_returns_of_several_steps(make_model, path):
+    model = make_model(fast_update=path, n_steps=3, gamma=np.float64(0.9)).learn(40)
+    assert model._n_updates == 20
+
+
+def test_spectral_norm_is_trained():
+    class SpectralPolicy(MlpPolicy):
+        def make_critic(self, features_extractor=None):
+            critic = super().make_critic(features_extractor)
+            nn.utils.spectral_norm(critic.q_net[0])
+            return critic
+
+    model = BNDDPG(
+        SpectralPolicy, VectorEnv(), learning_starts=20, batch_size=16, critic_weight_decay=0.0, seed=0, device="cpu"
+    )
+    before = model.critic.q_net[0].weight_orig.clone()
+    model.learn(40)
+    assert (model.critic.q_net[0].weight_orig - before).abs().max() > 1e-3
+
+
 def test_moments_do_not_decay_into_denormal_numbers(make_model):
     """Units that no longer have a gradient: their moments end at zero, where Adam left alone keeps denormals for ever."""
     model = make_model(learning_rate=0.0, critic_learning_rate=0.0, critic_weight_decay=0.0)
@@ -336,6 +447,7 @@ def test_moments_do_not_decay_into_denormal_numbers(make_model):
     model._gradient_step(first)
     nothing = first._replace(observations=first.observations * 0, rewards=first.rewards * 0, dones=first.dones * 0 + 1)
     for _ in range(1500):
+        model._n_updates += 1
         model._gradient_step(nothing)
     tiny = np.finfo(np.float32).tiny
     for storage in (model._fast_update.actor_storage, model._fast_update.critic_storage):

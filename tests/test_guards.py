@@ -8,9 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch as th
-from conftest import VectorEnv
+from conftest import SMALL, VectorEnv
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
@@ -114,9 +116,7 @@ class RewardEnv(VectorEnv):
 def _learn_from(make_model, reward: float, q_bias: float, normalize: bool = False, **kwargs):
     env = make_vec_env(lambda: RewardEnv(reward))
     model = make_model(VecNormalize(env, norm_obs=False) if normalize else env, critic_learning_rate=0.0, **kwargs)
-    with th.no_grad():
-        for critic in (model.critic, model.critic_target):
-            critic.q_net[-1].bias.fill_(q_bias)
+    _set_q_values(model, q_bias)
     return model.learn(60)
 
 
@@ -158,3 +158,52 @@ def test_plausible_q_values_do_not_warn(make_model, reward, q_bias, kwargs):
         warnings.simplefilter("always")
         _learn_from(make_model, reward, q_bias, **kwargs)
     assert not [warning for warning in caught if "explode" in str(warning.message)]
+
+
+def _explosions(model, n_steps: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.learn(n_steps)
+    return [str(warning.message) for warning in caught if "explode" in str(warning.message)]
+
+
+def _set_q_values(model, value: float) -> None:
+    with th.no_grad():
+        for critic in (model.critic, model.critic_target):
+            critic.q_net[-1].bias.fill_(value)
+
+
+class GoalReward(BitFlippingEnv):
+    """1 at the goal, else 0; with so many bits no goal is ever reached by chance."""
+
+    def compute_reward(self, achieved_goal, desired_goal, info):
+        return super().compute_reward(achieved_goal, desired_goal, info) + 1
+
+
+def test_rewards_of_relabeled_goals_count():
+    env = GoalReward(n_bits=40, max_steps=10, continuous=True)
+    model = BNDDPG(
+        "MultiInputPolicy",
+        env,
+        learning_starts=20,
+        batch_size=16,
+        critic_learning_rate=0.0,
+        replay_buffer_class=HerReplayBuffer,
+        policy_kwargs=SMALL,
+        seed=0,
+    )
+    _set_q_values(model, 90.0)  # no return exceeds 100
+    assert _explosions(model, 60) == []
+    assert model.replay_buffer.rewards.max() == 0
+    _set_q_values(model, 500.0)
+    assert "with rewards up to 1 " in _explosions(model, 30)[0]
+
+
+def test_a_loaded_model_knows_the_rewards_of_its_training(make_model, tmp_path):
+    model = _learn_from(make_model, reward=2.0, q_bias=0.0)
+    _set_q_values(model, 190.0)
+    model.save(tmp_path / "model")
+    model = BNDDPG.load(tmp_path / "model", env=RewardEnv(0.0))
+    assert _explosions(model, 60) == []
+    _set_q_values(model, 500.0)
+    assert "no return exceeds 200" in _explosions(model, 30)[0]

@@ -66,6 +66,12 @@ def test_bit_flipping(image_obs_space, n_envs):
     assert model._n_updates > 0
 
 
+def test_loading_without_an_environment(tmp_path):
+    make_model(PointGoal()).save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"model\.zip is whole but cannot be loaded: .* You must pass an environment"):
+        BNDDPG.load(tmp_path / "model")
+
+
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
 def test_goal_selection_strategies(strategy):
     model = make_model(PointGoal(), replay_buffer_kwargs=dict(goal_selection_strategy=strategy, n_sampled_goal=2))

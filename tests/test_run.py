@@ -142,6 +142,21 @@ def test_schedules_of_both_learning_rates(make_model):
     assert critic_lrs == [0, 0]
 
 
+def test_schedules_stay_at_their_end(make_model):
+    model = make_model(learning_rate=lambda p: 1e-3 * p**0.5, critic_learning_rate=LinearSchedule(1e-2, 1e-3, 1.0))
+    model.learn(100, schedule_timesteps=50)
+    assert model._current_progress_remaining == 0
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0
+    assert model.critic.optimizer.param_groups[0]["lr"] == pytest.approx(1e-3)
+
+
+def test_schedules_of_whole_episodes_stay_at_their_end(make_model):
+    model = make_model(VectorEnv(ep_length=40), train_freq=(1, "episode"), learning_rate=lambda p: 1e-3 * p)
+    model.learn(50)
+    assert model.num_timesteps == 80
+    assert model.actor.optimizer.param_groups[0]["lr"] == 0
+
+
 def test_optimizer_class_and_kwargs(make_model):
     model = make_model(policy_kwargs=dict(SMALL, optimizer_class=th.optim.AdamW, optimizer_kwargs=dict(betas=(0.5, 0.9))))
     model.learn(40)

@@ -1,5 +1,6 @@
 """What is saved comes back: models, policies by themselves, replay buffers, parameters, noise and statistics."""
 
+import copy
 import io
 import pathlib
 import warnings
@@ -141,6 +142,50 @@ def test_load_changes_the_returns_of_several_steps(make_model, tmp_path, saved, 
         assert model.replay_buffer.sample(50).discounts.min().item() == pytest.approx(0.9**loaded)
 
 
+def test_a_loaded_replay_buffer_has_the_models_returns(make_model, tmp_path):
+    model = make_model(n_steps=3).learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    for n_steps in (5, 1):
+        loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), n_steps=n_steps, gamma=0.5)
+        loaded.load_replay_buffer(tmp_path / "buffer")
+        assert loaded.replay_buffer.sample(50).discounts.min().item() == pytest.approx(0.5**n_steps)
+        loaded.learn(30)
+
+
+def test_a_loaded_replay_buffer_that_does_not_suit(make_model, tmp_path):
+    model = make_model().learn(60)
+    model.save_replay_buffer(tmp_path / "buffer")
+    several = make_model(n_steps=3)
+    before = several.replay_buffer
+    with pytest.raises(ValueError, match=r"`n_steps=3` is not allowed with a replay buffer of single steps"):
+        several.load_replay_buffer(tmp_path / "buffer")
+    assert several.replay_buffer is before
+    with pytest.raises(ValueError, match=r"the replay buffer with the spaces Box.*\(4,\).* must be the model's, Box.*\(5,\)"):
+        make_model(VectorEnv(obs_dim=5)).load_replay_buffer(tmp_path / "buffer")
+
+
+def test_a_copy_after_learning(make_model):
+    model = make_model().learn(40)
+    copied = copy.deepcopy(model)
+    copied.learn(30)
+    assert copied.num_timesteps == 30
+    assert model.num_timesteps == 40
+    assert not th.equal(copied.actor.mu[1].weight, model.actor.mu[1].weight)
+
+
+def test_load_names_the_callers_mistakes(make_model, tmp_path):
+    make_model().save(tmp_path / "model")
+    for kwargs, error, message in (
+        (dict(custom_objects=dict(tau=7)), ValueError, "`tau=7` is not allowed"),
+        (dict(replay_buffer_kwargs=dict(foo=1)), TypeError, "foo"),
+        (dict(device="nonsense"), RuntimeError, "nonsense"),
+    ):
+        with pytest.raises(error, match=message) as caught:
+            BNDDPG.load(tmp_path / "model", env=VectorEnv(), **kwargs)
+        assert "damaged" not in str(caught.value)
+
+
 def test_a_named_replay_buffer_is_loaded_as_it_was_named(make_model, tmp_path):
     kwargs = dict(n_steps=3, gamma=0.8)
     with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):  # SB3's: the class that was named has its own
@@ -177,6 +222,22 @@ def test_save_to_a_stream_and_to_a_path(make_model, tmp_path):
     model.save(pathlib.Path(tmp_path / "folder" / "model.zip"))
     for source in (stream, str(tmp_path / "folder" / "model")):
         assert_same_state(model.policy.state_dict(), BNDDPG.load(source).policy.state_dict())
+
+
+@pytest.mark.parametrize("how", ["load", "set_parameters"])
+def test_the_online_networks_of_a_model_with_targets_go_on_without(make_model, tmp_path, how):
+    model = make_model(learning_rate=1e-2).learn(200)
+    if how == "load":
+        model.save(tmp_path / "model")
+        loaded = BNDDPG.load(tmp_path / "model", use_target_networks=False)
+    else:
+        loaded = make_model(use_target_networks=False)
+        loaded.set_parameters(model.get_parameters())
+    for name in ("actor", "critic"):
+        assert_same_state(getattr(model, name).state_dict(), getattr(loaded, name).state_dict())
+        assert getattr(loaded, f"{name}_target") is getattr(loaded, name)
+    actions, expected = (each.predict(OBSERVATIONS)[0] for each in (loaded, model))
+    assert np.array_equal(actions, expected)
 
 
 def test_without_target_networks(make_model, tmp_path):

@@ -200,7 +200,6 @@ def fingerprint(model: BNDDPG) -> dict[str, str]:
         things["environments"] = [_generator_state(generator) for generator in model.env.get_attr("np_random")]
     things["last observation"] = model._last_obs
     things["episodes"] = [(info["r"], info["l"]) for info in model.ep_info_buffer]
-    things["fast update"] = None if model._fast_update is None else model._fast_update.n_steps
     for name in ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining"):
         things[name] = getattr(model, name)
     if model._vec_normalize_env is not None:
