@@ -1,6 +1,7 @@
 """What ``register()`` changes inside a process: the algorithm, its noise and schedules in files, its search space."""
 
 from argparse import Namespace
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
+from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
 from sb3_bn_ddpg.zoo.studies import finished_trials, load_study, open_storage
 
@@ -179,6 +181,24 @@ def test_noise_of_the_command_line_replaces_the_files(file_noise, command_line, 
 def test_wrong_entries_of_a_file(entry, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         model_of(tmp_path, entry=entry)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error_type", "message"),
+    [
+        ({"env_kwargs": {"gg": 3.0}}, TypeError, "unexpected keyword argument 'gg'"),
+        ({"trained_agent": "damaged.zip"}, FileError, "^the file .*damaged.zip is truncated"),
+        ({"trained_agent": "other.zip"}, ValueError, "^Observation spaces do not match"),
+    ],
+)
+def test_errors_that_are_not_the_files_do_not_name_it(kwargs, error_type, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    env = gym.make("MountainCarContinuous-v0")
+    BNDDPG("MlpPolicy", env, learning_starts=5, buffer_size=100).learn(10).save_checkpoint("other.zip")
+    Path("damaged.zip").write_bytes(Path("other.zip").read_bytes()[:-100])
+    with pytest.raises(error_type, match=message) as error:
+        model_of(tmp_path, entry={"buffer_size": 1000}, **kwargs)
+    assert "entry.yml" not in str(error.value)
 
 
 # --- The search space

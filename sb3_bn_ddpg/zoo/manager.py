@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator
@@ -62,6 +63,9 @@ HYPERPARAMETER_ERRORS = (
 )
 """What wrong values in a hyperparameter file lead to in RL Zoo, which looks at few of them; it evaluates some as Python."""
 
+NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_load_pretrained_agent"}
+"""RL Zoo's functions that make the environment and load a model: their errors are not of the hyperparameter file."""
+
 
 class BNDDPGExperimentManager(ExperimentManager):
     """
@@ -104,7 +108,9 @@ class BNDDPGExperimentManager(ExperimentManager):
             return super().setup_experiment()
         except HYPERPARAMETER_ERRORS as error:
             says_which = isinstance(error, ValueError) and "` " in str(error)  # "`tau=7` is not allowed ..."
-            if says_which or self.algo != ALGO or not isinstance(self.config, (str, Path)):
+            functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+            is_of_another = isinstance(error, FileError) or not functions.isdisjoint(NOT_ABOUT_HYPERPARAMETERS)
+            if says_which or is_of_another or self.algo != ALGO or not isinstance(self.config, (str, Path)):
                 raise
             detail = " ".join(str(error).split())
             raise FileError(self.config, f"gives no usable hyperparameters: {type(error).__name__}: {detail}") from error
