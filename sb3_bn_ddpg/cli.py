@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{command.algo_flag} is {zoo.ALGO} if you leave it out. The Zoo's own help:\n")
     if command.algo_flag is not None:
         arguments = [command.algo_flag, zoo.ALGO, *arguments]  # of an option given twice, the last one counts
-    if any(argument.startswith("dm_control/") for argument in arguments):
+    if any(argument.removeprefix("--env=").startswith("dm_control/") for argument in arguments):
         try:
             check_suite("dm-control")
         except ImportError as error:

@@ -77,10 +77,11 @@ def test_options_of_train_reach_the_zoo(monkeypatch):
     assert zoo.manager.BNDDPGExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
 
 
-def test_the_control_suite_names_its_extra(monkeypatch):
+@pytest.mark.parametrize("arguments", [["--env", "dm_control/reacher-easy-v0"], ["--env=dm_control/reacher-easy-v0"]])
+def test_the_control_suite_names_its_extra(arguments, monkeypatch):
     monkeypatch.setitem(sys.modules, "dm_control", None)
     with pytest.raises(SystemExit, match=r"dm_control is not installed: run `pip install sb3-bn-ddpg\[dm-control\]`"):
-        cli.main(["train", "--env", "dm_control/reacher-easy-v0"])
+        cli.main(["train", *arguments])
 
 
 def test_record_training_says_what_it_needs(monkeypatch):
