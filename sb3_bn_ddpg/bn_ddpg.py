@@ -115,6 +115,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     }
     policy: BNDDPGPolicy
     _schedule_timesteps: int | None = None
+    _learned_normalized: bool = False  # whether the last training's observations were those of VecNormalize
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     actor: Actor
     actor_target: Actor
@@ -368,6 +369,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         _check_finite("observation", self._last_obs, self.num_timesteps)
+        self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:

@@ -65,7 +65,8 @@ def load_policy(path: str | pathlib.Path) -> ExportedPolicy:
         metadata = file.metadata() or {}
         if set(metadata) != {METADATA_KEY, SHA256_KEY}:
             raise FileError(path, f"is no policy of bn-ddpg: its metadata are {sorted(metadata)}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dictionary
+        # Copies, as those of a file lie at any address, where matrix products round differently
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dictionary
         if _sha256(metadata[METADATA_KEY], tensors) != metadata[SHA256_KEY]:
             raise FileError(path, "was altered: its content does not match its SHA-256")
         description = json.loads(metadata[METADATA_KEY])

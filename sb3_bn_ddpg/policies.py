@@ -444,12 +444,7 @@ class BNDDPGPolicy(BasePolicy):
         """
         :return: A new features extractor; those of this package are told the policy's activation function and normalisation
         """
-        kwargs: dict[str, Any] = {}
-        if issubclass(self.features_extractor_class, PaperExtractor):
-            kwargs = {name: value for name, value in self.net_kwargs.items() if name not in ("normalization", "final_init")}
-            kwargs["normalized_image"] = not self.normalize_images
-        if issubclass(self.features_extractor_class, PaperCombinedExtractor):
-            kwargs["normalization"] = self.net_kwargs["normalization"]
+        kwargs = policys_share(self.features_extractor_class, self.net_kwargs, self.normalize_images)
         return self.features_extractor_class(self.observation_space, **(kwargs | self.features_extractor_kwargs))
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -496,6 +491,26 @@ class BNDDPGPolicy(BasePolicy):
 
 
 MlpPolicy = BNDDPGPolicy
+
+
+def policys_share(
+    extractor_class: type[BaseFeaturesExtractor], net_kwargs: dict[str, Any], normalize_images: bool
+) -> dict[str, Any]:
+    """
+    What a features extractor of this package has from its policy, unless ``features_extractor_kwargs`` say otherwise.
+
+    :param extractor_class: The extractor's class
+    :param net_kwargs: Activation function and normalisation of the networks
+    :param normalize_images: Whether the policy scales images
+    :return: Keyword arguments of the extractor; none for a class of others
+    """
+    kwargs: dict[str, Any] = {}
+    if issubclass(extractor_class, PaperExtractor):
+        names = ("activation_fn", "norm_momentum", "norm_eps", "renorm_warmup_steps")
+        kwargs = {name: net_kwargs[name] for name in names} | dict(normalized_image=not normalize_images)
+    if issubclass(extractor_class, PaperCombinedExtractor):
+        kwargs["normalization"] = net_kwargs["normalization"]
+    return kwargs
 
 
 class CnnPolicy(BNDDPGPolicy):

@@ -1,6 +1,8 @@
 """A deterministic policy as a JSON description and tensors, and back: nothing in them is code."""
 
 import json
+import warnings
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from torch import nn
 from sb3_bn_ddpg import torch_layers
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.exported_policy import ExportedPolicy, ObservationStatistics
-from sb3_bn_ddpg.policies import Actor
+from sb3_bn_ddpg.policies import Actor, policys_share
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
@@ -111,6 +113,13 @@ def _describe_statistics(model: "BNDDPG", tensors: dict[str, th.Tensor]) -> dict
     :return: The rest of what ``VecNormalize`` does to them; empty if it does nothing
     """
     normalize = model._vec_normalize_env
+    if normalize is None and model._learned_normalized:
+        warnings.warn(
+            "The model was trained on the observations of VecNormalize, whose statistics it does not have: the exported "
+            "policy takes normalised observations. For one that takes the environment's own, load the model with "
+            "`env=VecNormalize.load(...)`",
+            stacklevel=4,
+        )
     if normalize is None or not normalize.norm_obs:
         return {}
     statistics: Any = normalize.obs_rms
@@ -164,18 +173,19 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
             if not tuple(mean.shape) == tuple(var.shape) == shape or not (th.isfinite(mean).all() and (var >= 0).all()):
                 raise ValueError(f"the statistics of {key} do not fit the observation space")
             statistics[key] = ObservationStatistics(mean, var, float(about["epsilon"]), float(about["clip"]))
+    net_kwargs = description["network"] | dict(activation_fn=ACTIVATIONS[description["activation_fn"]])
     # No memory is taken before the sizes are known to be those of the tensors
     with th.device("meta"):
         extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
-        extractor = extractor_class(observation_space, **description["features_extractor_kwargs"])
+        kwargs = policys_share(extractor_class, net_kwargs, description["normalize_images"])
+        extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
         actor = Actor(
             observation_space,
             action_space,
             features_extractor=extractor,
             features_dim=extractor.features_dim,
-            activation_fn=ACTIVATIONS[description["activation_fn"]],
             normalize_images=description["normalize_images"],
-            **description["network"],
+            **net_kwargs,
         )
     weights = {name.removeprefix("actor."): tensor for name, tensor in tensors.items() if name.startswith("actor.")}
     if left := sorted(set(tensors) - {f"actor.{name}" for name in weights}):
@@ -199,7 +209,10 @@ def _build_space(about: Any, name: str, tensors: dict[str, th.Tensor]) -> spaces
     """
     match about:
         case {"type": "Dict", "spaces": dict(entries), **rest} if not rest:
-            return spaces.Dict({key: _build_space(child, f"{name}.{key}", tensors) for key, child in entries.items()})
+            # A plain dictionary would be sorted by Gymnasium, but the network takes the entries in the model's order
+            return spaces.Dict(
+                OrderedDict((key, _build_space(child, f"{name}.{key}", tensors)) for key, child in entries.items())
+            )
         case {"type": "Box", **rest} if not rest:
             low, high = tensors.pop(f"{name}.low").numpy(), tensors.pop(f"{name}.high").numpy()
             return spaces.Box(low, high, dtype=low.dtype.type)

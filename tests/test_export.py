@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import warnings
+from collections import OrderedDict
 
 import gymnasium as gym
 import numpy as np
@@ -32,6 +34,39 @@ def _trained(env, policy="MlpPolicy", **kwargs) -> BNDDPG:
     return BNDDPG(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
 
 
+class BoxesEnv(VectorEnv):
+    """A dictionary of vectors, its keys not sorted, and an image if wanted."""
+
+    def __init__(self, sizes=(3, 3), image: bool = False) -> None:
+        super().__init__()
+        entries = [(name, spaces.Box(-9, 9, (size,))) for name, size in zip(("velocity", "position"), sizes, strict=True)]
+        if image:
+            entries.append(("image", spaces.Box(0, 255, (3, 36, 36), np.uint8)))
+        self.observation_space = spaces.Dict(OrderedDict(entries))
+
+    def _observation(self):
+        return self.observation_space.sample()
+
+
+class FloatImageEnv(VectorEnv):
+    """Images that are scaled already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Box(-1, 1, (3, 36, 36))
+
+    def _observation(self):
+        return self.observation_space.sample()
+
+
+def _of_images(**kwargs) -> BNDDPG:
+    return _trained(FakeImageEnv(36, 36, discrete=False), "CnnPolicy", policy_kwargs=dict(SMALL, **kwargs))
+
+
+def _of_boxes(sizes=(3, 3), image: bool = False, **kwargs) -> BNDDPG:
+    return _trained(BoxesEnv(sizes, image), "MultiInputPolicy", policy_kwargs=dict(SMALL, **kwargs))
+
+
 MODELS = {
     "vector": lambda: _trained(UnequalEnv()),
     "pendulum": lambda: _trained("Pendulum-v1"),
@@ -43,7 +78,19 @@ MODELS = {
     "linear, no norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(net_arch=[], normalization=None)),
     "VecNormalize": lambda: _trained(VecNormalize(make_vec_env(UnequalEnv), clip_obs=1.5)),
     "images": lambda: _trained(FakeImageEnv(36, 36, discrete=False), "CnnPolicy"),
+    "images, batch norm of their own": lambda: _of_images(
+        norm_eps=0.5,
+        features_extractor_kwargs=dict(conv_normalization="batch", features_dim=20, features_normalization="batch"),
+    ),
+    "images, Tanh": lambda: _of_images(activation_fn=th.nn.Tanh),
+    "scaled images": lambda: _trained(FloatImageEnv(), "CnnPolicy", policy_kwargs=dict(SMALL, normalize_images=False)),
     "dictionary": lambda: _trained(SimpleMultiObsEnv(discrete_actions=False), "MultiInputPolicy"),
+    "unsorted dictionary": lambda: _of_boxes(),
+    "unsorted dictionary, other sizes, epsilon": lambda: _of_boxes((2, 5), norm_eps=0.5),
+    "dictionary with an image, Tanh": lambda: _of_boxes(image=True, activation_fn=th.nn.Tanh),
+    "dictionary, no norm": lambda: _of_boxes(normalization=None),
+    "dictionary, layer norm": lambda: _of_boxes(normalization="layer"),
+    "dictionary, batch renorm": lambda: _of_boxes(normalization="batch_renorm"),
 }
 
 
@@ -73,6 +120,12 @@ def test_safetensors(model, tmp_path):
     policy = load_policy(tmp_path / "policy.safetensors")
     observations = _observations(model, 300)
     np.testing.assert_array_equal(policy.predict(observations)[0], _expected(model, observations))
+    singles = [
+        {key: entry[i] for key, entry in observations.items()} if isinstance(observations, dict) else observations[i]
+        for i in range(50)
+    ]
+    for single in singles:
+        np.testing.assert_array_equal(policy.predict(single)[0], _expected(model, single))
     assert policy.action_space == model.action_space
     assert policy.observation_space == model.observation_space
 
@@ -92,6 +145,20 @@ def test_onnx(model, tmp_path):
     assert np.max(np.abs(actions - expected) / extent) < 1e-6
     (single,) = session.run(["action"], {name: entry[:1] for name, entry in inputs.items()})
     np.testing.assert_allclose(single, expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_missing_statistics_of_observations(tmp_path):
+    model = MODELS["VecNormalize"]()
+    model.save(tmp_path / "model")
+    model.env.save(tmp_path / "statistics")
+    with pytest.warns(UserWarning, match="takes normalised observations"):
+        BNDDPG.load(tmp_path / "model").export_policy(tmp_path / "without")
+    env = VecNormalize.load(tmp_path / "statistics", make_vec_env(UnequalEnv))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BNDDPG.load(tmp_path / "model", env=env).export_policy(tmp_path / "with")
+    observations = _observations(model, 10)
+    np.testing.assert_array_equal(load_policy(tmp_path / "with").predict(observations)[0], _expected(model, observations))
 
 
 def test_custom_parts_are_refused(tmp_path):
