@@ -43,7 +43,8 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
     try:
         with open(temporary, "xb") as file:
             if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                with suppress(OSError):  # not every file system has locks
+                    fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -178,8 +179,9 @@ def _sync_folder(folder: pathlib.Path) -> None:
     """Make a change of names in a folder survive a power failure, where the system can."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -23,6 +23,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_bn_ddpg import environment_state
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear_errors, sha256
@@ -76,6 +77,7 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
     state = dict(
         generators=_generators(model),
         env=env_state,
+        shares_action_space=model.action_space is _action_space(model.env),
         callbacks=callback_states(model._callback),
     )
     manifest = dict(
@@ -137,6 +139,8 @@ def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
     assert model.env is not None
     assert model.replay_buffer is not None
     environment_state.restore(model.env, state["env"])
+    if state.get("shares_action_space"):  # and its generator, from which the environment may draw as well
+        model.action_space = _action_space(model.env)
     model._pending_callback_states = state["callbacks"]
     if state["env"].not_offered is not None:
         model._last_obs = None  # learn resets the environment
@@ -171,6 +175,15 @@ def _versions() -> dict[str, str]:
 
 
 # --- Random generators
+
+
+def _action_space(venv: VecEnv) -> Any:
+    """
+    :param venv: A vectorised environment
+    :return: The action space of its first environment, None if that is in another process
+    """
+    envs = getattr(venv.unwrapped, "envs", None)
+    return None if envs is None else envs[0].action_space
 
 
 def _generators(model: "BNDDPG") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A file is the old one or the new one, whatever happens while it is written; a bad one is refused by name."""
 
+import errno
 import io
 import os
 import stat
@@ -13,7 +14,7 @@ from conftest import VectorEnv
 from stable_baselines3.common.save_util import load_from_pkl
 
 from benchmarks.reliability import configurations, endurance, kills, mutations
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, atomic_files
 from sb3_bn_ddpg.atomic_files import FileError, atomic_write
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits and locks of POSIX")
@@ -53,6 +54,24 @@ def test_a_write_replaces(tmp_path):
 
 
 @posix
+@posix
+def test_a_disk_without_locks_and_without_flushes_of_folders(tmp_path, monkeypatch):
+    def not_implemented(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    def only_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(atomic_files.fcntl, "flock", not_implemented)
+    monkeypatch.setattr(os, "fsync", only_files)
+    for content in (b"first", b"second"):
+        with atomic_write(tmp_path / "file") as file:
+            file.write(content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_what_is_being_written_is_no_leftover(tmp_path):
     """Two processes that write the same file: the last one wins, none breaks the other."""
     with atomic_write(tmp_path / "file") as first:

@@ -59,6 +59,33 @@ def test_two_halves_that_know_of_each_other(make_model, tmp_path):
     assert {name for name, value in fingerprint(resumed).items() if value != expected[name]} == set()
 
 
+class RandomStart(gym.Wrapper):
+    """Begins each episode with random actions, from the same action space as the model's warm-up."""
+
+    def reset(self, **kwargs):
+        obs, info = self.env.reset(**kwargs)
+        for _ in range(3):
+            obs, *_ = self.env.step(self.env.action_space.sample())
+        return obs, info
+
+
+def test_an_environment_that_draws_from_its_action_space(make_model, tmp_path):
+    def make(env):
+        return make_model(env, learning_starts=100)
+
+    def make_env():
+        return RandomStart(VectorEnv(ep_length=7))
+
+    whole = make(make_env()).learn(60)
+    half = make(make_env()).learn(30, schedule_timesteps=60)
+    half.save_checkpoint(tmp_path / "half")
+    resumed = BNDDPG.resume(tmp_path / "half", make_env()).learn(30, reset_num_timesteps=False)
+    for model in (whole, resumed):
+        assert model.action_space is model.env.envs[0].action_space
+    np.testing.assert_array_equal(resumed.replay_buffer.actions[:60], whole.replay_buffer.actions[:60])
+    np.testing.assert_array_equal(resumed.replay_buffer.observations[:60], whole.replay_buffer.observations[:60])
+
+
 def test_remaining_timesteps(make_model, tmp_path):
     class Stop(BaseCallback):
         def _on_step(self) -> bool:
