@@ -110,6 +110,27 @@ def test_a_killed_training_is_resumed_from_its_checkpoint(tmp_path):
     assert "damaged.zip is truncated or was altered" in output
 
 
+def test_a_resumed_training_is_that_of_its_folder(tmp_path):
+    """Whatever file and options it was started with."""
+    entry = {"n_timesteps": 400, "policy": "MlpPolicy", "normalize": True, "n_envs": 2, "gamma": 0.9, "buffer_size": 1000}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"Pendulum-v1": entry}))
+    first = ["--conf-file", "own.yml", "--env-kwargs", "g:5.0", *TINY]
+    run("train", "--env", "Pendulum-v1", "-n", "200", *first, cwd=tmp_path)
+    resume = ["train", "--env", "Pendulum-v1", "-i", "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip", "-n", "200"]
+    output = run(*resume, "-tb", "tensorboard", "--verbose", "0", cwd=tmp_path)
+    assert "total_timesteps" not in output
+    assert list((tmp_path / "tensorboard").rglob("events.*"))
+    folders = [tmp_path / f"logs/bn_ddpg/Pendulum-v1_{number}/Pendulum-v1" for number in (1, 2)]
+    configs = [yaml.unsafe_load((folder / "config.yml").read_text()) for folder in folders]
+    assert configs[0] == configs[1]
+    assert yaml.unsafe_load((folders[1] / "args.yml").read_text())["env_kwargs"] == {"g": 5.0}
+    assert (folders[1] / "vecnormalize.pkl").exists()
+    enjoyed = run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200", cwd=tmp_path)
+    assert "Loading running average" in enjoyed
+    output = run(*resume, "-params", "gamma:0.5", cwd=tmp_path, returncode=1)
+    assert "`gamma=0.5` is not allowed with a checkpoint" in output
+
+
 def test_ctrl_c_that_python_ignores_ends_training_too(tmp_path):
     """A KeyboardInterrupt in a finalizer, as the garbage collector runs them at any moment, goes nowhere by itself."""
     code = """

@@ -1,6 +1,7 @@
 """The Zoo's experiment manager, taught this package's files and noise, and to keep searches."""
 
 import contextlib
+import inspect
 import io
 import math
 import shlex
@@ -94,7 +95,7 @@ class BNDDPGExperimentManager(ExperimentManager):
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._is_interrupted = False
-        self._is_resumed = False
+        self._is_resumed = algo == ALGO and self.continue_training and is_checkpoint(self.trained_agent)
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -119,11 +120,15 @@ class BNDDPGExperimentManager(ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        Read the hyperparameters: the file's, over them those of ``--trial-id``, over them those of ``-params``.
+        Read the hyperparameters: the file's, over them those of ``--trial-id``, over them those of ``-params``. A resumed
+        training goes on with its own.
 
         :return: The hyperparameters, and a copy of them to save
         :raises ValueError: if there is no such trial, or the noise is spelled in two ways at once
         """
+        folder = Path(self.trained_agent).parent / self.env_name
+        if self._is_resumed and (folder / "config.yml").is_file():
+            return self._resumed_hyperparameters(folder)
         from_command_line = dict(self.custom_hyperparams or {})
         from_trial: dict[str, Any] = {}
         if self.trial_id is not None:
@@ -139,6 +144,36 @@ class BNDDPGExperimentManager(ExperimentManager):
                 _settle_noise_spelling(each, overrides)
         self._file_hyperparams = dict(saved_hyperparams)
         return hyperparams, saved_hyperparams
+
+    def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        Read the hyperparameters of the training to resume, and the arguments of its environment unless there are new ones.
+
+        :param folder: Where it has written both
+        :return: The hyperparameters, and a copy of them to save
+        :raises ValueError: if ``-params`` has another value of an argument of the model
+        """
+        self.config = str(folder / "config.yml")
+        print(f"Loading hyperparameters from: {self.config}")
+        # As the Zoo reads them: values from a command line may be Python's objects
+        hyperparams: dict[str, Any] = dict(yaml.unsafe_load(Path(self.config).read_text()))
+        arguments = yaml.unsafe_load((folder / "args.yml").read_text())
+        given = self.custom_hyperparams or {}
+        for name in given.keys() & {*inspect.signature(BNDDPG).parameters, "noise_type", "noise_std"}:
+            if name not in hyperparams or given[name] != hyperparams[name]:
+                raise ValueError(
+                    f"`{name}={given[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
+                    f"hyperparameters in {self.config}"
+                )
+        hyperparams |= given
+        # In the arguments too, which the Zoo saves
+        self.args.env_kwargs = self.env_kwargs or arguments.get("env_kwargs")
+        self.args.eval_env_kwargs = self._eval_env_kwargs_args or arguments.get("eval_env_kwargs")
+        self.env_kwargs = self.args.env_kwargs or {}
+        self.eval_env_kwargs = self.args.eval_env_kwargs or self.env_kwargs
+        if "env_kwargs" in hyperparams and self.env_kwargs:
+            hyperparams["env_kwargs"] = self.env_kwargs
+        return dict(hyperparams), hyperparams
 
     def _trial_hyperparams(self, trial_id: int) -> dict[str, Any]:
         """
@@ -229,13 +264,16 @@ class BNDDPGExperimentManager(ExperimentManager):
             super().learn(learner)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        if self.algo != ALGO or not is_checkpoint(self.trained_agent):
+        if not self._is_resumed:
             return super()._load_pretrained_agent(hyperparams, env)
         model = BNDDPG.resume(self.trained_agent, env, device=self.device)
+        model.verbose = self.verbose
+        if self.tensorboard_log is not None:
+            model.tensorboard_log = self.tensorboard_log
+        self.normalize = model.get_vec_normalize_env() is not None
         if getattr(self.args, "n_timesteps", -1) <= 0:
             self.n_timesteps = model.remaining_timesteps
         print(f"Resuming from step {model.num_timesteps} for {self.n_timesteps} more, with the checkpoint's hyperparameters")
-        self._is_resumed = True
         return model
 
     def _stop_if_interrupted(self, *args: Any) -> bool:
