@@ -13,6 +13,7 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import rl_zoo3.train
+import rl_zoo3.utils
 import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -20,7 +21,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
-from sb3_bn_ddpg.zoo.studies import finished_trials, load_study, open_storage
+from sb3_bn_ddpg.zoo.studies import as_code, finished_trials, load_study, open_storage
 
 zoo.register()
 
@@ -315,6 +316,15 @@ def test_trials_do_not_share_the_files_noise(tmp_path):
     noise = OrnsteinUhlenbeckNoise(np.zeros(1), seed=1)
     models = [BNDDPG("MlpPolicy", "Pendulum-v1", action_noise=noise) for _ in range(2)]
     assert len({id(noise), *(id(model.action_noise) for model in models)}) == 3
+
+
+def test_values_as_code_that_the_zoo_evaluates():
+    value = {"net_arch": [64, 2.5], "betas": (0.9, None), "activation_fn": th.nn.Tanh, "word": "it's"}
+    for zoos in (rl_zoo3.utils, exp_manager):  # its command line, its files
+        assert eval(as_code(value), vars(zoos)) == value
+    for unwritable in (object(), type("Local", (), {})):
+        with pytest.raises(ValueError, match="cannot be written as text"):
+            as_code({"value": unwritable})
 
 
 # --- Searches that go wrong

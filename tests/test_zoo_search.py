@@ -11,8 +11,10 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import yaml
+from torch import nn
 
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.zoo.search_space import NET_ARCHS
 from sb3_bn_ddpg.zoo.studies import finished_trials, open_storage
 
 pytestmark = pytest.mark.slow
@@ -74,6 +76,32 @@ def test_three_trials_then_train_from_the_best(storage, tmp_path):
         assert model.tau == trial.params["tau"]
         assert model.policy_kwargs["normalization"] == trial.params["normalization"]
         assert (model.action_noise is None) == (trial.params["noise_type"] is None)
+
+
+def test_the_commands_of_the_report_train_what_the_search_tried(tmp_path):
+    """In the same environments, with all that the trials had in common."""
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Own-v0', 'gymnasium.envs.classic_control.pendulum:PendulumEnv', max_episode_steps=200)\n"
+    )
+    entry = {"n_timesteps": 100, "policy": "MlpPolicy", "learning_starts": 50, "buffer_size": 3000}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"Own-v0": entry}))
+    environment = ["--gym-packages", "own_envs", "--env-kwargs", "g:5.0", "--eval-env-kwargs", "g:6.0"]
+    params = ["-params", "buffer_size:2000", "policy_kwargs:dict(activation_fn=nn.Tanh, net_arch=[8])"]
+    search = [*SEARCH, "--env", "Own-v0", "--conf-file", "own.yml", "--n-trials", "1", "--no-optim-plots"]
+    report = run(*search, *environment, *params, cwd=tmp_path)
+    params = only_study(f"sqlite:///{tmp_path}/logs/optuna.db").best_trial.params
+    models = []
+    for number, command in enumerate(re.findall("bn-ddpg (train .*)", report), start=2):
+        run(*shlex.split(command), "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
+        folder = tmp_path / f"logs/bn_ddpg/Own-v0_{number}"
+        arguments = yaml.unsafe_load((folder / "Own-v0/args.yml").read_text())
+        assert (arguments["env_kwargs"], arguments["eval_env_kwargs"]) == ({"g": 5.0}, {"g": 6.0})
+        models.append(BNDDPG.load(folder / "Own-v0.zip"))
+        assert (models[-1].learning_starts, models[-1].buffer_size) == (50, 2000)
+        assert models[-1].policy_kwargs["activation_fn"] is nn.Tanh
+        assert models[-1].policy_kwargs["net_arch"] == NET_ARCHS[params["net_arch"]]
+    assert models[0].policy_kwargs == models[1].policy_kwargs
 
 
 def test_two_jobs_in_one_process(tmp_path):

@@ -35,6 +35,7 @@ from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
     WorkerRecovery,
+    as_code,
     default_storage,
     default_study_name,
     finished_trials,
@@ -396,18 +397,49 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.algo == ALGO:
             hyperparams = merge_hyperparams(self._file_hyperparams, from_trial)
             _settle_noise_spelling(hyperparams, from_trial)
+        if self.env_kwargs:
+            hyperparams["env_kwargs"] = self.env_kwargs
         write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
         files = [best_file, *(write_plots(study, folder) if with_plots else [])]
 
-        train = ["bn-ddpg", "train", "--algo", self.algo, "--env", self.env_name.gym_id]
-        in_study = ["--storage", str(self.storage), "--study-name", study.study_name]
         best = study.best_trial
         print(f"\nBest of {len(finished_trials(study))} finished trials: {best.number}, with {study.best_value:.2f}")
         print(best_file.read_text().rstrip())
         print("\nWritten: " + " ".join(str(file) for file in files))
-        print("Train with it: " + shlex.join([*train, "--conf-file", str(best_file)]))
-        print("or:            " + shlex.join([*train, *in_study, "--trial-id", str(best.number)]))
+        try:
+            from_file, from_study = self._training_commands(study, best_file, hyperparams)
+            print(f"Train with it: {from_file}\nor:            {from_study}")
+        except ValueError as error:
+            print(f"No command trains with it: {error}")
         sys.stdout.flush()
+
+    def _training_commands(self, study: optuna.Study, best_file: Path, hyperparams: dict[str, Any]) -> tuple[str, str]:
+        """
+        :param study: A study with a finished trial
+        :param best_file: The file with the best trial's hyperparameters
+        :param hyperparams: These
+        :return: The commands that train with them, from the file and from the study, in the search's environment
+        :raises ValueError: if a value cannot be written as text
+        """
+        given = vars(self.args)
+        train = ["bn-ddpg", "train", "--algo", self.algo, "--env", self.env_name.gym_id]
+        environment = ["--gym-packages", *given["gym_packages"]] if given.get("gym_packages") else []
+        for option, name in (("--env-kwargs", "env_kwargs"), ("--eval-env-kwargs", "eval_env_kwargs")):
+            if given.get(name):
+                environment += [option, *(f"{key}:{as_code(value)}" for key, value in given[name].items())]
+        from_study = ["--storage", str(self.storage), "--study-name", study.study_name]
+        from_study += ["--trial-id", str(study.best_trial.number)]
+        if given.get("conf_file"):
+            from_study += ["--conf-file", given["conf_file"]]
+        # Over the trial a command line has the last word, in the search the trial had it: with the trial's values
+        params = {name: as_code(value) for name, value in hyperparams.items()}
+        params = {name: code for name, code in params.items() if name in (given.get("hyperparams") or {})}
+        if params:
+            from_study += ["-params", *(f"{name}:{code}" for name, code in params.items())]
+        return (
+            shlex.join([*train, "--conf-file", str(best_file), *environment]),
+            shlex.join([*train, *from_study, *environment]),
+        )
 
 
 def _spells_noise(hyperparams: dict[str, Any]) -> bool:

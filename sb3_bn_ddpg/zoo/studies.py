@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import yaml
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from rl_zoo3.utils import get_class_by_name
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
@@ -21,6 +23,9 @@ from sb3_bn_ddpg.checks import check_number
 
 TABLE_CREATION_RETRIES = 4
 """Workers that start at the same moment on an empty database all create its tables, and all but one of them fail."""
+
+EVALUATED = ("monitor_kwargs", "normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
+"""Hyperparameters that RL Zoo evaluates as Python if they are words."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,27 @@ def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
 
+def as_code(value: Any) -> str:
+    """
+    :param value: A number, a word, None, a class, or a list, tuple or mapping of such
+    :return: What RL Zoo evaluates to it, on its command line and in the entries ``EVALUATED`` of a file
+    :raises ValueError: if it is anything else
+    """
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{as_code(key)}: {as_code(entry)}" for key, entry in value.items()) + "}"
+    if type(value) in (list, tuple):
+        entries = f"[{', '.join(map(as_code, value))}]"
+        return entries if type(value) is list else f"tuple({entries})"
+    if isinstance(value, type):
+        name = f"{value.__module__}.{value.__qualname__}"
+        with suppress(AttributeError, ImportError):
+            if get_class_by_name(name) is value:
+                return f"get_class_by_name({name!r})"
+    if value is None or type(value) in (bool, int, float, str):
+        return repr(value)
+    raise ValueError(f"{value!r} cannot be written as text")
+
+
 def write_best_hyperparams(path: Path, env_id: str, hyperparams: dict[str, Any]) -> None:
     """
     Write a hyperparameter file of one environment, ready for ``--conf-file`` or to paste into another file.
@@ -173,7 +199,21 @@ def write_best_hyperparams(path: Path, env_id: str, hyperparams: dict[str, Any])
     :param env_id: The environment
     :param hyperparams: Its hyperparameters
     """
-    path.write_text(yaml.dump({env_id: hyperparams}, Dumper=_HyperparamsDumper, sort_keys=False))
+    written = {name: _evaluated(value) if name in EVALUATED else value for name, value in hyperparams.items()}
+    path.write_text(yaml.dump({env_id: written}, Dumper=_HyperparamsDumper, sort_keys=False))
+
+
+def _evaluated(value: Any) -> Any:
+    """
+    :param value: A hyperparameter that RL Zoo evaluates if it is a word
+    :return: Such a word if YAML cannot hold the value, else the value
+    """
+    try:
+        yaml.safe_dump(value)
+    except yaml.YAMLError:
+        with suppress(ValueError):
+            return as_code(value)
+    return value
 
 
 class _HyperparamsDumper(yaml.SafeDumper):
@@ -181,6 +221,10 @@ class _HyperparamsDumper(yaml.SafeDumper):
 
 
 _HyperparamsDumper.add_multi_representer(object, lambda dumper, value: dumper.represent_str(repr(value)))
+# The Zoo imports a wrapper's class by this name
+_HyperparamsDumper.add_multi_representer(
+    type, lambda dumper, value: dumper.represent_str(f"{value.__module__}.{value.__qualname__}")
+)
 
 
 def write_plots(study: optuna.Study, folder: Path) -> list[Path]:
