@@ -110,6 +110,23 @@ def test_two_jobs_in_one_process(tmp_path):
     assert ".png" not in output
 
 
+def test_ctrl_c_ends_the_trials_of_two_jobs(tmp_path):
+    storage = f"sqlite:///{tmp_path}/logs/optuna.db"
+    process = start(*SEARCH, "-n", "10000000", "--n-trials", "4", "--n-jobs", "2", *TINY, cwd=tmp_path)
+    database = tmp_path / "logs/optuna.db"
+
+    def n_started():
+        names = optuna.get_all_study_names(open_storage(storage)) if database.exists() else []
+        return sum("policy_delay" in trial.params for trial in only_study(storage).trials) if names else 0
+
+    wait_for(lambda: n_started() == 2, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "No trial has finished yet" in output
+    assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
 def test_search_of_another_algorithm(tmp_path):
     small = ["-params", "learning_starts:50", "buffer_size:5000"]
     output = run(*SEARCH, "--algo", "ddpg", "--n-trials", "1", "--no-optim-plots", *small, cwd=tmp_path)

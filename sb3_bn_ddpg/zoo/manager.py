@@ -279,7 +279,7 @@ class BNDDPGExperimentManager(ExperimentManager):
 
     def _stop_if_interrupted(self, *args: Any) -> bool:
         """
-        Called at each step and before each trial.
+        Called at each step and before each trial, also in the threads of ``--n-jobs``, which no signal reaches.
 
         :return: True: go on
         :raises KeyboardInterrupt: if there was a Ctrl-C, also one that Python ignored
@@ -327,6 +327,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: The study
         """
         assert self.storage is not None
+        # By name, as in a file: each trial gets a callback of its own, which keeps no other trial's model alive
+        at_each_step = {f"{ConvertCallback.__module__}.ConvertCallback": {"callback": self._stop_if_interrupted}}
+        in_file: Any = self.specified_callbacks or []
+        self.specified_callbacks = [*(in_file if isinstance(in_file, list) else [in_file]), at_each_step]
         storage = open_storage(self.storage, self.recovery)
         studies: list[optuna.Study] = []
         create_study = optuna.create_study
