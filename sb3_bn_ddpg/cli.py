@@ -75,6 +75,7 @@ def main(argv: list[str] | None = None) -> None:
     script_fixes.provide_generate_metadata()
     with ExitStack() as fixes:
         fixes.enter_context(script_fixes.own_child_processes())
+        fixes.enter_context(script_fixes.names_of_folders())
         fixes.enter_context(script_fixes.own_model_card())
         fixes.enter_context(script_fixes.optional_hub_files())
         if name in ("enjoy", "record_video"):

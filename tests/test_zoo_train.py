@@ -238,6 +238,14 @@ def test_benchmark_evaluates_bn_ddpg(logs):
     assert (logs / "benchmark.md").read_text() == table
 
 
+def test_benchmark_of_an_id_with_a_slash(tmp_path):
+    pytest.importorskip("dm_control")
+    env = ["--env", "dm_control/cartpole-balance-v0"]
+    run("train", *env, "-n", "60", "--eval-freq", "-1", "--checkpoint-freq", "-1", *TINY, cwd=tmp_path)
+    run("benchmark", "--log-dir", "logs", "--no-hub", "-n", "1010", "--num-threads", "1", cwd=tmp_path)
+    assert "|bn_ddpg|dm_control-cartpole-balance-v0|" in (tmp_path / "benchmark.md").read_text().replace(" ", "")
+
+
 class FakeHub:
     """Stands in for the hub's client: repositories are folders on this machine."""
 

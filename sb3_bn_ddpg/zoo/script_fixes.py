@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import repocard
 from huggingface_hub.errors import EntryNotFoundError
 from requests.exceptions import HTTPError
+from rl_zoo3 import utils
 from rl_zoo3.utils import ALGOS
 
 from sb3_bn_ddpg.zoo.profiles import ALGO
@@ -22,13 +23,15 @@ from sb3_bn_ddpg.zoo.profiles import ALGO
 def own_child_processes() -> Iterator[None]:
     """
     Let ``benchmark`` and ``record_training`` start their child processes through this package, where ``bn_ddpg`` is known;
-    ``benchmark`` would also look for its script in the current folder, which only holds in a checkout of the Zoo.
+    ``benchmark`` would also look for its script in the current folder, which only holds in a checkout of the Zoo. They take
+    the environment's id, also if the script has its name in folders.
     """
     call = subprocess.call
 
     def call_registered(args: Any, *rest: Any, **kwargs: Any) -> int:
         match args:
             case ["python", "enjoy.py", *options]:
+                options = [getattr(option, "gym_id", option) for option in options]
                 args = [sys.executable, "-m", "sb3_bn_ddpg", "enjoy", *options]
             case ["python", "-m", "rl_zoo3.record_video", *options]:
                 args = [sys.executable, "-m", "sb3_bn_ddpg", "record_video", *options]
@@ -39,6 +42,23 @@ def own_child_processes() -> Iterator[None]:
         yield
     finally:
         subprocess.call = call
+
+
+@contextmanager
+def names_of_folders() -> Iterator[None]:
+    """Let ``benchmark`` find the folder of a model whose environment's id has a slash: a dash in the folder's name."""
+    hub: Any = importlib.import_module("huggingface_sb3")
+    get_trained_models = utils.get_trained_models
+
+    def get_named_models(log_folder: str) -> dict[str, tuple[str, str]]:
+        models = get_trained_models(log_folder)
+        return {name: (algo, hub.EnvironmentName(env_id)) for name, (algo, env_id) in models.items()}
+
+    utils.get_trained_models = get_named_models
+    try:
+        yield
+    finally:
+        utils.get_trained_models = get_trained_models
 
 
 @contextmanager
