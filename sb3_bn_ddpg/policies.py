@@ -444,7 +444,7 @@ class BNDDPGPolicy(BasePolicy):
         """
         :return: A new features extractor; those of this package are told the policy's activation function and normalisation
         """
-        kwargs = policys_share(self.features_extractor_class, self.net_kwargs, self.normalize_images)
+        kwargs = inherited_kwargs(self.features_extractor_class, self.net_kwargs, self.normalize_images)
         return self.features_extractor_class(self.observation_space, **(kwargs | self.features_extractor_kwargs))
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -493,7 +493,7 @@ class BNDDPGPolicy(BasePolicy):
 MlpPolicy = BNDDPGPolicy
 
 
-def policys_share(
+def inherited_kwargs(
     extractor_class: type[BaseFeaturesExtractor], net_kwargs: dict[str, Any], normalize_images: bool
 ) -> dict[str, Any]:
     """

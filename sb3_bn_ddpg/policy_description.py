@@ -14,7 +14,7 @@ from torch import nn
 from sb3_bn_ddpg import torch_layers
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.exported_policy import ExportedPolicy, ObservationStatistics
-from sb3_bn_ddpg.policies import Actor, policys_share
+from sb3_bn_ddpg.policies import Actor, inherited_kwargs
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
@@ -177,7 +177,7 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
     # No memory is taken before the sizes are known to be those of the tensors
     with th.device("meta"):
         extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
-        kwargs = policys_share(extractor_class, net_kwargs, description["normalize_images"])
+        kwargs = inherited_kwargs(extractor_class, net_kwargs, description["normalize_images"])
         extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
         actor = Actor(
             observation_space,
