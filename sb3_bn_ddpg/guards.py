@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 SLACK = 2.0
 """Q-values may exceed the return's bound by this factor, and by 1 beside it, before they count as exploding."""
-
-
 RELABELED_SAMPLE = 10_000
 """Transitions sampled to find the largest reward, where rewards depend on the goals of the sample."""
 

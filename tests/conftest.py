@@ -52,6 +52,25 @@ class VectorEnv(gym.Env):
         return (self.np_random.normal(size=dim) * np.arange(1, dim + 1) + 2).astype(np.float32)
 
 
+class SpaceEnv(gym.Env):
+    """Random observations of any space, actions of any box."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.observation_space.seed(seed)
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action.astype(self.action_space.dtype)), action
+        self.steps += 1
+        return self.observation_space.sample(), 1.0, False, self.steps >= 10, {}
+
+
 @pytest.fixture
 def make_model() -> Callable[..., BNDDPG]:
     """A function that makes a small seeded model; keyword arguments override."""

@@ -3,13 +3,15 @@
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import SMALL, VectorEnv
+from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
+
+BOX = spaces.Box(-1, 1, (2,))
 
 
 @pytest.mark.parametrize(
@@ -109,12 +111,6 @@ def test_batch_of_one_with_batch_norm(make_model, normalization):
         make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization))
 
 
-class ActionEnv(VectorEnv):
-    def __init__(self, action_space: spaces.Space) -> None:
-        super().__init__()
-        self.action_space = action_space
-
-
 @pytest.mark.parametrize(
     "action_space",
     [
@@ -127,15 +123,9 @@ class ActionEnv(VectorEnv):
 )
 def test_action_spaces(action_space):
     with pytest.raises(ValueError, match="`env` with the action space") as error:
-        BNDDPG("MlpPolicy", ActionEnv(action_space))
+        BNDDPG("MlpPolicy", SpaceEnv(BOX, action_space))
     assert str(action_space) in str(error.value)
     assert "finite bounds" in str(error.value)
-
-
-class ObservationEnv(VectorEnv):
-    def __init__(self, observation_space: spaces.Space) -> None:
-        super().__init__()
-        self.observation_space = observation_space
 
 
 @pytest.mark.parametrize(
@@ -150,11 +140,9 @@ class ObservationEnv(VectorEnv):
     ],
 )
 def test_observation_spaces(observation_space):
+    policy = "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy"
     with pytest.raises(ValueError, match=r"`env` with .*observation.* is not allowed"):
-        BNDDPG(
-            "MultiInputPolicy" if isinstance(observation_space, spaces.Dict) else "MlpPolicy",
-            ObservationEnv(observation_space),
-        )
+        BNDDPG(policy, SpaceEnv(observation_space, BOX))
 
 
 def test_integers_of_numpy(make_model):

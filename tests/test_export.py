@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, VectorEnv
+from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
@@ -34,29 +34,7 @@ def _trained(env, policy="MlpPolicy", **kwargs) -> BNDDPG:
     return BNDDPG(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
 
 
-class BoxesEnv(VectorEnv):
-    """A dictionary of vectors, its keys not sorted, and an image if wanted."""
-
-    def __init__(self, sizes=(3, 3), image: bool = False) -> None:
-        super().__init__()
-        entries = [(name, spaces.Box(-9, 9, (size,))) for name, size in zip(("velocity", "position"), sizes, strict=True)]
-        if image:
-            entries.append(("image", spaces.Box(0, 255, (3, 36, 36), np.uint8)))
-        self.observation_space = spaces.Dict(OrderedDict(entries))
-
-    def _observation(self):
-        return self.observation_space.sample()
-
-
-class FloatImageEnv(VectorEnv):
-    """Images that are scaled already."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(-1, 1, (3, 36, 36))
-
-    def _observation(self):
-        return self.observation_space.sample()
+ACTIONS = spaces.Box(-1, 1, (2,))
 
 
 def _of_images(**kwargs) -> BNDDPG:
@@ -64,7 +42,12 @@ def _of_images(**kwargs) -> BNDDPG:
 
 
 def _of_boxes(sizes=(3, 3), image: bool = False, **kwargs) -> BNDDPG:
-    return _trained(BoxesEnv(sizes, image), "MultiInputPolicy", policy_kwargs=dict(SMALL, **kwargs))
+    """A dictionary of vectors, its keys not sorted, and an image if wanted."""
+    entries = [(name, spaces.Box(-9, 9, (size,))) for name, size in zip(("velocity", "position"), sizes, strict=True)]
+    if image:
+        entries.append(("image", spaces.Box(0, 255, (3, 36, 36), np.uint8)))
+    env = SpaceEnv(spaces.Dict(OrderedDict(entries)), ACTIONS)
+    return _trained(env, "MultiInputPolicy", policy_kwargs=dict(SMALL, **kwargs))
 
 
 MODELS = {
@@ -83,7 +66,9 @@ MODELS = {
         features_extractor_kwargs=dict(conv_normalization="batch", features_dim=20, features_normalization="batch"),
     ),
     "images, Tanh": lambda: _of_images(activation_fn=th.nn.Tanh),
-    "scaled images": lambda: _trained(FloatImageEnv(), "CnnPolicy", policy_kwargs=dict(SMALL, normalize_images=False)),
+    "scaled images": lambda: _trained(
+        SpaceEnv(spaces.Box(-1, 1, (3, 36, 36)), ACTIONS), "CnnPolicy", policy_kwargs=dict(SMALL, normalize_images=False)
+    ),
     "dictionary": lambda: _trained(SimpleMultiObsEnv(discrete_actions=False), "MultiInputPolicy"),
     "unsorted dictionary": lambda: _of_boxes(),
     "unsorted dictionary, other sizes, epsilon": lambda: _of_boxes((2, 5), norm_eps=0.5),

@@ -382,16 +382,12 @@ def test_an_optimizer_of_some_parameters(make_model, path):
 def test_hooks_are_called(make_model, path):
     model = make_model(fast_update=path).learn(40)
     calls = []
-    handles = [
-        model.critic.q_net[0].register_forward_hook(lambda *args: calls.append("forward")),
-        model.critic.q_net[0].weight.register_hook(lambda grad: calls.append("gradient")),
-        model.critic.optimizer.register_step_pre_hook(lambda *args: calls.append("step")),
-    ]
+    model.critic.q_net[0].register_forward_hook(lambda *args: calls.append("forward"))
+    model.critic.q_net[0].weight.register_hook(lambda grad: calls.append("gradient"))
+    model.critic.optimizer.register_step_pre_hook(lambda *args: calls.append("step"))
     model.learn(10, reset_num_timesteps=False)
     assert calls.count("gradient") == calls.count("step") == 10
     assert calls.count("forward") >= 10
-    for handle in handles:
-        handle.remove()
 
 
 @PATHS

@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -113,6 +114,19 @@ class RewardEnv(VectorEnv):
         return obs, self.reward, terminated, truncated, info
 
 
+def _explosions(learn: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn()
+    return [str(warning.message) for warning in caught if "explode" in str(warning.message)]
+
+
+def _set_q_values(model, value: float) -> None:
+    with th.no_grad():
+        for critic in (model.critic, model.critic_target):
+            critic.q_net[-1].bias.fill_(value)
+
+
 def _learn_from(make_model, reward: float, q_bias: float, normalize: bool = False, **kwargs):
     env = make_vec_env(lambda: RewardEnv(reward))
     model = make_model(VecNormalize(env, norm_obs=False) if normalize else env, critic_learning_rate=0.0, **kwargs)
@@ -154,23 +168,7 @@ def test_q_values_of_both_signs_explode_too(make_model):
     ],
 )
 def test_plausible_q_values_do_not_warn(make_model, reward, q_bias, kwargs):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        _learn_from(make_model, reward, q_bias, **kwargs)
-    assert not [warning for warning in caught if "explode" in str(warning.message)]
-
-
-def _explosions(model, n_steps: int) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model.learn(n_steps)
-    return [str(warning.message) for warning in caught if "explode" in str(warning.message)]
-
-
-def _set_q_values(model, value: float) -> None:
-    with th.no_grad():
-        for critic in (model.critic, model.critic_target):
-            critic.q_net[-1].bias.fill_(value)
+    assert _explosions(lambda: _learn_from(make_model, reward, q_bias, **kwargs)) == []
 
 
 class GoalReward(BitFlippingEnv):
@@ -193,10 +191,10 @@ def test_rewards_of_relabeled_goals_count():
         seed=0,
     )
     _set_q_values(model, 90.0)  # no return exceeds 100
-    assert _explosions(model, 60) == []
+    assert _explosions(lambda: model.learn(60)) == []
     assert model.replay_buffer.rewards.max() == 0
     _set_q_values(model, 500.0)
-    assert "with rewards up to 1 " in _explosions(model, 30)[0]
+    assert "with rewards up to 1 " in _explosions(lambda: model.learn(30))[0]
 
 
 def test_a_loaded_model_knows_the_rewards_of_its_training(make_model, tmp_path):
@@ -204,6 +202,6 @@ def test_a_loaded_model_knows_the_rewards_of_its_training(make_model, tmp_path):
     _set_q_values(model, 190.0)
     model.save(tmp_path / "model")
     model = BNDDPG.load(tmp_path / "model", env=RewardEnv(0.0))
-    assert _explosions(model, 60) == []
+    assert _explosions(lambda: model.learn(60)) == []
     _set_q_values(model, 500.0)
-    assert "no return exceeds 200" in _explosions(model, 30)[0]
+    assert "no return exceeds 200" in _explosions(lambda: model.learn(30))[0]

@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, VectorEnv
+from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
@@ -63,25 +63,6 @@ def test_same_seed_same_model(make_model):
     other = make_model(gym.make("Pendulum-v1"), seed=5)
     other.learn(80)
     assert not th.equal(other.policy.state_dict()["actor.mu.1.weight"], states[0]["actor.mu.1.weight"])
-
-
-class SpaceEnv(gym.Env):
-    """Random observations of any space, actions of any box."""
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-        self.observation_space = observation_space
-        self.action_space = action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.observation_space.seed(seed)
-        self.steps = 0
-        return self.observation_space.sample(), {}
-
-    def step(self, action):
-        assert self.action_space.contains(action.astype(self.action_space.dtype)), action
-        self.steps += 1
-        return self.observation_space.sample(), 1.0, False, self.steps >= 10, {}
 
 
 @pytest.mark.parametrize(
