@@ -3,9 +3,11 @@
 import re
 import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
-from zoo_runs import TINY, run, start, wait_for
+from zoo_runs import ENVIRONMENT, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -125,6 +127,35 @@ def test_ctrl_c_ends_the_trials_of_two_jobs(tmp_path):
     assert process.returncode == 0, output
     assert "No trial has finished yet" in output
     assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+# A Ctrl-C between Optuna's start of a trial's heartbeat, a thread, and the trial that would end it
+INTERRUPT_AT_THE_HEARTBEAT = """
+import signal, sys
+from optuna.storages._heartbeat import HeartbeatThread
+from sb3_bn_ddpg.cli import main
+
+started, start = [], HeartbeatThread.start
+
+def start_and_interrupt(self):
+    start(self)
+    started.append(self)
+    if len(started) == 3:
+        signal.raise_signal(signal.SIGINT)
+
+HeartbeatThread.start = start_and_interrupt
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_before_a_trial_starts(tmp_path):
+    command = [sys.executable, "-c", INTERRUPT_AT_THE_HEARTBEAT, *SEARCH, "--n-trials", "5", "--no-optim-plots", *TINY]
+    # Left alive, the thread would keep the process alive
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Best of 2 finished trials" in done.stdout
+    states = [trial.state for trial in only_study(f"sqlite:///{tmp_path}/logs/optuna.db").trials]
+    assert states == [optuna.trial.TrialState.COMPLETE] * 2 + [optuna.trial.TrialState.FAIL]
 
 
 def test_search_of_another_algorithm(tmp_path):

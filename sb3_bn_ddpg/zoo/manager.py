@@ -96,6 +96,7 @@ class BNDDPGExperimentManager(ExperimentManager):
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._is_interrupted = False
+        self._is_interruptible = False
         self._is_resumed = algo == ALGO and self.continue_training and is_checkpoint(self.trained_agent)
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
@@ -261,7 +262,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self._is_resumed:
             # All that the Zoo asks of a model here
             learner = SimpleNamespace(learn=partial(model.learn, reset_num_timesteps=False), env=model.env)
-        with self._remembered_interrupt():
+        with self._remembered_interrupt(), self._interruptible():
             super().learn(learner)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -299,7 +300,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
         """
         self._stop_if_interrupted()
-        with file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
+        with self._interruptible(), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             value = super().objective(trial)
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")
@@ -369,13 +370,15 @@ class BNDDPGExperimentManager(ExperimentManager):
     @contextlib.contextmanager
     def _remembered_interrupt(self) -> Iterator[None]:
         """
-        Remember a Ctrl-C until the next step or trial would start. One that falls into a garbage collection is ignored by
-        Python, and Optuna collects garbage after every trial.
+        Remember a Ctrl-C until the next step or trial would start, and raise it at once only where that does no harm, or if it
+        is the second. One that falls into a garbage collection is ignored by Python, and Optuna collects garbage after every
+        trial; one between Optuna's start of a trial's heartbeat and the trial itself would let that thread live forever.
         """
 
         def interrupt(signal_number: int, frame: FrameType | None) -> None:
-            self._is_interrupted = True
-            raise KeyboardInterrupt
+            is_second, self._is_interrupted = self._is_interrupted, True
+            if is_second or self._is_interruptible:
+                raise KeyboardInterrupt
 
         if threading.current_thread() is not threading.main_thread():  # to which signals go
             yield
@@ -385,6 +388,18 @@ class BNDDPGExperimentManager(ExperimentManager):
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let a Ctrl-C end a training or a trial at once: what called it cleans up."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        try:
+            self._is_interruptible = True
+            yield
+        finally:
+            self._is_interruptible = False
 
     def _report(self, study: optuna.Study, with_plots: bool) -> None:
         """
