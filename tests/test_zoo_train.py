@@ -80,13 +80,97 @@ def test_resume_goes_on_with_networks_and_replay_buffer(logs):
     assert resumed.actor.mu[1].weight.shape == first.actor.mu[1].weight.shape  # 16 units, not the file's 400
 
 
-def test_ctrl_c_saves_what_was_learned(tmp_path):
-    process = start("train", "--env", "Pendulum-v1", "-n", "10000000", "--eval-freq", "-1", *TINY, cwd=tmp_path)
+@pytest.mark.parametrize("checkpoint_freq", ["-1", "10000000"])
+def test_ctrl_c_saves_what_was_learned(checkpoint_freq, tmp_path):
+    arguments = ["train", "--env", "Pendulum-v1", "--eval-freq", "-1", "--checkpoint-freq", checkpoint_freq]
+    process = start(*arguments, "-n", "10000000", *TINY, cwd=tmp_path)
     wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)  # an episode is over
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 0
+    model = BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
+    assert model._n_updates > 0
+    checkpoint = tmp_path / "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip"
+    assert checkpoint.exists() == (checkpoint_freq != "-1")
+    if checkpoint.exists():
+        # Of the step that the Ctrl-C fell into: nothing is left to do again
+        resumed = BNDDPG.resume(checkpoint)
+        assert resumed.num_timesteps == model.num_timesteps == 10_000_000 - resumed.remaining_timesteps
+        assert resumed._n_updates == model._n_updates
+        assert resumed.replay_buffer.size() == min(model.num_timesteps, 5000)
+
+
+def train_with_interrupt(interrupt, *arguments, cwd):
+    """Train 20,000 steps, in whose 300th this code calls ``interrupt()``."""
+    code = f"""
+import os, signal, sys
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.cli import main
+
+n_steps, step = 0, PendulumEnv.step
+{interrupt}
+def counting_step(self, action):
+    global n_steps
+    n_steps += 1
+    if n_steps == 300:
+        interrupt()
+    return step(self, action)
+
+PendulumEnv.step = counting_step
+main(sys.argv[1:])
+print("stopped at", n_steps)
+"""
+    command = [sys.executable, "-c", code, "train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *arguments]
+    finished = subprocess.run([*command, *TINY], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert "stopped at 300" in finished.stdout
+    return finished
+
+
+def test_a_second_ctrl_c_ends_a_training_in_the_middle_of_a_step(tmp_path):
+    interrupt = """
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+    print("still in it")
+    signal.raise_signal(signal.SIGINT)
+    print("out of reach")
+"""
+    output = train_with_interrupt(interrupt, "--checkpoint-freq", "250", cwd=tmp_path).stdout
+    assert "still in it" in output
+    assert "out of reach" not in output
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 200
+    # None could go on from the middle of a step
+    assert BNDDPG.resume(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip").num_timesteps == 250
+
+
+def test_ctrl_c_on_a_full_disk_ends_a_training_with_its_model(tmp_path):
+    interrupt = """
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+def fail(self, path):
+    raise OSError(28, "No space left on device")
+
+BNDDPG.save_checkpoint = fail
+"""
+    errors = train_with_interrupt(interrupt, cwd=tmp_path).stderr
+    assert "No checkpoint at the Ctrl-C, the one before stands: [Errno 28] No space left on device" in errors
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip").num_timesteps == 300
+
+
+def test_ctrl_c_that_python_ignores_ends_training_too(tmp_path):
+    """A KeyboardInterrupt in a finalizer, as the garbage collector runs them at any moment, goes nowhere by itself."""
+    interrupt = """
+class Interrupting:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+interrupt = Interrupting
+"""
+    errors = train_with_interrupt(interrupt, "--checkpoint-freq", "-1", cwd=tmp_path).stderr
+    assert "Exception ignored in" in errors
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 200
 
 
 def test_a_killed_training_is_resumed_from_its_checkpoint(tmp_path):
@@ -129,40 +213,6 @@ def test_a_resumed_training_is_that_of_its_folder(tmp_path):
     assert "Loading running average" in enjoyed
     output = run(*resume, "-params", "gamma:0.5", cwd=tmp_path, returncode=1)
     assert "`gamma=0.5` is not allowed with a checkpoint" in output
-
-
-def test_ctrl_c_that_python_ignores_ends_training_too(tmp_path):
-    """A KeyboardInterrupt in a finalizer, as the garbage collector runs them at any moment, goes nowhere by itself."""
-    code = """
-import os, signal, sys
-from gymnasium.envs.classic_control.pendulum import PendulumEnv
-from sb3_bn_ddpg.cli import main
-
-class Interrupting:
-    def __del__(self):
-        os.kill(os.getpid(), signal.SIGINT)
-
-n_steps, step = 0, PendulumEnv.step
-
-def counting_step(self, action):
-    global n_steps
-    n_steps += 1
-    if n_steps == 300:
-        Interrupting()
-    return step(self, action)
-
-PendulumEnv.step = counting_step
-main(sys.argv[1:])
-print("stopped at", n_steps)
-"""
-    arguments = ["train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *TINY]
-    finished = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=200
-    )
-    assert finished.returncode == 0, finished.stderr
-    assert "Exception ignored in" in finished.stderr
-    assert "stopped at 300" in finished.stdout
-    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 200
 
 
 @pytest.mark.parametrize("which", [["--load-best"], ["--load-checkpoint", "300"]])

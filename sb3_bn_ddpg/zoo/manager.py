@@ -1,20 +1,17 @@
 """The Zoo's experiment manager, taught this package's files and noise, and to keep searches."""
 
-import contextlib
 import inspect
 import io
 import math
 import shlex
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import optuna
@@ -27,10 +24,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
-from sb3_bn_ddpg.callbacks import CheckpointEvery
 from sb3_bn_ddpg.checkpoint import is_checkpoint
 from sb3_bn_ddpg.checks import check_choice, check_number
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
@@ -95,8 +92,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
-        self._is_interrupted = False
-        self._is_interruptible = False
+        self._interrupts = Interrupts()
         self._is_resumed = algo == ALGO and self.continue_training and is_checkpoint(self.trained_agent)
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
@@ -187,7 +183,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.algo != ALGO:
             return from_trial
         self.trial_id, self.custom_hyperparams = None, None
-        with contextlib.redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
+        with redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
             in_file, _ = super().read_hyperparameters()
         merged = merge_hyperparams(in_file, from_trial)
         return {key: merged[key] for key in from_trial}
@@ -250,19 +246,22 @@ class BNDDPGExperimentManager(ExperimentManager):
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
-        Train until the last step or a Ctrl-C.
+        Train until the last step or a Ctrl-C, which with checkpoints first writes one of the step it fell into.
 
         :param model: The model
         """
-        self.callbacks = [*self.callbacks, ConvertCallback(self._stop_if_interrupted)]
-        if isinstance(model, BNDDPG) and self.checkpoint_freq > 0:
-            # Not the first one, whose end the Zoo announces after a Ctrl-C in the middle of a step too
-            self.callbacks.append(CheckpointEvery(self.checkpoint_freq, Path(self.save_path) / CHECKPOINT_NAME))
+        with_checkpoints = isinstance(model, BNDDPG) and self.checkpoint_freq > 0
+        # The Zoo announces an end to the first callback after an error in the middle of a step too: never one with checkpoints
+        at_each_step = _go_on if with_checkpoints else self._interrupts.stop_if_happened
+        self.callbacks = [*self.callbacks, ConvertCallback(at_each_step)]
+        if with_checkpoints:
+            path = Path(self.save_path) / CHECKPOINT_NAME
+            self.callbacks.append(CheckpointUntilInterrupted(self.checkpoint_freq, path, self._interrupts))
         learner: Any = model
         if self._is_resumed:
             # All that the Zoo asks of a model here
             learner = SimpleNamespace(learn=partial(model.learn, reset_num_timesteps=False), env=model.env)
-        with self._remembered_interrupt(), self._interruptible():
+        with self._interrupts.remembered(), nullcontext() if with_checkpoints else self._interrupts.at_once():
             super().learn(learner)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -278,17 +277,6 @@ class BNDDPGExperimentManager(ExperimentManager):
         print(f"Resuming from step {model.num_timesteps} for {self.n_timesteps} more, with the checkpoint's hyperparameters")
         return model
 
-    def _stop_if_interrupted(self, *args: Any) -> bool:
-        """
-        Called at each step and before each trial, also in the threads of ``--n-jobs``, which no signal reaches.
-
-        :return: True: go on
-        :raises KeyboardInterrupt: if there was a Ctrl-C, also one that Python ignored
-        """
-        if self._is_interrupted:
-            raise KeyboardInterrupt
-        return True
-
     # --- Searching
 
     def objective(self, trial: optuna.Trial) -> float:
@@ -299,8 +287,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: The mean reward of its last evaluation
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
         """
-        self._stop_if_interrupted()
-        with self._interruptible(), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
+        self._interrupts.stop_if_happened()
+        with self._interrupts.at_once(), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             value = super().objective(trial)
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")
@@ -329,7 +317,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         """
         assert self.storage is not None
         # By name, as in a file: each trial gets a callback of its own, which keeps no other trial's model alive
-        at_each_step = {f"{ConvertCallback.__module__}.ConvertCallback": {"callback": self._stop_if_interrupted}}
+        at_each_step = {f"{ConvertCallback.__module__}.ConvertCallback": {"callback": self._interrupts.stop_if_happened}}
         in_file: Any = self.specified_callbacks or []
         self.specified_callbacks = [*(in_file if isinstance(in_file, list) else [in_file]), at_each_step]
         storage = open_storage(self.storage, self.recovery)
@@ -346,7 +334,7 @@ class BNDDPGExperimentManager(ExperimentManager):
 
         optuna.create_study = create_study_in_storage
         try:
-            with self._remembered_interrupt():
+            with self._interrupts.remembered():
                 super().hyperparameters_optimization()
         except ValueError:
             # The Zoo asks for the best trial even if there is none, as after an early Ctrl-C
@@ -366,40 +354,6 @@ class BNDDPGExperimentManager(ExperimentManager):
             "env_kwargs": self.env_kwargs,
             "eval_env_kwargs": self.eval_env_kwargs,
         }
-
-    @contextlib.contextmanager
-    def _remembered_interrupt(self) -> Iterator[None]:
-        """
-        Remember a Ctrl-C until the next step or trial would start, and raise it at once only where that does no harm, or if it
-        is the second. One that falls into a garbage collection is ignored by Python, and Optuna collects garbage after every
-        trial; one between Optuna's start of a trial's heartbeat and the trial itself would let that thread live forever.
-        """
-
-        def interrupt(signal_number: int, frame: FrameType | None) -> None:
-            is_second, self._is_interrupted = self._is_interrupted, True
-            if is_second or self._is_interruptible:
-                raise KeyboardInterrupt
-
-        if threading.current_thread() is not threading.main_thread():  # to which signals go
-            yield
-            return
-        previous = signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let a Ctrl-C end a training or a trial at once: what called it cleans up."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        try:
-            self._is_interruptible = True
-            yield
-        finally:
-            self._is_interruptible = False
 
     def _report(self, study: optuna.Study, with_plots: bool) -> None:
         """
@@ -459,6 +413,10 @@ class BNDDPGExperimentManager(ExperimentManager):
             shlex.join([*train, "--conf-file", str(best_file), *environment]),
             shlex.join([*train, *from_study, *environment]),
         )
+
+
+def _go_on(*args: object) -> bool:
+    return True
 
 
 def _spells_noise(hyperparams: dict[str, Any]) -> bool:

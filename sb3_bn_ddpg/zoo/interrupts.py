@@ -1,0 +1,91 @@
+"""Ctrl-C in a training or a search: at once where that does no harm, else at the next moment at which it does none."""
+
+import contextlib
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from sb3_bn_ddpg.callbacks import CheckpointEvery
+
+
+class Interrupts:
+    """
+    Remembers a Ctrl-C, and raises it at once only within :meth:`at_once`, or if it is the second.
+
+    Python ignores one that falls into a garbage collection, and Optuna collects garbage after every trial. One between
+    Optuna's start of a trial's heartbeat and the trial itself would let that thread live forever, and with it the process.
+    """
+
+    def __init__(self) -> None:
+        self.happened = False
+        """Whether there was a Ctrl-C, also one that Python ignored"""
+        self._raises_at_once = False
+
+    def stop_if_happened(self, *args: object) -> bool:
+        """
+        For each step and each trial, also in the threads of ``--n-jobs``, which no signal reaches.
+
+        :param args: What a callback is given, unused
+        :return: True: go on
+        :raises KeyboardInterrupt: if there was a Ctrl-C
+        """
+        if self.happened:
+            raise KeyboardInterrupt
+        return True
+
+    @contextlib.contextmanager
+    def remembered(self) -> Iterator[None]:
+        """Remember each Ctrl-C here. Only the main thread can, to which signals go."""
+
+        def interrupt(signal_number: int, frame: FrameType | None) -> None:
+            is_second, self.happened = self.happened, True
+            if is_second or self._raises_at_once:
+                raise KeyboardInterrupt
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raise the first Ctrl-C at once here: what called this cleans up."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        try:
+            self._raises_at_once = True
+            yield
+        finally:
+            self._raises_at_once = False
+
+
+class CheckpointUntilInterrupted(CheckpointEvery):
+    """
+    A :class:`~sb3_bn_ddpg.CheckpointEvery` that after a Ctrl-C writes a last checkpoint, when the step is done and learnt
+    from, and ends the training.
+
+    :param save_freq: Steps of the training (all environments together) between two checkpoints, >= 1
+    :param path: The file
+    :param interrupts: The Ctrl-C
+    """
+
+    def __init__(self, save_freq: int, path: str | Path, interrupts: Interrupts) -> None:
+        super().__init__(save_freq, path)
+        self.interrupts = interrupts
+
+    def _on_rollout_start(self) -> None:
+        if self.interrupts.happened:
+            try:
+                self._on_training_end()
+            except OSError as error:  # as of a full disk. There is still the model to save
+                warnings.warn(f"No checkpoint at the Ctrl-C, the one before stands: {error}", stacklevel=2)
+            raise KeyboardInterrupt
+        super()._on_rollout_start()
