@@ -202,6 +202,13 @@ def test_errors_that_are_not_the_files_do_not_name_it(kwargs, error_type, messag
     assert "entry.yml" not in str(error.value)
 
 
+def test_a_checkpoint_apart_from_its_folder_warns(tmp_path):
+    path = tmp_path / "alone.zip"
+    BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=5, buffer_size=100).learn(10).save_checkpoint(path)
+    with pytest.warns(UserWarning, match=r"alone.zip has no Pendulum-v1/config.yml beside it: the model is the checkpoint's"):
+        assert model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path)).num_timesteps == 10
+
+
 # --- The search space
 
 

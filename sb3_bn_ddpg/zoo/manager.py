@@ -124,9 +124,15 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: The hyperparameters, and a copy of them to save
         :raises ValueError: if there is no such trial, or the noise is spelled in two ways at once
         """
-        folder = Path(self.trained_agent).parent / self.env_name
-        if self._is_resumed and (folder / "config.yml").is_file():
-            return self._resumed_hyperparameters(folder)
+        if self._is_resumed:
+            folder = Path(self.trained_agent).parent / self.env_name
+            if (folder / "config.yml").is_file():
+                return self._resumed_hyperparameters(folder)
+            warnings.warn(
+                f"{self.trained_agent} has no {self.env_name}/config.yml beside it: the model is the checkpoint's, but its "
+                f"environment is made, and config.yml written, as {self.config} and the command line say",
+                stacklevel=2,
+            )
         from_command_line = dict(self.custom_hyperparams or {})
         from_trial: dict[str, Any] = {}
         if self.trial_id is not None:
