@@ -93,6 +93,8 @@ def test_the_commands_of_the_report_train_what_the_search_tried(tmp_path):
     search = [*SEARCH, "--env", "Own-v0", "--conf-file", "own.yml", "--n-trials", "1", "--no-optim-plots"]
     report = run(*search, *environment, *params, cwd=tmp_path)
     params = only_study(f"sqlite:///{tmp_path}/logs/optuna.db").best_trial.params
+    (best_file,) = tmp_path.rglob("best.yml")
+    assert yaml.safe_load(best_file.read_text())["Own-v0"]["env_kwargs"] == {"g": 5.0}
     models = []
     for number, command in enumerate(re.findall("bn-ddpg (train .*)", report), start=2):
         run(*shlex.split(command), "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
