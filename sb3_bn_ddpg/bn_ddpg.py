@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -81,7 +81,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
         ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
-        up to some hundred, after up to a minute of compiling in the first run on a machine.
+        up to some hundred, after a minute of compiling in the first run on a machine with so many layers.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
@@ -212,6 +212,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         with value_errors():
             super()._setup_model()
         self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            self.replay_buffer.gamma = self.gamma  # of the TD target, into which the buffer's discounts go
         if not self.use_target_networks:
             self.policy.actor_target = self.policy.actor
             self.policy.critic_target = self.policy.critic
@@ -239,6 +241,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         """
         :raises ValueError: if an argument is out of its range
         """
+        if not issubclass(self.policy_class, BNDDPGPolicy):
+            raise ValueError(
+                f"`policy={self.policy_class.__name__}` is not allowed: it must be one of "
+                f"{', '.join(map(repr, self.policy_aliases))} or a subclass of BNDDPGPolicy"
+            )
         check_schedule("learning_rate", self.learning_rate)
         check_schedule("critic_learning_rate", self.critic_learning_rate)
         check_number("buffer_size", self.buffer_size, low=1, integer=True)
@@ -247,6 +254,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
         check_number("gradient_steps", self.gradient_steps, low=-1, integer=True)
+        if self.replay_buffer_kwargs.get("gamma", self.gamma) != self.gamma:
+            raise ValueError(
+                f"`replay_buffer_kwargs={self.replay_buffer_kwargs!r}` is not allowed: its gamma must be the model's "
+                f"`gamma={self.gamma}`, which it has by itself"
+            )
         check_number("n_steps", self.n_steps, low=1, integer=True)
         is_dict = isinstance(getattr(self, "observation_space", None), spaces.Dict)
         if self.n_steps > 1 and is_dict and self.replay_buffer_class is None:
@@ -402,6 +414,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :param gradient_steps: Number of gradient steps
         :param batch_size: Number of transitions in each of them
         """
+        if gradient_steps < 1:
+            return
         self._update_optimizers()
         # Among these gradient steps is an update of the actor whose turn it is
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay
@@ -451,7 +465,10 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             return info
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
-        return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
+        try:
+            return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
+        finally:
+            self.policy.set_training_mode(False)
 
     def _find_fast_update_classes(self) -> list[type[FastUpdate]]:
         """

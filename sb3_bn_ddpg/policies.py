@@ -301,6 +301,7 @@ class BNDDPGPolicy(BasePolicy):
         1 joins state and action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
     :param critic_norm_layers: Which hidden layers of the critic are normalised: ``"before_action"``, those "prior to the
         action input" as in the paper, or ``"all"``. The action itself never is.
+    :param n_critics: Must be 1, which SB3's DDPG writes into the ``policy_kwargs`` that it is given
     :raises ValueError: if an argument is out of its range
     """
 
@@ -330,7 +331,9 @@ class BNDDPGPolicy(BasePolicy):
         action_layer: int = 2,
         critic_norm_layers: CriticNormLayers = "before_action",
         shared_extractor_loss: SharedExtractorLoss = "actor",
+        n_critics: int = 1,
     ) -> None:
+        check_number("n_critics", n_critics, low=1, high=1, integer=True)
         super().__init__(
             observation_space,
             action_space,
@@ -407,6 +410,8 @@ class BNDDPGPolicy(BasePolicy):
             {"params": [param for param in own if param in spared], "weight_decay": 0.0},
         ]
         self.critic.optimizer = self.optimizer_class(groups, **learning_rate, **self.optimizer_kwargs)
+        # As after learning: called outside of it, the networks normalise with the running statistics and update nothing
+        self.set_training_mode(False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return (
@@ -423,6 +428,7 @@ class BNDDPGPolicy(BasePolicy):
                 action_layer=self.critic_kwargs["action_layer"],
                 critic_norm_layers=self.critic_kwargs["norm_layers"],
                 shared_extractor_loss=self.shared_extractor_loss,
+                n_critics=1,
             )
         )
 

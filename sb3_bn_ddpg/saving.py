@@ -209,7 +209,8 @@ class SavingMixin(OffPolicyAlgorithm):
         :param path: Path to the pickled replay buffer.
         :param truncate_last_traj: With ``HerReplayBuffer``: whether the last trajectory is taken as finished
         :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
-        :raises ValueError: if it is one of other spaces, or of single steps where ``n_steps`` is not 1; the present one stays
+        :raises ValueError: if it is one of other spaces, of another number of environments, or of single steps where
+            ``n_steps`` is not 1; the present one stays
         """
         path = existing_file(path, "pkl")
         if isinstance(path, pathlib.Path):
@@ -225,7 +226,7 @@ class SavingMixin(OffPolicyAlgorithm):
 
     def _check_loaded_buffer(self) -> None:
         """
-        Give a replay buffer from a file the model's ``n_steps`` and ``gamma``, where the model has chosen its class.
+        Give a replay buffer from a file the model's ``gamma``, and its ``n_steps`` where the model has chosen its class.
 
         :raises ValueError: if it does not suit the model
         """
@@ -236,10 +237,17 @@ class SavingMixin(OffPolicyAlgorithm):
                 f"the replay buffer with the spaces {buffer.observation_space} and {buffer.action_space} is not allowed: they "
                 f"must be the model's, {self.observation_space} and {self.action_space}"
             )
+        if buffer.n_envs != self.n_envs:
+            raise ValueError(
+                f"a replay buffer of {buffer.n_envs} environments is not allowed: it must be of as many as the model's, "
+                f"{self.n_envs}"
+            )
+        if isinstance(buffer, NStepReplayBuffer):
+            buffer.gamma = self.gamma
         if self.replay_buffer_class is not None:
             return
         if isinstance(buffer, NStepReplayBuffer):
-            buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+            buffer.n_steps = self.n_steps
         elif self.n_steps > 1:
             raise ValueError(
                 f"`n_steps={self.n_steps}` is not allowed with a replay buffer of single steps ({type(buffer).__name__}): it "

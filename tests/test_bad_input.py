@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
+from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.td3.policies import TD3Policy
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 
@@ -61,6 +63,24 @@ def test_arguments(make_model, argument, value, allowed):
     assert allowed in message
     if not callable(value):
         assert repr(value[1] if argument == "train_freq" and value else value)[:40] in message
+
+
+def test_policies_of_another_algorithm(make_model, tmp_path):
+    with pytest.raises(ValueError, match=r"`policy=TD3Policy` is not allowed: .*'MlpPolicy'.* or a subclass of BNDDPGPolicy"):
+        BNDDPG(TD3Policy, VectorEnv())
+    DDPG("MlpPolicy", VectorEnv(), policy_kwargs=dict(net_arch=[4]), buffer_size=10).save(tmp_path / "ddpg")
+    with pytest.raises(ValueError, match="`policy=TD3Policy` is not allowed"):
+        BNDDPG.load(tmp_path / "ddpg")
+
+
+def test_number_of_critics(make_model):
+    """SB3's DDPG writes it into the dictionary that it is given."""
+    policy_kwargs = dict(net_arch=[4])
+    DDPG("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, buffer_size=10)
+    assert policy_kwargs["n_critics"] == 1
+    make_model(policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be an integer >= 1 and <= 1"):
+        make_model(policy_kwargs=dict(n_critics=2))
 
 
 def test_targets_without_any_statistics(make_model):

@@ -1,5 +1,7 @@
 """Prediction: single and batched, the same for the same state, without a trace in the statistics; determinism; spaces."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -40,6 +42,34 @@ def test_prediction_leaves_training_mode_wherever_it_is(make_model):
     before = model.actor.mu[2].running_mean.clone()
     model.predict(np.full((3, 4), 50.0, dtype=np.float32))
     assert th.equal(model.actor.mu[2].running_mean, before)
+
+
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_networks_called_by_hand_use_running_statistics(make_model, tmp_path, fast_update):
+    """Of a model that is new, has learnt, is loaded or resumed, and of a policy that is loaded by itself."""
+    model = make_model(fast_update=fast_update)
+    policies = [copy.deepcopy(model.policy)]
+    model.learn(60)
+    model.save(tmp_path / "model")
+    model.save_checkpoint(tmp_path / "checkpoint")
+    model.policy.save(tmp_path / "policy")
+    policies += [
+        model.policy,
+        BNDDPG.load(tmp_path / "model").policy,
+        BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).policy,
+    ]
+    policies.append(type(model.policy).load(tmp_path / "policy"))
+    observations = np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32) * 5
+    for policy in policies:
+        state = {key: value.clone() for key, value in policy.state_dict().items()}
+        tensors = th.as_tensor(observations)
+        with th.no_grad():
+            actions = policy(tensors)
+            np.testing.assert_array_equal(actions, policy.actor(tensors))
+            single = [policy.critic(tensors[i : i + 1], actions[i : i + 1])[0].item() for i in range(8)]
+            np.testing.assert_allclose(policy.critic(tensors, actions)[0][:, 0], single, rtol=1e-4)
+        np.testing.assert_allclose(actions, policy.predict(observations)[0], atol=1e-6)
+        assert all(th.equal(value, state[key]) for key, value in policy.state_dict().items())
 
 
 def test_prediction_uses_running_statistics(make_model):

@@ -163,6 +163,8 @@ def test_a_loaded_replay_buffer_that_does_not_suit(make_model, tmp_path):
     assert several.replay_buffer is before
     with pytest.raises(ValueError, match=r"the replay buffer with the spaces Box.*\(4,\).* must be the model's, Box.*\(5,\)"):
         make_model(VectorEnv(obs_dim=5)).load_replay_buffer(tmp_path / "buffer")
+    with pytest.raises(ValueError, match=r"a replay buffer of 1 environments is not allowed: .* the model's, 3"):
+        make_model(make_vec_env(VectorEnv, n_envs=3)).load_replay_buffer(tmp_path / "buffer")
 
 
 def test_a_copy_after_learning(make_model):
@@ -187,13 +189,28 @@ def test_load_names_the_callers_mistakes(make_model, tmp_path):
 
 
 def test_a_named_replay_buffer_is_loaded_as_it_was_named(make_model, tmp_path):
-    kwargs = dict(n_steps=3, gamma=0.8)
-    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):  # SB3's: the class that was named has its own
-        model = make_model(n_steps=3, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=kwargs)
+    with pytest.warns(UserWarning, match="`n_steps=5` is ignored"):  # SB3's: the class that was named has its own
+        model = make_model(n_steps=5, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
     model.save(tmp_path / "model")
-    with pytest.warns(UserWarning, match="`n_steps=3` is ignored"):
-        model = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9)
-    assert (model.replay_buffer.n_steps, model.replay_buffer.gamma) == (3, 0.8)
+    with pytest.warns(UserWarning, match="`n_steps=5` is ignored"):
+        model = BNDDPG.load(tmp_path / "model", env=VectorEnv())
+    assert model.replay_buffer.n_steps == 3
+
+
+def test_a_named_replay_buffer_has_the_models_discount_factor(make_model, tmp_path):
+    """Of whose sums of rewards and next states it is, whatever the model's says."""
+    named = dict(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))
+    model = make_model(gamma=0.8, **named).learn(40)
+    assert model.replay_buffer.gamma == 0.8
+    assert model.replay_buffer_kwargs == dict(n_steps=3)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), gamma=0.9)
+    assert loaded.replay_buffer.gamma == 0.9
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.replay_buffer.gamma == 0.9
+    with pytest.raises(ValueError, match=r"`replay_buffer_kwargs={'gamma': 0.99}` is not allowed.* the model's `gamma=0.8`"):
+        make_model(gamma=0.8, replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(gamma=0.99))
 
 
 def test_the_users_replay_buffer_kwargs_stay_as_they_are(make_model):
