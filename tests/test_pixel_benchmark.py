@@ -29,22 +29,11 @@ def rows_of(results: Path) -> list[dict[str, str]]:
 
 @pytest.mark.slow
 def test_it_stops_and_goes_on(tmp_path):
-    arguments = [
-        "--task",
-        "cartpole-balance",
-        "--timesteps",
-        "40",
-        "--eval-freq",
-        "10",
-        "--n-eval-episodes",
-        "1",
-        "--learning-starts",
-        "12",
-        "--samples",
-        "0",
-    ]
-    process = start("train", tmp_path, *arguments)
-    while process.poll() is None and len(rows_of(tmp_path)) < 2:
+    arguments = ["--task", "cartpole-balance", "--eval-freq", "10", "--n-eval-episodes", "1"]
+    arguments += ["--learning-starts", "12", "--samples", "0", "--checkpoint-freq", "1000000", "--timesteps"]
+    process = start("train", tmp_path, *arguments, "1000000")
+    deadline = time.monotonic() + 300
+    while process.poll() is None and len(rows_of(tmp_path)) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=300)
@@ -52,18 +41,29 @@ def test_it_stops_and_goes_on(tmp_path):
         pytest.skip("no library to render with")
     assert process.returncode == 0, errors
     stopped = rows_of(tmp_path)
-    assert 2 <= len(stopped) <= 5
+    assert len(stopped) >= 3
+    step = int(stopped[-1]["step"])
+    folder = tmp_path / "cartpole-balance-0"
+    with (folder / "evaluations.csv").open("a") as file:  # of a run that went on and was killed
+        file.write(f"{step + 10},9,9,9,999.9,0,999.9,0\n")
 
-    process = start("train", tmp_path, *arguments)
+    process = start("train", tmp_path, *arguments, str(step + 20))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "kB a transition" in output
     rows = rows_of(tmp_path)
     assert rows[: len(stopped)] == stopped
-    assert [int(row["step"]) for row in rows] == [0, 10, 20, 30, 40]
-    # The update after a step comes after its evaluation, and not at all where the run was stopped
-    assert int(rows[-1]["updates"]) in (40 - 12 - 1, 40 - 12 - 2)
-    assert not (tmp_path / "cartpole-balance-0" / "buffer.pkl").exists()
+    assert [int(row["step"]) for row in rows] == list(range(0, step + 21, 10))
+    # As if it had not been stopped. (The update after a step comes after its evaluation.)
+    assert int(rows[-1]["updates"]) == step + 20 - 12 - 1
+    assert float(rows[-2]["mean_return"]) != 999.9
+    assert sorted(os.listdir(folder)) == ["best_model.zip", "evaluations.csv", "model.zip"]
+
+    process = start("train", tmp_path, *arguments, str(step + 20))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "holds a finished run" in errors
+    assert rows_of(tmp_path) == rows
 
     process = start("plots", tmp_path, "--task", "cartpole-balance", "--figures", str(tmp_path))
     output, errors = process.communicate(timeout=300)

@@ -1,13 +1,15 @@
 """
 Trains on a task of the DeepMind Control Suite from pixels, and evaluates as it goes:
 ``python -m benchmarks.pixels.train --task cartpole-swingup --seed 0``. Stopped by Ctrl-C or SIGTERM and started again, it goes
-on.
+on; killed, it goes on from its last checkpoint.
 """
 
 import argparse
 import csv
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ("step", "updates", "wall_minutes", "cpu_minutes", "mean_return", "std_return", "returns", "q_value")
@@ -35,6 +38,9 @@ SETTINGS: dict[str, Any] = dict(
     buffer_size=100_000,
 )
 """For tens of thousands of updates instead of the paper's millions."""
+
+FIRST_EVALUATION_SEED = 1_000_003
+"""Of the evaluations' episodes, which no training begins in. (The stored runs had 0, 1 and 2 here, as their trainings had.)"""
 
 POLICY_KWARGS: dict[str, Any] = dict(
     # What the critic's loss trains: convolutions and a layer of 200 units, of which each differs among the states of a
@@ -57,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--timesteps", type=int, default=50_000, help="actions, of three simulator steps each")
     parser.add_argument("--eval-freq", type=int, default=2000)
     parser.add_argument("--n-eval-episodes", type=int, default=3)
+    parser.add_argument("--checkpoint-freq", type=int, default=5000, help="actions between two checkpoints")
     parser.add_argument("--n-steps", type=int, default=5)
     parser.add_argument("--random-shift", type=int, default=3, help="pixels")
     parser.add_argument("--samples", type=int, default=4, help="samples a pixel")
@@ -73,17 +80,16 @@ class Evaluations(BaseCallback):
     :param env: The environment to evaluate in: one, for batches of several would round otherwise
     :param path: The file
     :param freq: Steps between evaluations
-    :param n_episodes: Episodes of each, from the seeds 0, 1, …
+    :param n_episodes: Episodes of each
+    :param rows: The file's rows so far
     """
 
-    def __init__(self, env: VecEnv, path: Path, freq: int, n_episodes: int) -> None:
+    def __init__(self, env: VecEnv, path: Path, freq: int, n_episodes: int, rows: list[dict[str, str]]) -> None:
         super().__init__()
         self.env, self.path, self.freq, self.n_episodes = env, path, freq, n_episodes
-        rows = list(csv.DictReader(path.open())) if path.exists() else []
         self.earlier = (float(rows[-1]["wall_minutes"]), float(rows[-1]["cpu_minutes"])) if rows else (0.0, 0.0)
         self.started = (time.monotonic(), time.process_time())
         self.best = max((float(row["mean_return"]) for row in rows if int(row["step"]) > 0), default=-np.inf)
-        self.is_stopped = False
 
     def _on_training_start(self) -> None:
         if self.num_timesteps == 0:
@@ -92,12 +98,12 @@ class Evaluations(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps % self.freq == 0:
             self.evaluate()
-        return not self.is_stopped
+        return True
 
     def evaluate(self) -> None:
         returns = []
-        for seed in range(self.n_episodes):
-            self.env.seed(seed)
+        for episode in range(self.n_episodes):
+            self.env.seed(FIRST_EVALUATION_SEED + episode)
             returns.append(evaluate_policy(self.model, self.env, 1)[0])
         elapsed = (time.monotonic() - self.started[0], time.process_time() - self.started[1])
         minutes = [round(before + now / 60, 2) for before, now in zip(self.earlier, elapsed, strict=True)]
@@ -122,8 +128,32 @@ class Evaluations(BaseCallback):
         print(dict(zip(FIELDS, row, strict=True)), flush=True)
 
 
+def rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """
+    :param path: A CSV file of evaluations
+    :param step: A step
+    :return: Its rows until then; later ones, of a run that was killed after them, are removed from it
+    """
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if int(row["step"]) <= step]
+    if len(kept) < len(rows):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(kept)
+    return kept
+
+
 def main() -> None:
     arguments = parse()
+    folder = arguments.results / f"{arguments.task}-{arguments.seed}"
+    checkpoint, finished, evaluated = folder / "checkpoint", folder / "model.zip", folder / "evaluations.csv"
+    if finished.exists():
+        sys.exit(f"{folder} holds a finished run: train anew by deleting it, or give another --results")
+    folder.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)
     th.set_flush_denormal(True)  # Adam's moments of inactive units become denormal, and slow
 
@@ -131,17 +161,13 @@ def main() -> None:
         return Monitor(gym.make(f"bn_ddpg/{arguments.task}-pixels-v0", samples=arguments.samples))
 
     env, eval_env = make_env(), DummyVecEnv([make_env])
-    folder = arguments.results / f"{arguments.task}-{arguments.seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, buffer = folder / "model.zip", folder / "buffer.pkl"
-    if checkpoint.exists() and buffer.exists():
-        model = BNDDPG.load(checkpoint, env=env)
-        model.load_replay_buffer(buffer)
+    rows: list[dict[str, str]] = []
+    if checkpoint.exists():
+        model = BNDDPG.resume(checkpoint, env, device="cpu")
+        rows = rows_until(evaluated, model.num_timesteps)
     else:
-        (folder / "evaluations.csv").unlink(missing_ok=True)
-        replay_buffer_kwargs: dict[str, Any] = dict(
-            n_frames=3, n_steps=arguments.n_steps, gamma=arguments.gamma, random_shift=arguments.random_shift
-        )
+        evaluated.unlink(missing_ok=True)
+        replay_buffer_kwargs: dict[str, Any] = dict(n_frames=3, n_steps=arguments.n_steps, random_shift=arguments.random_shift)
         model = BNDDPG(
             "CnnPolicy",
             env,
@@ -152,17 +178,19 @@ def main() -> None:
             seed=arguments.seed,
             device="cpu",
         )
-    evaluations = Evaluations(eval_env, folder / "evaluations.csv", arguments.eval_freq, arguments.n_eval_episodes)
+    evaluations = Evaluations(eval_env, evaluated, arguments.eval_freq, arguments.n_eval_episodes, rows)
+    interrupts = Interrupts()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: setattr(evaluations, "is_stopped", True))
+        signal.signal(name, lambda *_: setattr(interrupts, "happened", True))
+    checkpoints = CheckpointUntilInterrupted(arguments.checkpoint_freq, checkpoint, interrupts)
     steps = arguments.timesteps - model.num_timesteps
-    if steps > 0:
-        model.learn(steps, callback=evaluations, reset_num_timesteps=model.num_timesteps == 0, log_interval=10**9)
-    model.save(checkpoint)
-    if evaluations.is_stopped:
-        model.save_replay_buffer(buffer)
-    else:
-        buffer.unlink(missing_ok=True)
+    with suppress(KeyboardInterrupt):
+        model.learn(
+            steps, callback=[evaluations, checkpoints], reset_num_timesteps=model.num_timesteps == 0, log_interval=10**9
+        )
+    if model.num_timesteps >= arguments.timesteps:
+        model.save(finished)
+        checkpoint.unlink()
     print(f"{model.replay_buffer.bytes_per_transition / 1000:.1f} kB a transition", flush=True)
 
 
