@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,12 +27,23 @@ from rliable import metrics
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.learning import figures, matrix, plots, report, store
+from benchmarks.learning import figures, local, matrix, plots, report, step_time, store
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
-from benchmarks.learning.matrix import GROUPS, HELD_OUT, TASKS, TUNING, VARIANTS, Budget, Unit, Variant, config_hash
+from benchmarks.learning.matrix import (
+    GROUPS,
+    HELD_OUT,
+    LEARNING_STARTS,
+    TASKS,
+    TUNING,
+    VARIANTS,
+    Budget,
+    Unit,
+    Variant,
+    config_hash,
+)
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
 from benchmarks.learning.unit import run
 from benchmarks.markdown import BEGIN, END
@@ -237,14 +249,17 @@ def test_an_interruption_leaves_complete_units_and_the_next_run_does_the_rest(tm
     runner = subprocess.Popen(
         [*command, "random", "sb3_td3", *long], cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 300
-    while not (partial := list(tmp_path.rglob("*.partial"))) or "\n100," not in partial[0].read_text():
+    deadline = time.monotonic() + 600
+    begun: list[Path] = []
+    while not begun:
         assert time.monotonic() < deadline
         assert runner.poll() is None
         time.sleep(0.2)
-    unit_process = int(partial[0].name.split(".")[1])
+        with suppress(FileNotFoundError):  # complete, and renamed, since it was found
+            begun = [path for path in tmp_path.rglob("*.partial") if "\n100," in path.read_text()]
+    unit_process = int(begun[0].name.split(".")[1])
     runner.send_signal(signal_number)
-    assert runner.wait(60) == 128 + signal_number
+    assert runner.wait(600) == 128 + signal_number
     assert not os.path.exists(f"/proc/{unit_process}")
     stored = unit_path(tmp_path, Unit(PENDULUM, "random", 0))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored]
@@ -299,19 +314,83 @@ def test_figures_by_hand(tmp_path: Path):
     assert figures.seeds_of(rows, "sb3_ddpg", tuple(TASKS)) == [0]
     assert figures.seeds_of(rows, "sb3_ddpg", TUNING) == [0, 1]
     assert figures.final_matrix(rows, "sb3_ddpg", TUNING).shape == (2, 3)
-    assert figures.seconds_per_step(rows, "sb3_ddpg", "Hopper-v5") == pytest.approx(0.002)
-    seconds, scores = figures.over_time(rows, "sb3_ddpg", TUNING, np.array([0.0, 10.0, 21.0]))
+    step_times = pd.Series({(task, "sb3_ddpg"): 0.002 for task in TUNING})
+    seconds, scores = figures.over_time(rows, step_times, "sb3_ddpg", TUNING, np.array([0.0, 10.0, 21.0]))
     assert list(seconds) == [0.0, 10.0]
     steps, by_step = figures.curve_matrix(rows, "sb3_ddpg", TUNING)
     np.testing.assert_allclose(scores[:, :, 1], by_step[:, :, list(steps).index(5_000)])
 
 
-def test_the_time_of_a_step_is_that_of_undisturbed_stretches():
-    steps = np.arange(0, 50_001, 2_500)
-    times = np.where(np.arange(len(steps)) % 3 == 0, 2.5, 7.5)  # a third of the stretches is undisturbed: 1 ms a step
-    times[0], times[1] = 0, 0.1  # the warm-up has no updates
-    rows = pd.DataFrame(dict(task="t", variant="v", seed=0, step=steps, cpu_seconds=np.cumsum(times)))
-    assert figures.seconds_per_step(rows, "v", "t") == pytest.approx(0.001)
+def test_p_values_by_hand():
+    """Of the six ways to share out four runs, two are as far apart as these, if no run is exchanged, or all."""
+    apart, other = np.array([[1.0], [2.0]]), np.array([[5.0], [6.0]])
+    assert figures.permutation_p(apart, other) == pytest.approx(1 / 3, abs=0.02)
+    assert figures.permutation_p(apart, apart) == 1
+    # Tasks are exchanged each by itself: of three, two of the eight ways
+    assert figures.permutation_p(np.array([[1.0, 2.0, 3.0]]), np.array([[5.0, 6.0, 7.0]])) == pytest.approx(1 / 4, abs=0.02)
+    # Of unequal numbers of runs
+    assert figures.permutation_p(np.array([[1.0]]), np.array([[5.0], [6.0], [7.0]])) == pytest.approx(1 / 4, abs=0.02)
+
+
+def test_p_values_keep_their_word(monkeypatch: pytest.MonkeyPatch):
+    """Of variants that do not differ, a share of 0.05 has a p-value below 0.05 (the bootstrap's intervals: 0.13)."""
+    monkeypatch.setattr(figures, "PERMUTATIONS", 300)
+    scores = np.random.default_rng(0).normal(size=(600, 6, 3))
+    p_values = [figures.permutation_p(each[:3], each[3:]) for each in scores]
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.07
+
+
+def test_verdicts():
+    assert report.verdict(0.1, 0.049) == "**better**"
+    assert report.verdict(-0.1, 0.049) == "**worse**"
+    assert report.verdict(0.1, 0.05) == "not decided"
+
+
+def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(step_time, "WARM_UP", LEARNING_STARTS + 10)
+    rows = step_time.measure(PENDULUM, ["sb3_ddpg", "paper"], rounds=2, steps=3)
+    assert [row[:4] for row in rows] == [
+        (PENDULUM, "sb3_ddpg", 0, 3),
+        (PENDULUM, "paper", 0, 3),
+        (PENDULUM, "paper", 1, 3),
+        (PENDULUM, "sb3_ddpg", 1, 3),
+    ]
+    assert all(row[4] > 0 for row in rows)
+    step_time.write(tmp_path, rows)
+    step_time.write(tmp_path, [("Hopper-v5", "paper", index, 2, seconds) for index, seconds in enumerate((0.1, 0.4, 0.2))])
+    times = step_time.read(tmp_path)
+    assert times["Hopper-v5", "paper"] == pytest.approx(0.1)
+    assert times[PENDULUM, "paper"] == pytest.approx((rows[1][4] + rows[2][4]) / 6)
+    assert step_time.read(tmp_path / "nothing").empty
+
+
+def test_a_session_gives_way_where_the_kernel_asks_for_patience(monkeypatch: pytest.MonkeyPatch):
+    refusals = [BlockingIOError, BlockingIOError]
+    written = []
+
+    def write_text(path: Path, text: str) -> None:
+        if refusals:
+            raise refusals.pop()
+        written.append((str(path), text))
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    local.give_way(7, 19)
+    assert written == [("/proc/7/autogroup", "19")]
+
+
+def test_pixel_runs_end_together(tmp_path: Path):
+    for seed, last in ((0, 4), (1, 2)):
+        (folder := tmp_path / f"cartpole-swingup-{seed}").mkdir()
+        lines = ["step,mean_return", *(f"{step},{10.0 * step + seed}" for step in range(0, last + 1, 2))]
+        (folder / "evaluations.csv").write_text("\n".join(lines))
+    rows = figures.read_pixels(tmp_path)
+    assert [tuple(row) for row in rows[["seed", "step", "return_mean"]].to_numpy()] == [
+        (0, 0, 0),
+        (0, 6, 20),
+        (1, 0, 1),
+        (1, 6, 21),
+    ]
+    assert figures.read_pixels(tmp_path / "nothing").empty
 
 
 def test_overestimation_is_q_less_the_discounted_rewards_left():

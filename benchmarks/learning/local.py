@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -71,8 +70,7 @@ class Process:
         )
         niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)  # relative, as the command nice has it
         os.setpriority(os.PRIO_PROCESS, self.popen.pid, niceness)
-        with suppress(OSError):  # Linux shares time out among sessions before it looks at their processes
-            Path(f"/proc/{self.popen.pid}/autogroup").write_text(str(niceness))
+        give_way(self.popen.pid, niceness)
 
     def outcome(self) -> Outcome | None:
         """
@@ -95,6 +93,24 @@ class Process:
             self.popen.kill()
             self.popen.wait()
         self.output.close()
+
+
+def give_way(process: int, niceness: int) -> None:
+    """
+    Linux shares time out among sessions before it looks at their processes.
+
+    :param process: A process, whose session gives way to others
+    :param niceness: How much, as for a process
+    """
+    for _ in range(30):
+        try:
+            Path(f"/proc/{process}/autogroup").write_text(str(niceness))
+        except BlockingIOError:  # other users than root may do so ten times a second, together
+            time.sleep(0.1)
+        except OSError:  # no such thing here, or no such process any more
+            return
+        else:
+            return
 
 
 def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int, nice: int) -> Iterator[Outcome]:

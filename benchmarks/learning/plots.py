@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.learning.figures import (
+    SEEDS_FOR_INTERVALS,
     Estimate,
     complete,
     curve_matrix,
@@ -21,7 +22,7 @@ from benchmarks.learning.figures import (
     interquartile_mean,
     over_time,
     performance_profile,
-    seconds_per_step,
+    seeds_of,
 )
 from benchmarks.learning.matrix import TASKS, VARIANTS
 
@@ -43,7 +44,7 @@ COLORS = {
     "crossq_1024": "tab:gray",
 }
 """Of each variant, the same in all plots."""
-PIXELS = "target networks, from pixels (docs/pixels.md)"
+PIXELS = "from pixels, with target networks and batch norm (docs/pixels.md)"
 GAMMA, TIME_LIMIT = 0.99, 1000
 """Of all variants and all tasks."""
 POINTS = 40
@@ -202,33 +203,40 @@ def plot_targets(rows: pd.DataFrame, task: str, variants: Sequence[str], largest
     return figure
 
 
-def band(axes: Axes, x: np.ndarray, curve: Estimate, variant: str) -> None:
+def band(axes: Axes, x: np.ndarray, curve: Estimate, variant: str, seeds: int) -> None:
     """
     :param axes: Where to draw
     :param x: Points
     :param curve: Values and intervals there
     :param variant: Whose they are
+    :param seeds: Of how many runs a task. Of few there is no interval.
     """
-    axes.plot(x, curve.value, color=COLORS[variant], label=VARIANTS[variant].label)
-    axes.fill_between(x, curve.low, curve.high, color=COLORS[variant], alpha=0.15)
+    label = f"{VARIANTS[variant].label} ({seeds} {'seed' if seeds == 1 else 'seeds'})"
+    axes.plot(x, curve.value, color=COLORS[variant], label=label)
+    if seeds >= SEEDS_FOR_INTERVALS:
+        axes.fill_between(x, curve.low, curve.high, color=COLORS[variant], alpha=0.15)
 
 
-def plot_aggregate(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> Figure:
+def plot_aggregate(rows: pd.DataFrame, step_times: pd.Series, variants: Sequence[str], tasks: Sequence[str]) -> Figure:
     """
     Interquartile means over steps and over CPU seconds.
 
     :param rows: The stored evaluations
+    :param step_times: CPU seconds of a step by task and variant; of a variant without, there is no curve over seconds
     :param variants: The curves; those without a seed for every task are left out
     :param tasks: The tasks that are aggregated
     :return: The figure
     """
     figure, panels = grid(1, 2, sharey=True)
     names = complete(rows, variants, tasks)
-    steps = rows["step"].max()
-    longest = max((seconds_per_step(rows, name, task) * steps for name in names for task in tasks), default=1.0)
+    timed = [name for name in names if all((task, name) in step_times.index for task in tasks)]
+    longest = max((step_times[task, name] * rows["step"].max() for name in timed for task in tasks), default=1.0)
     for name in names:
-        band(panels[0, 0], *_curve(*curve_matrix(rows, name, tasks)), name)
-        band(panels[0, 1], *_curve(*over_time(rows, name, tasks, np.linspace(0, longest, POINTS * 2))), name)
+        seeds = len(seeds_of(rows, name, tasks))
+        band(panels[0, 0], *_curve(*curve_matrix(rows, name, tasks)), name, seeds)
+        if name in timed:
+            points = np.linspace(0, longest, POINTS * 2)
+            band(panels[0, 1], *_curve(*over_time(rows, step_times, name, tasks, points)), name, seeds)
     panels[0, 0].set(xlabel="environment steps", ylabel="interquartile mean of scores")
     panels[0, 1].set(xlabel="CPU seconds of training")
     figure.set_size_inches(10, 4.5)
@@ -253,7 +261,7 @@ def plot_profiles(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[s
     scores = {name: final_matrix(rows, name, tasks) for name in complete(rows, variants, tasks)}
     thresholds = np.linspace(0, max((matrix.max() for matrix in scores.values()), default=1.0), POINTS)
     for name, matrix in scores.items():
-        band(panels[0, 0], thresholds, performance_profile(matrix, thresholds), name)
+        band(panels[0, 0], thresholds, performance_profile(matrix, thresholds), name, len(matrix))
     panels[0, 0].set(xlabel="score", ylabel="share of runs above it")
     figure.set_size_inches(6, 4.5)
     legend(figure, panels, 2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.learning import plots
+from benchmarks.learning import plots, step_time
 from benchmarks.learning.figures import (
     SEEDS_FOR_INTERVALS,
     Estimate,
@@ -18,9 +18,9 @@ from benchmarks.learning.figures import (
     improvement,
     interquartile_mean,
     missing_text,
+    permutation_p,
     read,
     read_pixels,
-    seconds_per_step,
     seeds_of,
 )
 from benchmarks.learning.matrix import (
@@ -52,6 +52,8 @@ COMPARISONS = (
     ("paper", "sb3_ddpg"),
 )
 """Each asks whether the first is better than the second."""
+SIGNIFICANT = 0.05
+"""The p-value below which a difference counts as decided."""
 SHORT_EPISODES, LARGEST_Q = "InvertedDoublePendulum-v5", 9.35 / (1 - 0.99)
 """Where the variances of states and next states differ most, and what a pendulum that stays up for good is worth."""
 TARGETS = ("ablation_base", "ablation_targets_copied", "ablation_action_first", "ablation_no_norm", "tuned")
@@ -81,18 +83,19 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     if len(rows):
         everything = tuple(TASKS)
         parts += ["## In one table", comparison_table(rows)]
-        pixels = read_pixels(PIXELS)
+        pixels, step_times = read_pixels(PIXELS), step_time.read(folder)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
         parts += section(rows, "The tuned profile, with and without its batch norm", TUNED_NORMS, pictures, "tuned_norms")
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
                 "### All tasks together",
-                plots.save(plots.plot_aggregate(rows, CONTENDERS, everything), pictures, "aggregate"),
+                plots.save(plots.plot_aggregate(rows, step_times, CONTENDERS, everything), pictures, "aggregate"),
                 plots.save(plots.plot_profiles(rows, (*CONTENDERS, *FIGURE2[:2]), everything), pictures, "profiles"),
             ]
         parts += improvements(rows, pictures)
-        parts += ["### CPU time of a step", time_table(rows, (*CONTENDERS, *FIGURE2[:2], "crossq_1024"))]
+        if len(step_times):
+            parts += ["### CPU time of a step", time_table(step_times)]
         if present(rows, ["crossq_1024"]):
             parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
         parts += split(rows)
@@ -198,21 +201,21 @@ def interval(entry: Estimate, digits: int = 3) -> str:
     return f"{entry.value:.{digits}f} [{entry.low:.{digits}f}, {entry.high:.{digits}f}]"
 
 
-def verdict(entry: Estimate, neutral: float) -> str:
+def verdict(gain: float, p_value: float) -> str:
     """
-    :param entry: A figure
-    :param neutral: The value that says: no difference
-    :return: Whether its interval decides
+    :param gain: A difference
+    :param p_value: How probable one of its size is between two that do not differ
+    :return: Whether that decides
     """
-    if entry.low > neutral:
-        return "**better**"
-    return "**worse**" if entry.high < neutral else "not decided"
+    if p_value >= SIGNIFICANT:
+        return "not decided"
+    return "**better**" if gain > 0 else "**worse**"
 
 
 def comparison_table(rows: pd.DataFrame) -> str:
     """
     :param rows: The stored evaluations
-    :return: For each question on two variants: difference of interquartile means and probability of improvement
+    :return: For each question on two variants: difference of interquartile means, probability of improvement, p-value
     """
     lines = []
     for one, other in COMPARISONS:
@@ -221,12 +224,14 @@ def comparison_table(rows: pd.DataFrame) -> str:
                 continue
             scores = final_matrix(rows, one, tasks), final_matrix(rows, other, tasks)
             gain, probability = estimate(difference, *scores), estimate(improvement, *scores)
+            p_value = permutation_p(*scores)
             seeds = f"{len(scores[0])}, {len(scores[1])}"
             question = f"{VARIANTS[one].label} > {VARIANTS[other].label}?"
-            lines.append([question, name, seeds, interval(gain), interval(probability, 2), verdict(gain, 0)])
+            cells = [interval(gain), interval(probability, 2), f"{p_value:.4f}", verdict(gain.value, p_value)]
+            lines.append([question, name, seeds, *cells])
     if not lines:
         return f"No two variants have {SEEDS_FOR_INTERVALS} seeds of every task yet."
-    columns = ["", "tasks", "seeds", "difference of interquartile means", "probability of improvement", "by the difference"]
+    columns = ["", "tasks", "seeds", "difference of interquartile means", "probability of improvement", "p", "by p"]
     return table(columns, lines)
 
 
@@ -250,16 +255,17 @@ def improvements(rows: pd.DataFrame, pictures: Path) -> list[str]:
     ]
 
 
-def time_table(rows: pd.DataFrame, variants: Sequence[str]) -> str:
+def time_table(step_times: pd.Series) -> str:
     """
-    :param rows: The stored evaluations
-    :param variants: The columns
-    :return: CPU milliseconds of an environment step with its update
+    :param step_times: CPU seconds of a step by task and variant
+    :return: CPU milliseconds of an environment step with its update, and how many times the tuned profile's that is
     """
-    names, lines = present(rows, variants), []
-    for task in TASKS:
-        cells = [seconds_per_step(rows, name, task) * 1000 for name in names]
-        lines.append([task, *map(number, cells)])
+    milliseconds = step_times.unstack().mul(1000).reindex(index=[task for task in TASKS if task in step_times.index])
+    names = [name for name in step_time.MEASURED if name in milliseconds]
+    lines = [[task, *(number(line[name]) for name in names)] for task, line in milliseconds.iterrows()]
+    if "tuned" in names:
+        ratios = milliseconds.div(milliseconds["tuned"], axis=0).median()
+        lines.append(["times the tuned profile's, median of the tasks", *(f"{ratios[name]:.2f}" for name in names)])
     return table(["ms", *(VARIANTS[name].label for name in names)], lines)
 
 

@@ -80,8 +80,10 @@ def kill(n_kills: int, seed: int = 0) -> tuple[int, int]:
             (folder / "ready").unlink(missing_ok=True)
             process = multiprocessing.get_context("fork").Process(target=save_in_a_loop, args=[folder])
             process.start()
+            deadline = time.monotonic() + 600
             while not (folder / "ready").exists():
                 assert process.is_alive(), "the process died by itself"
+                assert time.monotonic() < deadline, "the process saves nothing"
                 time.sleep(0.01)
             # As long as a few saves take, on a busy machine too
             time.sleep(moments.uniform(0, 10) * save_time)

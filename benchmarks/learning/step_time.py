@@ -1,0 +1,95 @@
+"""
+CPU time of a step with its update: ``python -m benchmarks.learning.step_time`` measures all variants in turns, in one process
+with one thread, and writes ``results/step_time.csv``.
+
+The clocks of the runs themselves are not comparable: work beside them slows their core down, and differently each day.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm import tqdm
+
+from benchmarks.learning.algorithms import build
+from benchmarks.learning.evaluation import make_env
+from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
+from benchmarks.learning.store import RESULTS
+
+FILE = "step_time.csv"
+FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
+MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS)))
+WARM_UP = 2_000
+"""Steps before the first round: 1,000 have no update, and Adam's moments of inactive units become denormal in the others."""
+
+
+def main() -> None:
+    """Parse the command line and measure."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(MEASURED), metavar="VARIANT")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=200, help="of each variant in a round")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the file")
+    arguments = parser.parse_args()
+    rows = []
+    for task in tqdm(arguments.task, unit="task"):
+        rows += measure(task, arguments.variant, arguments.rounds, arguments.steps)
+        write(arguments.results, rows)
+
+
+def measure(task: str, variants: list[str], rounds: int, steps: int) -> list[tuple[str, str, int, int, float]]:
+    """
+    :param task: A task
+    :param variants: Names of variants
+    :param rounds: How often each has its turn
+    :param steps: Steps of a turn
+    :return: Rows of ``FIELDS``
+    """
+    models = {name: build(VARIANTS[name], DummyVecEnv([lambda: make_env(task)]), seed=0) for name in variants}
+    for model in models.values():
+        model.set_logger(Logger(folder=None, output_formats=[]))
+        model.learn(WARM_UP, log_interval=sys.maxsize)
+    rows = []
+    for index in range(rounds):
+        turns = list(models.items())
+        for name, model in turns[index % len(turns) :] + turns[: index % len(turns)]:
+            start = time.process_time()
+            model.learn(steps, reset_num_timesteps=False, log_interval=sys.maxsize)
+            rows.append((task, name, index, steps, round(time.process_time() - start, 4)))
+    return rows
+
+
+def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
+    """
+    :param folder: The results
+    :param rows: Rows of ``FIELDS``, which replace those of the same tasks
+    """
+    path = folder / FILE
+    others = []
+    if path.exists():
+        with path.open(newline="") as file:
+            others = [tuple(row.values()) for row in csv.DictReader(file) if row["task"] not in {row[0] for row in rows}]
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(FIELDS)
+        writer.writerows([*others, *rows])
+
+
+def read(folder: Path) -> pd.Series:
+    """
+    :param folder: The results
+    :return: CPU seconds of a step by task and variant, the median of the rounds; empty if nothing was measured
+    """
+    path = folder / FILE
+    rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=FIELDS)
+    return (rows["cpu_seconds"] / rows["steps"]).groupby([rows["task"], rows["variant"]]).median()
+
+
+if __name__ == "__main__":
+    main()
