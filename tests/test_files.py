@@ -54,7 +54,6 @@ def test_a_write_replaces(tmp_path):
 
 
 @posix
-@posix
 def test_a_disk_without_locks_and_without_flushes_of_folders(tmp_path, monkeypatch):
     def not_implemented(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -83,8 +82,7 @@ def test_what_is_being_written_is_no_leftover(tmp_path):
 
 @posix
 def test_kills():
-    n_loaded, _ = kills.kill(3)
-    assert n_loaded == 3
+    kills.kill(3)  # raises if a file cannot be loaded
 
 
 @posix

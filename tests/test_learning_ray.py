@@ -30,18 +30,21 @@ UNITS = [Unit("InvertedDoublePendulum-v5", "sb3_ddpg", seed) for seed in range(5
 
 def workers(node: Any) -> list[psutil.Process]:
     """The processes of a node that run a unit."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    with suppress(psutil.NoSuchProcess):  # one ended between two questions: ask again later
-        return [child for child in raylet.children() if "ray::run_remotely" in " ".join(child.cmdline())]
-    return []
+    found = []
+    for child in psutil.Process(node.all_processes["raylet"][0].process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if "ray::run_remotely" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
-def wait_for_workers(nodes: list[Any]) -> None:
-    """Wait until each node runs a unit."""
-    deadline = time.monotonic() + 300
+def wait_for_workers(nodes: list[Any]) -> list[list[psutil.Process]]:
+    """Wait until each node runs a unit, and return the processes of each that do."""
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
-        if all(workers(node) for node in nodes):
-            return
+        running = [workers(node) for node in nodes]
+        if all(running):
+            return running
         time.sleep(0.05)
     raise TimeoutError("a node never got a unit")
 
@@ -52,8 +55,7 @@ def test_a_node_dies_and_every_unit_is_finished_exactly_once(tmp_path: Path):
     killed: list[psutil.Process] = []
 
     def kill_a_node() -> None:
-        wait_for_workers(nodes)
-        killed.extend(workers(nodes[1]))
+        killed.extend(wait_for_workers(nodes)[1])
         cluster.remove_node(nodes[1], allow_graceful=False)
 
     try:

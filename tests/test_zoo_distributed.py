@@ -4,14 +4,13 @@ import glob
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from zoo_runs import TINY, run, start, wait_for
+from zoo_runs import PATIENCE, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -39,7 +38,7 @@ SEARCH = [
 
 @pytest.fixture(scope="module")
 def database():
-    """Address of an empty database on a PostgreSQL server of our own, on a free port of this machine."""
+    """Address of an empty database on a PostgreSQL server of our own."""
     pytest.importorskip("psycopg")
     # Debian keeps the server's programs out of the search path
     directories = [os.environ.get("PATH", ""), *sorted(glob.glob("/usr/lib/postgresql/*/bin"), reverse=True)]
@@ -51,25 +50,22 @@ def database():
     folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
     if account:
         shutil.chown(folder, "postgres")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     subprocess.run(
         [initdb, "-D", folder / "data", "-U", "optuna", "-A", "trust", "--no-sync"],
         check=True, cwd=folder, stdout=subprocess.DEVNULL, **account,
     )  # fmt: skip
     control = [Path(initdb).with_name("pg_ctl"), "-D", folder / "data", "-w"]
-    options = f"-h 127.0.0.1 -p {port} -k {folder} -F"
+    options = f"-h '' -k {folder} -F"  # a socket in the folder: no port that another program could take
     subprocess.run([*control, "start", "-o", options, "-l", folder / "log"], check=True, cwd=folder, **account)
     try:
-        yield f"postgresql+psycopg://optuna@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg://optuna@/postgres?host={folder}"
     finally:
         subprocess.run([*control, "stop", "-m", "immediate"], check=True, cwd=folder, **account)
         shutil.rmtree(folder)
 
 
 def test_workers_share_a_study_and_survive_a_killed_one(database, tmp_path):
-    worker = [*SEARCH, "--storage", database, "--heartbeat-interval", "1", "--max-retries", "2"]
+    worker = [*SEARCH, "--storage", database, "--heartbeat-interval", "5", "--max-retries", "2"]
     study = optuna.create_study(study_name="shared", storage=open_storage(database), direction="maximize")
 
     # A trial of the first worker would take hours: it is killed in the middle of one for certain
@@ -87,7 +83,7 @@ def test_workers_share_a_study_and_survive_a_killed_one(database, tmp_path):
 
     wait_for(retries, survivor)
     survivor.send_signal(signal.SIGINT)
-    output, _ = survivor.communicate(timeout=60)
+    output, _ = survivor.communicate(timeout=PATIENCE)
     assert survivor.returncode == 0, output
     assert "finished trials: " in output
 
@@ -114,7 +110,7 @@ def test_workers_may_start_together_on_an_empty_database(database, tmp_path):
     server = database.replace("+psycopg", "")
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("CREATE DATABASE empty")
-    address = database.removesuffix("postgres") + "empty"
+    address = database.replace("/postgres?", "/empty?")
     barrier = tmp_path / "go"
     code = (
         "import pathlib, sys, time\n"
@@ -129,7 +125,7 @@ def test_workers_may_start_together_on_an_empty_database(database, tmp_path):
     for process in workers:
         assert process.stdout.readline() == "ready\n"
     barrier.touch()
-    assert [process.wait(timeout=60) for process in workers] == [0, 0, 0]
+    assert [process.wait(timeout=PATIENCE) for process in workers] == [0, 0, 0]
 
 
 def test_missing_driver_names_the_extra(monkeypatch):

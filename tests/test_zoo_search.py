@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from zoo_runs import ENVIRONMENT, TINY, run, start, wait_for
+from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -125,7 +125,7 @@ def test_ctrl_c_ends_the_trials_of_two_jobs(tmp_path):
 
     wait_for(lambda: n_started() == 2, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert "No trial has finished yet" in output
     assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
@@ -153,7 +153,7 @@ main(sys.argv[1:])
 def test_ctrl_c_before_a_trial_starts(tmp_path):
     command = [sys.executable, "-c", INTERRUPT_AT_THE_HEARTBEAT, *SEARCH, "--n-trials", "5", "--no-optim-plots", *TINY]
     # Left alive, the thread would keep the process alive
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Best of 2 finished trials" in done.stdout
     states = [trial.state for trial in only_study(f"sqlite:///{tmp_path}/logs/optuna.db").trials]
@@ -173,7 +173,7 @@ def test_ctrl_c_loses_nothing_and_the_same_command_resumes(tmp_path):
     process = start(*command, cwd=tmp_path)
     wait_for(lambda: (tmp_path / "logs/optuna.db").exists() and n_finished(storage) >= 2, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     finished = finished_trials(only_study(storage))
     assert f"Best of {len(finished)} finished trials" in output

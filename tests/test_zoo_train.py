@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stable_baselines3.common.buffers import ReplayBuffer
-from zoo_runs import ENVIRONMENT, TINY, run, start, wait_for
+from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -86,7 +86,7 @@ def test_ctrl_c_saves_what_was_learned(checkpoint_freq, tmp_path):
     process = start(*arguments, "-n", "10000000", *TINY, cwd=tmp_path)
     wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)  # an episode is over
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     model = BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")
     assert model._n_updates > 0
@@ -122,7 +122,7 @@ main(sys.argv[1:])
 print("stopped at", n_steps)
 """
     command = [sys.executable, "-c", code, "train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *arguments]
-    finished = subprocess.run([*command, *TINY], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+    finished = subprocess.run([*command, *TINY], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
     assert finished.returncode == 0, finished.stderr
     assert "stopped at 300" in finished.stdout
     return finished

@@ -9,6 +9,8 @@ from pathlib import Path
 
 # Small networks and an early start: a run learns something within a few hundred steps
 TINY = ["-params", "learning_starts:50", "buffer_size:5000", "policy_kwargs:dict(net_arch=[16, 16])"]
+PATIENCE = 600
+"""Seconds that a process may take on a busy machine; a limit that only a process that hangs reaches."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
 
 
@@ -23,12 +25,12 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
 def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
     """Run a command of ``bn-ddpg`` in the folder and return what it printed."""
     process = start(*arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == returncode, output
     return output
 
 
-def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], seconds: float = 150) -> None:
+def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
     """Wait until a condition holds, as long as the processes live."""
     deadline = time.monotonic() + seconds
     while not condition():
