@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--results", type=Path, help="folder of the CSV files; what they hold is not measured again")
-    parser.add_argument("--readme", type=Path, default=Path(__file__).with_name("README.md"), help="where the tables go")
+    parser.add_argument("--readme", type=Path, help="where the tables go: README.md, of the profile full in this folder")
     arguments = parser.parse_args()
     profile = PROFILES[arguments.profile]
     folder = arguments.results or Path(__file__).parent / "results" / arguments.profile
@@ -45,7 +45,9 @@ def main() -> None:
     scale.measure(names, profile, store, failed)
     write_machine(folder, [name for name in names if name not in failed])
 
-    report.write(folder, arguments.readme)
+    # A quick look never replaces the published tables
+    published = Path(__file__).with_name("README.md") if arguments.profile == "full" else folder / "README.md"
+    report.write(folder, arguments.readme or published)
     if failed:
         console.print(f"[red]Not measured, or not in full: {', '.join(sorted(failed))}[/red]")
         sys.exit(1)
