@@ -41,10 +41,7 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
     # The host's name: another machine's locks may be invisible on a shared disk
     temporary = target.with_name(f".{target.name}.{socket.gethostname()}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            if fcntl is not None:
-                with suppress(OSError):  # not every file system has locks
-                    fcntl.flock(file, fcntl.LOCK_EX)
+        with _open_locked(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -57,6 +54,26 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
             temporary.unlink()
         raise
     _sync_folder(target.parent)
+
+
+def _open_locked(path: pathlib.Path) -> BinaryIO:
+    """
+    :param path: A file that does not exist
+    :return: It, open for writing, and locked where that is possible
+    """
+    while True:
+        file = open(path, "xb")  # noqa: SIM115  # the caller closes it
+        if fcntl is None:
+            return file
+        try:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # before it was locked, another process took it for a leftover
 
 
 @contextmanager

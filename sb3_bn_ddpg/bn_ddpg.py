@@ -16,12 +16,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg.atomic_files import PathOrFile
+from sb3_bn_ddpg.checkpoint import cut_off_episodes
 from sb3_bn_ddpg.checks import check_choice, check_installed, check_number, check_schedule
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
-from sb3_bn_ddpg.guards import LearningGuard, environment_failures
+from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
@@ -368,7 +370,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._fast_update = None  # is made anew: hooks, or settings of layers, may be others since
+        if self._has_lost_a_step:
+            self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
+        if not continues_episode and isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)):
+            cut_off_episodes(self.replay_buffer)  # or returns and goals would reach across the reset
         self._set_up_action_noise()  # may have been exchanged since
         noise = self.action_noise
         if continues_episode:
@@ -381,6 +387,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         _check_finite("observation", self._last_obs, self.num_timesteps)
+        self._stored_at = self.num_timesteps
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
 
@@ -406,6 +413,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         for index in np.flatnonzero(dones):
             _check_finite("terminal_observation", infos[index].get("terminal_observation"), self.num_timesteps, int(index))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._stored_at = self.num_timesteps
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -526,6 +534,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if schedule_timesteps is not None:
             check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
         self._schedule_timesteps = schedule_timesteps
+        check_no_answer_is_due(self)
         with environment_failures(self):
             return super().learn(
                 total_timesteps=total_timesteps,

@@ -13,6 +13,7 @@ import pickle
 import platform
 import random
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -78,7 +79,8 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         generators=_generators(model),
         env=env_state,
         shares_action_space=model.action_space is _action_space(model.env),
-        callbacks=callback_states(model._callback),
+        # Those of a resumed training wait for its next call of learn
+        callbacks=model._pending_callback_states or callback_states(model._callback),
     )
     manifest = dict(
         num_timesteps=model.num_timesteps,
@@ -144,7 +146,7 @@ def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
     model._pending_callback_states = state["callbacks"]
     if state["env"].not_offered is not None:
         model._last_obs = None  # learn resets the environment
-        _cut_off_episodes(model.replay_buffer)
+        cut_off_episodes(model.replay_buffer)
     _restore_generators(model, state["generators"])
 
 
@@ -282,7 +284,7 @@ def _expanded(buffer: Any) -> Any:
     return buffer
 
 
-def _cut_off_episodes(buffer: Any) -> None:
+def cut_off_episodes(buffer: Any) -> None:
     """
     Let the unfinished episodes of a replay buffer end where they are, as a time limit ends them.
 
@@ -291,7 +293,9 @@ def _cut_off_episodes(buffer: Any) -> None:
     if buffer.size() == 0:
         return
     if hasattr(buffer, "truncate_last_trajectory"):  # HER
-        buffer.truncate_last_trajectory()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does
+            buffer.truncate_last_trajectory()
         return
     last = (buffer.pos - 1) % buffer.buffer_size
     unfinished = buffer.dones[last] == 0

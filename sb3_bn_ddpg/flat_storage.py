@@ -57,18 +57,16 @@ class FlatStorage:
 
         # Adam's state: zeros before the first step, or what was loaded or reached by the reference
         state: Any = self.optimizer.state
-        for moment in ("exp_avg", "exp_avg_sq"):
-            flat, views = _flattened(state.get(param, {}).get(moment, th.zeros_like(param)) for param in self.params)
-            setattr(self, moment, flat)
-            for param, view in zip(self.params, views, strict=True):
-                state.setdefault(param, {})[moment] = view
-        self.exp_avg: th.Tensor
-        self.exp_avg_sq: th.Tensor
-        steps = [float(state[param].get("step", 0.0)) for param in self.params]
+        self.exp_avg, means = _flattened(state.get(param, {}).get("exp_avg", th.zeros_like(param)) for param in self.params)
+        self.exp_avg_sq, squares = _flattened(
+            state.get(param, {}).get("exp_avg_sq", th.zeros_like(param)) for param in self.params
+        )
+        steps = [float(state.get(param, {}).get("step", 0.0)) for param in self.params]
         # Where Adam itself keeps them
         self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if groups[0].get("fused") else "cpu")
-        for index, param in enumerate(self.params):
-            state[param]["step"] = self.steps[index]
+        for param, step, mean, square in zip(self.params, self.steps, means, squares, strict=True):
+            # At once: a Ctrl-C in between leaves no half of a state, which could be saved but not loaded
+            state[param] = state.get(param, {}) | {"step": step, "exp_avg": mean, "exp_avg_sq": square}
         self.slices: list[Slice] = []
         start = first = 0
         for group in groups:

@@ -217,10 +217,11 @@ class StackedFrames:
                 slots.append(self.frames.add(frame) if slot is None else int(slot))
             self.seen[env] = np.array(slots, np.int32)
             self.frames.refer(self.seen[env], 1)
-            overwritten = self.slots[row, env]
+            overwritten = self.slots[row, env].copy()
+            # In this order a Ctrl-C in between leaves frames that nobody needs, rather than free ones that somebody does
+            self.slots[row, env] = slots
             if overwritten[0] >= 0:
                 self.frames.refer(overwritten, -1)
-            self.slots[row, env] = slots
 
     def __getitem__(self, index: Any) -> NDArray[Any]:
         slots = self.slots[index[:2] if isinstance(index, tuple) else index]

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.her import HerReplayBuffer
 
@@ -111,6 +112,30 @@ def _largest_relabeled_reward(model: "BNDDPG", buffer: HerReplayBuffer) -> float
         np.random.set_state(random_state)
 
 
+def check_no_answer_is_due(model: OffPolicyAlgorithm) -> None:
+    """
+    :param model: A model
+    :raises EnvironmentFailureError: if the processes of its environment were interrupted between question and answer: the
+        answer would be taken for that to the next question, and so on with all later ones
+    """
+    env = _innermost(model.env)
+    if getattr(env, "waiting", False) or any(remote.poll() for remote in getattr(env, "remotes", ())):
+        raise EnvironmentFailureError(
+            "The processes of the environment were interrupted in the middle of a step, and are out of step since: "
+            "give the model a new environment with `set_env`"
+        )
+
+
+def _innermost(env: VecEnv | None) -> VecEnv | None:
+    """
+    :param env: Environments in wrappers
+    :return: Those without
+    """
+    while isinstance(env, VecEnvWrapper):
+        env = env.venv
+    return env
+
+
 @contextmanager
 def environment_failures(model: "BNDDPG") -> Iterator[None]:
     """
@@ -140,8 +165,7 @@ def _environment_frame(traceback: TracebackType | None, env: VecEnv | None) -> d
     :param env: The training environment
     :return: The local variables of the call of its innermost layer, None if the error came through none
     """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
+    env = _innermost(env)
     while traceback is not None:
         local_variables = traceback.tb_frame.f_locals
         if local_variables.get("self") is env and traceback.tb_frame.f_code.co_name in ("reset", "step_async", "step_wait"):

@@ -7,7 +7,8 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_bn_ddpg import checkpoint, environment_state, export
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, PathOrFile, atomic_sb3_file, clear_errors, existing_file, sha256
 from sb3_bn_ddpg.callback_state import restore_callback_states
+from sb3_bn_ddpg.guards import check_no_answer_is_due
 
 SHA256_LINE = b"sha256 %s\n"
 """The last line of a replay buffer's file"""
@@ -37,6 +39,7 @@ class SavingMixin(OffPolicyAlgorithm):
     """
 
     _callback: BaseCallback | None = None
+    _stored_at: int | None = None  # steps at the last transition stored
     _pending_callback_states: Any = None
 
     # --- Checkpoints
@@ -52,7 +55,12 @@ class SavingMixin(OffPolicyAlgorithm):
 
         :param path: The file to write or replace, as it is spelled
         :raises ValueError: if a parameter of the networks is not finite; an earlier checkpoint stays
+        :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of a step
         """
+        check_no_answer_is_due(self)
+        if self._has_lost_a_step:
+            checkpoint.cut_off_episodes(self.replay_buffer)
+            self.begin_episodes()
         checkpoint.write_checkpoint(self, path)  # type: ignore[arg-type]
 
     @classmethod
@@ -113,6 +121,15 @@ class SavingMixin(OffPolicyAlgorithm):
         self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        self._stored_at = self.num_timesteps
+
+    @property
+    def _has_lost_a_step(self) -> bool:
+        """
+        Whether the environment has made a step that is not stored, as one in whose middle an interrupt or a callback ended
+        ``learn``: the last observation is then not where the environment is, so the episode cannot go on.
+        """
+        return self._last_obs is not None and self._stored_at not in (None, self.num_timesteps)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._callback = super()._init_callback(callback, progress_bar)
@@ -131,7 +148,7 @@ class SavingMixin(OffPolicyAlgorithm):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
-        with atomic_sb3_file(path, "zip") as file:
+        with atomic_sb3_file(path, "zip") as file, _errors_of_the_file():
             super().save(file, exclude, include)
 
     @classmethod
@@ -294,6 +311,20 @@ class SavingMixin(OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_callback", "_pending_callback_states"]
+
+
+@contextmanager
+def _errors_of_the_file() -> Iterator[None]:
+    """PyTorch's writer answers an error of the file it writes to, or a Ctrl-C, with one of its own: raise the first one."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, (KeyboardInterrupt, OSError)):
+                raise cause from None
+            cause = cause.__context__
+        raise
 
 
 def _check_model_file(path: Any) -> None:

@@ -71,6 +71,27 @@ def test_a_disk_without_locks_and_without_flushes_of_folders(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["file"]
 
 
+@posix
+def test_what_is_about_to_be_locked_may_be_taken_for_a_leftover(tmp_path, monkeypatch):
+    """Another process begins to write the same file in between: this one begins again."""
+    lock, others = atomic_files.fcntl.flock, []
+
+    def lock_later(file, operation):
+        if not others:
+            others.append(file)
+            with atomic_write(tmp_path / "file") as other:
+                other.write(b"other")
+        lock(file, operation)
+
+    monkeypatch.setattr(atomic_files.fcntl, "flock", lock_later)
+    with atomic_write(tmp_path / "file") as file:
+        assert (tmp_path / "file").read_bytes() == b"other"
+        file.write(b"own")
+    assert others
+    assert (tmp_path / "file").read_bytes() == b"own"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_what_is_being_written_is_no_leftover(tmp_path):
     """Two processes that write the same file: the last one wins, none breaks the other."""
     with atomic_write(tmp_path / "file") as first:

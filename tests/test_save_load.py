@@ -267,6 +267,34 @@ def test_without_target_networks(make_model, tmp_path):
     loaded.learn(40)
 
 
+class InterruptingFile(io.BytesIO):
+    """Raises an error at the write of the given number."""
+
+    def __init__(self, number, error):
+        super().__init__()
+        self.number, self.error = number, error
+
+    def write(self, data):
+        self.number -= 1
+        if self.number == 0:
+            raise self.error
+        return super().write(data)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_error_of_the_file_comes_out_as_it_is(make_model, error):
+    """PyTorch's writer would answer with one of its own, which no one expects."""
+    model = make_model()
+    for number in (*range(1, 200, 9), 10**9):
+        file = InterruptingFile(number, error)
+        if file.number < 10**9:
+            with pytest.raises(type(error)):
+                model.save(file)
+    model.save(file)
+    file.seek(0)
+    BNDDPG.load(file)
+
+
 def test_replay_buffer(make_model, tmp_path):
     model = make_model()
     model.learn(60)

@@ -1,5 +1,6 @@
 """Searches, in processes of their own: three trials in each kind of storage, then a model of the best; Ctrl-C and after."""
 
+import os
 import re
 import shlex
 import signal
@@ -128,6 +129,18 @@ def test_ctrl_c_ends_the_trials_of_two_jobs(tmp_path):
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert "No trial has finished yet" in output
+    assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
+
+
+def test_ctrl_c_in_a_terminal_with_environments_in_processes(tmp_path):
+    arguments = [*SEARCH, "--vec-env", "subproc", "-n", "200", "--n-trials", "50", "--no-optim-plots"]
+    process = start(*arguments, *TINY, "n_envs:2", cwd=tmp_path)
+    storage = f"sqlite:///{tmp_path}/logs/optuna.db"
+    wait_for(lambda: (tmp_path / "logs/optuna.db").exists() and n_finished(storage) >= 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert f"Best of {n_finished(storage)} finished trials" in output
     assert not [trial for trial in only_study(storage).trials if trial.state == optuna.trial.TrialState.RUNNING]
 
 

@@ -1,5 +1,6 @@
 """The Zoo's scripts on a model of bn_ddpg, in processes of their own: train, resume, enjoy, film, plot, benchmark."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,33 @@ def test_ctrl_c_saves_what_was_learned(checkpoint_freq, tmp_path):
         assert resumed.num_timesteps == model.num_timesteps == 10_000_000 - resumed.remaining_timesteps
         assert resumed._n_updates == model._n_updates
         assert resumed.replay_buffer.size() == min(model.num_timesteps, 5000)
+
+
+@pytest.mark.parametrize("checkpoint_freq", ["-1", "10000000"])
+def test_ctrl_c_in_a_terminal_leaves_environments_in_processes_to_the_training(checkpoint_freq, tmp_path):
+    arguments = ["train", "--env", "Pendulum-v1", "--vec-env", "subproc", "--eval-freq", "-1", "-n", "10000000"]
+    process = start(*arguments, "--checkpoint-freq", checkpoint_freq, *TINY, "n_envs:2", cwd=tmp_path)
+    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip")._n_updates > 0
+    assert (tmp_path / "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip").exists() == (checkpoint_freq != "-1")
+
+
+def test_a_background_job_ignores_ctrl_c(tmp_path):
+    code = """
+import signal, sys
+from sb3_bn_ddpg.cli import main
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+main(sys.argv[1:])
+"""
+    arguments = ["train", "--env", "Pendulum-v1", "-n", "1000", "--eval-freq", "-1", *TINY]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=ENVIRONMENT)
+    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 0
+    assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip").num_timesteps == 1000
 
 
 def train_with_interrupt(interrupt, *arguments, cwd):

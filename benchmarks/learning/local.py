@@ -1,6 +1,7 @@
 """Units in processes of this machine, each with one thread."""
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -139,5 +140,10 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
                     yield outcome
             time.sleep(POLL_SECONDS)
     finally:
+        # A second signal would leave some of them running, for hours
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        for process in running:
+            process.popen.terminate()
         for process in running:
             process.end()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -32,7 +32,9 @@ def main() -> None:
     add_budget_arguments(parser)
     arguments = parser.parse_args()
     budget = budget_of(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that running units are ended
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
+            signal.signal(number, lambda number, _: sys.exit(128 + number))  # an exception, so that running units are ended
 
     units = [
         unit

@@ -1,14 +1,36 @@
 """Ctrl-C in a training or a search: at once where that does no harm, else at the next moment at which it does none."""
 
 import contextlib
+import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
+
+import gymnasium as gym
 
 from sb3_bn_ddpg.callbacks import CheckpointEvery
+
+EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
+
+
+def left_to_parent(wrapper: EnvWrapper | None) -> EnvWrapper:
+    """
+    A Ctrl-C in a terminal goes to all processes of the command: those of environments shall leave it to the one that trains.
+
+    :param wrapper: What wraps each environment, in its process (if None: nothing)
+    :return: What does so, and lets the process ignore Ctrl-C if it is a child
+    """
+
+    def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return env if wrapper is None else wrapper(env)
+
+    return wrap
 
 
 class Interrupts:
@@ -38,14 +60,17 @@ class Interrupts:
 
     @contextlib.contextmanager
     def remembered(self) -> Iterator[None]:
-        """Remember each Ctrl-C here. Only the main thread can, to which signals go."""
+        """
+        Remember each Ctrl-C here. Only the main thread can, to which signals go; and a background job, which ignores them,
+        goes on doing so.
+        """
 
         def interrupt(signal_number: int, frame: FrameType | None) -> None:
             is_second, self.happened = self.happened, True
             if is_second or self._raises_at_once:
                 raise KeyboardInterrupt
 
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             yield
             return
         previous = signal.signal(signal.SIGINT, interrupt)
@@ -55,9 +80,13 @@ class Interrupts:
             signal.signal(signal.SIGINT, previous)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Raise the first Ctrl-C at once here: what called this cleans up."""
-        if threading.current_thread() is not threading.main_thread():
+    def at_once(self, is_allowed: bool = True) -> Iterator[None]:
+        """
+        Raise the first Ctrl-C at once here: what called this cleans up.
+
+        :param is_allowed: Whether to do so
+        """
+        if not is_allowed or threading.current_thread() is not threading.main_thread():
             yield
             return
         try:

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 from argparse import Namespace
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,14 +20,14 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.checkpoint import is_checkpoint
 from sb3_bn_ddpg.checks import check_choice, check_number
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
-from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
@@ -248,6 +248,27 @@ class BNDDPGExperimentManager(ExperimentManager):
             hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
         return hyperparams
 
+    def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
+        """
+        Create the environments. Their processes leave a Ctrl-C to this one.
+
+        :param args: As in RL Zoo
+        :param kwargs: As in RL Zoo
+        :return: The environments
+        """
+        if not self._has_workers:
+            return super().create_envs(*args, **kwargs)
+        wrapper, self.env_wrapper = self.env_wrapper, left_to_parent(self.env_wrapper)
+        try:
+            return super().create_envs(*args, **kwargs)
+        finally:
+            self.env_wrapper = wrapper
+
+    @property
+    def _has_workers(self) -> bool:
+        """Whether environments are in processes. Interrupted between question and answer, these would wait forever."""
+        return self.vec_env_class is SubprocVecEnv
+
     # --- Training
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -267,7 +288,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self._is_resumed:
             # All that the Zoo asks of a model here
             learner = SimpleNamespace(learn=partial(model.learn, reset_num_timesteps=False), env=model.env)
-        with self._interrupts.remembered(), nullcontext() if with_checkpoints else self._interrupts.at_once():
+        with self._interrupts.remembered(), self._interrupts.at_once(not with_checkpoints and not self._has_workers):
             super().learn(learner)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
@@ -294,7 +315,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
         """
         self._interrupts.stop_if_happened()
-        with self._interrupts.at_once(), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
+        with self._interrupts.at_once(not self._has_workers), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             value = super().objective(trial)
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")

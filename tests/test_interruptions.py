@@ -1,0 +1,160 @@
+"""A training that ends in the middle of something, and goes on: no transition, return or episode reaches across the seam."""
+
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import VectorEnv
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import BitFlippingEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.her import HerReplayBuffer
+
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.guards import EnvironmentFailureError
+
+
+class CountingEnv(gym.Env):
+    """Observes 100 times the number of the episode, and the step in it; ten steps an episode; rewards of 1, 10, 100, ..."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self) -> None:
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode += 1
+        self.steps = 0
+        return self._observation(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._observation(), 10.0 ** (self.episode - 1), self.steps == 10, False, {}
+
+    def _observation(self):
+        return np.array([100 * self.episode + self.steps], np.float32)
+
+
+class StopAt(BaseCallback):
+    """Ends a training in the middle of a step, as a callback does or Ctrl-C."""
+
+    def __init__(self, step, interrupts=False):
+        super().__init__()
+        self.step, self.interrupts = step, interrupts
+
+    def _on_step(self):
+        if self.num_timesteps < self.step:
+            return True
+        if self.interrupts:
+            raise KeyboardInterrupt
+        return False
+
+
+def assert_within_episodes(model):
+    """Each stored transition, of as many steps as it has, is one of its episode, and so are its rewards."""
+    buffer = model.replay_buffer
+    samples = buffer._get_samples(np.arange(buffer.size()))
+    observations, next_observations = samples.observations[:, 0].numpy(), samples.next_observations[:, 0].numpy()
+    episodes = observations // 100
+    np.testing.assert_array_equal(next_observations // 100, episodes)
+    steps = next_observations - observations
+    if isinstance(buffer, NStepReplayBuffer):
+        assert ((steps >= 1) & (steps <= buffer.n_steps)).all()
+    else:
+        assert (steps == 1).all()
+    np.testing.assert_allclose(samples.rewards[:, 0].numpy(), steps * 10.0 ** (episodes - 1))
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+@pytest.mark.parametrize("step", [25, 30])  # in an episode, and at its end
+@pytest.mark.parametrize("interrupts", [False, True])
+def test_an_episode_that_lost_a_step_does_not_go_on(make_model, tmp_path, interrupts, step, n_steps):
+    model = make_model(CountingEnv(), n_steps=n_steps, gamma=1.0)
+    try:
+        model.learn(100, StopAt(step, interrupts))
+    except KeyboardInterrupt:
+        assert interrupts
+    assert model.replay_buffer.size() == step - 1
+    model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", CountingEnv())
+    for each in (model, resumed):
+        each.learn(15, reset_num_timesteps=False)
+        assert each.num_timesteps == step + 15
+        assert each.replay_buffer.size() == step + 14
+        assert_within_episodes(each)
+
+
+def test_a_lost_step_counts_without_a_checkpoint_too(make_model):
+    model = make_model(CountingEnv(), n_steps=3, gamma=1.0).learn(100, StopAt(25))
+    model.learn(15, reset_num_timesteps=False)
+    assert_within_episodes(model)
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_returns_of_several_steps_end_where_the_environment_is_reset(make_model, tmp_path, loads):
+    env = CountingEnv()
+    model = make_model(env, n_steps=5, gamma=1.0).learn(25)
+    if loads:
+        model.save(tmp_path / "model")
+        model.save_replay_buffer(tmp_path / "buffer")
+        model = BNDDPG.load(tmp_path / "model", env=env)
+        model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(15, reset_num_timesteps=not loads)
+    assert model.replay_buffer.size() == 40
+    assert_within_episodes(model)
+
+
+def test_an_episode_that_goes_on_is_one(make_model):
+    model = make_model(CountingEnv(), n_steps=5, gamma=1.0).learn(25)
+    model.learn(15, reset_num_timesteps=False)
+    assert_within_episodes(model)
+    assert model.replay_buffer.dones[:40].sum() == 4
+
+
+def test_goals_stay_in_their_episodes():
+    env = BitFlippingEnv(n_bits=6, continuous=True, max_steps=6)
+    model = BNDDPG("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, buffer_size=200, learning_starts=10**6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.learn(9)
+        model.learn(9)
+    assert model.replay_buffer.ep_length.max() <= 6
+
+
+def test_checkpoints_after_resuming_keep_the_records_of_callbacks(make_model, tmp_path):
+    callback = EvalCallback(VectorEnv(), eval_freq=20, n_eval_episodes=1, verbose=0)
+    model = make_model().learn(40, callback)
+    model.save_checkpoint(tmp_path / "first")
+    BNDDPG.resume(tmp_path / "first", VectorEnv()).save_checkpoint(tmp_path / "second")
+    again = EvalCallback(VectorEnv(), eval_freq=10**6, verbose=0)
+    BNDDPG.resume(tmp_path / "second", VectorEnv()).learn(10, again, reset_num_timesteps=False)
+    assert again.best_mean_reward == callback.best_mean_reward
+    assert again.n_calls == 50
+
+
+def test_processes_that_owe_an_answer_are_not_asked_again(make_model, tmp_path):
+    env = make_vec_env("Pendulum-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
+    try:
+        model = make_model(env).learn(40)
+
+        def interrupted_step_wait():
+            env.remotes[0].recv()
+            raise KeyboardInterrupt
+
+        step_wait, env.step_wait = env.step_wait, interrupted_step_wait
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(40)
+        env.step_wait = step_wait
+        for act in (model.learn, model.save_checkpoint):
+            with pytest.raises(EnvironmentFailureError, match="are out of step since: give the model a new environment"):
+                act(40 if act == model.learn else tmp_path / "checkpoint")
+        model.set_env(make_vec_env("Pendulum-v1", n_envs=2))
+        model.learn(40, reset_num_timesteps=False)
+    finally:
+        for process in env.processes:  # to close them would wait for the answer
+            process.kill()
