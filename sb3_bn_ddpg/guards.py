@@ -118,8 +118,10 @@ def check_no_answer_is_due(model: OffPolicyAlgorithm) -> None:
     :raises EnvironmentFailureError: if the processes of its environment were interrupted between question and answer: the
         answer would be taken for that to the next question, and so on with all later ones
     """
-    env = _innermost(model.env)
-    if getattr(env, "waiting", False) or any(remote.poll() for remote in getattr(env, "remotes", ())):
+    env: Any = _innermost(model.env)
+    pairs = zip(getattr(env, "processes", ()), getattr(env, "remotes", ()), strict=True)
+    # What is there to read from a dead one is its end, which the next question to it finds
+    if getattr(env, "waiting", False) or any(process.is_alive() and remote.poll() for process, remote in pairs):
         raise EnvironmentFailureError(
             "The processes of the environment were interrupted in the middle of a step, and are out of step since: "
             "give the model a new environment with `set_env`"

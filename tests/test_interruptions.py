@@ -158,3 +158,13 @@ def test_processes_that_owe_an_answer_are_not_asked_again(make_model, tmp_path):
     finally:
         for process in env.processes:  # to close them would wait for the answer
             process.kill()
+
+
+def test_dead_processes_are_told_as_such(make_model):
+    env = make_vec_env("Pendulum-v1", n_envs=2, vec_env_cls=SubprocVecEnv)
+    model = make_model(env).learn(40)
+    env.processes[1].kill()
+    env.processes[1].join()
+    with pytest.raises(EnvironmentFailureError, match="the process of environment 1 died"):
+        model.learn(40, reset_num_timesteps=False)
+    env.processes[0].kill()
