@@ -261,11 +261,9 @@ class SavingMixin(OffPolicyAlgorithm):
             )
         if isinstance(buffer, NStepReplayBuffer):
             buffer.gamma = self.gamma
-        if self.replay_buffer_class is not None:
-            return
-        if isinstance(buffer, NStepReplayBuffer):
-            buffer.n_steps = self.n_steps
-        elif self.n_steps > 1:
+            if self.replay_buffer_class is None:
+                buffer.n_steps = self.n_steps
+        elif self.replay_buffer_class is None and self.n_steps > 1:
             raise ValueError(
                 f"`n_steps={self.n_steps}` is not allowed with a replay buffer of single steps ({type(buffer).__name__}): it "
                 "must be 1"

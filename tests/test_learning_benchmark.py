@@ -236,6 +236,7 @@ def test_units_give_way_to_other_processes():
         session = Path(f"/proc/{process.popen.pid}/autogroup")
         assert not session.exists() or session.read_text().endswith(f"nice {expected}\n")
     finally:
+        process.ask_to_end()
         process.end()
 
 

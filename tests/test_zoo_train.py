@@ -81,11 +81,16 @@ def test_resume_goes_on_with_networks_and_replay_buffer(logs):
     assert resumed.actor.mu[1].weight.shape == first.actor.mu[1].weight.shape  # 16 units, not the file's 400
 
 
+def wait_for_an_episode(folder, process):
+    """Wait until a training that logs into the folder has finished one."""
+    wait_for(lambda: any(path.stat().st_size > 100 for path in folder.rglob("0.monitor.csv")), process)
+
+
 @pytest.mark.parametrize("checkpoint_freq", ["-1", "10000000"])
 def test_ctrl_c_saves_what_was_learned(checkpoint_freq, tmp_path):
     arguments = ["train", "--env", "Pendulum-v1", "--eval-freq", "-1", "--checkpoint-freq", checkpoint_freq]
     process = start(*arguments, "-n", "10000000", *TINY, cwd=tmp_path)
-    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)  # an episode is over
+    wait_for_an_episode(tmp_path, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
@@ -105,7 +110,7 @@ def test_ctrl_c_saves_what_was_learned(checkpoint_freq, tmp_path):
 def test_ctrl_c_in_a_terminal_leaves_environments_in_processes_to_the_training(checkpoint_freq, tmp_path):
     arguments = ["train", "--env", "Pendulum-v1", "--vec-env", "subproc", "--eval-freq", "-1", "-n", "10000000"]
     process = start(*arguments, "--checkpoint-freq", checkpoint_freq, *TINY, "n_envs:2", cwd=tmp_path)
-    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)
+    wait_for_an_episode(tmp_path, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
@@ -122,7 +127,7 @@ main(sys.argv[1:])
 """
     arguments = ["train", "--env", "Pendulum-v1", "-n", "1000", "--eval-freq", "-1", *TINY]
     process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=ENVIRONMENT)
-    wait_for(lambda: any(path.stat().st_size > 100 for path in tmp_path.rglob("0.monitor.csv")), process)
+    wait_for_an_episode(tmp_path, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(PATIENCE) == 0
     assert BNDDPG.load(tmp_path / "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1.zip").num_timesteps == 1000

@@ -85,9 +85,12 @@ class Process:
         self.output.close()
         return Outcome(self.unit, time.monotonic() - self.start, error)
 
-    def end(self) -> None:
-        """Ask it to remove its unfinished file and end; insist after a while."""
+    def ask_to_end(self) -> None:
+        """Ask it to remove its unfinished file and end: once, for a second signal would interrupt that."""
         self.popen.terminate()
+
+    def end(self) -> None:
+        """Wait until it has ended as it was asked to; insist after a while."""
         try:
             self.popen.wait(10)
         except subprocess.TimeoutExpired:
@@ -143,7 +146,7 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
         # A second signal would leave some of them running, for hours
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         for process in running:
-            process.popen.terminate()
+            process.ask_to_end()
         for process in running:
             process.end()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

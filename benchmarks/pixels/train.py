@@ -6,6 +6,7 @@ on; killed, it goes on from its last checkpoint.
 
 import argparse
 import csv
+import io
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
+from sb3_bn_ddpg.atomic_files import atomic_write
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts
 
 RESULTS = Path(__file__).parent / "results"
@@ -140,10 +142,12 @@ def rows_until(path: Path, step: int) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     kept = [row for row in rows if int(row["step"]) <= step]
     if len(kept) < len(rows):
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, FIELDS)
+        writer.writeheader()
+        writer.writerows(kept)
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode())
     return kept
 
 
