@@ -21,6 +21,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_bn_ddpg.atomic_files import PathOrFile
 from sb3_bn_ddpg.checkpoint import cut_off_episodes
 from sb3_bn_ddpg.checks import check_choice, check_installed, check_number, check_schedule
+from sb3_bn_ddpg.cuda_graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
@@ -29,7 +30,7 @@ from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatisti
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.space_checks import check_spaces, value_errors
-from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step
+from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step, on_device
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in so many updates of the actor: they cost a tenth of one."""
@@ -83,7 +84,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
         ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
-        up to some hundred, after a minute of compiling in the first run on a machine with so many layers.
+        up to some hundred, after a minute of compiling in the first run on a machine with so many layers. On a GPU, either
+        is a CUDA graph.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
@@ -434,7 +436,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = self._sample(batch_size)
             infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -452,10 +454,26 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
                 self.logger.record(f"train/{name}_statistics_drift", drift)
         if is_measured:
             with th.no_grad():  # with the running statistics, as in acting
-                actions = self.actor.forward_with("running", batch.observations)
+                actions = self.actor.forward_with("running", on_device(batch, self.device).observations)
             self.logger.record("train/actor_saturation", (actions.abs() > SATURATED).float().mean().item())
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
+
+    def _sample(self, batch_size: int) -> Batch:
+        """
+        :param batch_size: Number of transitions
+        :return: That many of the replay buffer; on the CPU if a CUDA graph's update takes them to the device, for which nobody
+            waits (only from buffers of which it is known what they do with their device)
+        """
+        buffer = self.replay_buffer
+        assert buffer is not None
+        device = buffer.device
+        if self._fast_update_classes == [CudaGraphUpdate] and type(buffer) in (ReplayBuffer, NStepReplayBuffer):
+            buffer.device = th.device("cpu")
+        try:
+            return buffer.sample(batch_size, env=self._vec_normalize_env)
+        finally:
+            buffer.device = device
 
     def _gradient_step(self, batch: Batch, update_actor: bool = True) -> UpdateInfo:
         """
@@ -471,6 +489,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             if self._n_updates % DENORMAL_INTERVAL == 0:
                 fast_update.flush_denormals()
             return info
+        batch = on_device(batch, self.device)
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
         try:
@@ -483,6 +502,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :return: The classes for ``fast_update``, the fastest first
         :raises ImportError: if it is ``"compiled"`` and the extra is missing
         """
+        if self.fast_update and self.device.type == "cuda":
+            return [CudaGraphUpdate]
         if self.fast_update != "compiled":
             return [FastUpdate] if self.fast_update else []
         check_installed("compiled", "numba", "scipy", "threadpoolctl")

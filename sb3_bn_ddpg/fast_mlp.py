@@ -105,9 +105,8 @@ class NormReLU:
                     grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
                 )
             else:
-                of_batch = moments if is_batch else (None, None)
                 grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
-                    grad, x, self.weight, self.mean, self.var, *of_batch, is_batch, self.eps, wanted
+                    grad, x, self.weight, self.mean, self.var, *moments, is_batch, self.eps, wanted
                 )
             if fill:
                 assert self.weight_grad is not None

@@ -73,6 +73,18 @@ class FastUpdate:
         :param update_actor: Whether to update the actor and the target networks, too
         :return: Losses and values of this step
         """
+        critic_loss, q_value, abs_q_value, target, *actor_loss = self._step(batch, gamma, tau, update_actor).unbind()
+        return UpdateInfo(actor_loss[0] if update_actor else None, critic_loss, q_value, abs_q_value, target)
+
+    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool) -> th.Tensor:
+        """
+        :param batch: As of ``gradient_step``, like the others
+        :param gamma: Discount factor
+        :param tau: Polyak coefficient
+        :param update_actor: Whether to update the actor and the target networks, too
+        :return: What is reported: the critic's loss, the means of Q, of its absolute value and of the TD target, and the
+            actor's loss if there is one
+        """
         assert isinstance(batch.observations, th.Tensor)
         assert isinstance(batch.next_observations, th.Tensor)
         obs, next_obs = (x.flatten(1).to(self.dtype) for x in (batch.observations, batch.next_observations))
@@ -114,8 +126,7 @@ class FastUpdate:
             reported.append(self._actor_step(obs))
         self._finish_step(tau, update_actor)
         # One mean of all columns instead of a mean each
-        critic_loss, q_value, abs_q_value, mean_target, *actor_loss = th.cat(reported, dim=1).mean(dim=0).unbind()
-        return UpdateInfo(actor_loss[0] if update_actor else None, critic_loss, q_value, abs_q_value, mean_target)
+        return th.cat(reported, dim=1).mean(dim=0)
 
     def _actor_step(self, obs: th.Tensor) -> th.Tensor:
         """

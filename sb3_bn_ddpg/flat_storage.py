@@ -22,8 +22,11 @@ Moments below it become zero now and then. Those of a parameter without gradient
 some 800 steps, and stay there, which makes Adam several times slower. Beside Adam's epsilon they count for nothing.
 """
 
+BLOCKS = 32
+"""On a GPU, Adam works on so many pieces of a group side by side; PyTorch has a single launch for up to 36."""
+
 Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
-"""Of a group of parameters: the group, values, gradients and both moments, and the counter of steps."""
+"""Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""
 
 
 class FlatStorage:
@@ -73,9 +76,14 @@ class FlatStorage:
             end = start + sum(_aligned(param.numel()) for param in group["params"])
             # One counter a slice, where fused Adam reads it
             step = th.tensor(steps[first], dtype=th.float32, device=self.values.device)
-            tensors = [[flat[start:end]] for flat in (self.values, self.grads, self.exp_avg, self.exp_avg_sq)]
+            # A CUDA block takes a whole piece of up to 65,536 numbers, so that a small network in one piece keeps it waiting
+            size = _aligned(-(-(end - start) // BLOCKS)) if self.values.is_cuda else end - start
+            flats = (self.values, self.grads, self.exp_avg, self.exp_avg_sq)
+            tensors = [list(th.split(flat[start:end], size)) for flat in flats]
             self.slices.append((group, tensors, step))
             start, first = end, first + len(group["params"])
+        # Only where a CUDA graph reads them: on the device, each beside what was written there last
+        self.learning_rates: list[tuple[th.Tensor, float]] = []
 
         # Running means and variances in one tensor, counters in another
         self.stats, self.counts = _flat_statistics(network)
@@ -108,7 +116,7 @@ class FlatStorage:
 
     def adam_step(self) -> None:
         """One step of the optimizer with the gradients that lie in the storage."""
-        for group, (values, grads, exp_avgs, exp_avg_sqs), step in self.count_step():
+        for index, (group, (values, grads, exp_avgs, exp_avg_sqs), step) in enumerate(self.count_step()):
             # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
             th._fused_adam_(
                 values,
@@ -116,8 +124,8 @@ class FlatStorage:
                 exp_avgs,
                 exp_avg_sqs,
                 [],
-                [step],
-                lr=group["lr"],
+                [step] * len(values),
+                lr=self.learning_rates[index][0] if self.learning_rates else group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
                 weight_decay=group["weight_decay"],
@@ -125,6 +133,21 @@ class FlatStorage:
                 amsgrad=False,
                 maximize=False,
             )
+
+    def hold_learning_rates(self) -> None:
+        """From now on ``adam_step`` takes them from the device, where this method has to write those that have changed."""
+        rates = [float(group["lr"]) for group, _, _ in self.slices]
+        if not self.learning_rates:
+            self.learning_rates = [(th.tensor(rate, dtype=th.float32, device=self.values.device), rate) for rate in rates]
+        for index, (tensor, last) in enumerate(self.learning_rates):
+            if rates[index] != last:
+                self.learning_rates[index] = (tensor.fill_(rates[index]), rates[index])
+
+    def settings(self) -> tuple[tuple[float, ...], ...]:
+        """
+        :return: What else Adam is told, for each group of parameters: both betas, epsilon and the weight decay
+        """
+        return tuple((*group["betas"], group["eps"], group["weight_decay"]) for group, _, _ in self.slices)
 
     def flush_denormals(self) -> None:
         """Set moments that are too small to count to zero."""

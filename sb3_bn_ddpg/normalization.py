@@ -238,9 +238,15 @@ class StatisticsMixin(nn.Module):
 
     def running_statistics(self) -> list[tuple[th.Tensor, th.Tensor, int]]:
         """
-        :return: For each batch-norm layer, copies of its running mean and variance, and how often they were updated
+        :return: For each batch-norm layer, copies on the CPU of its running mean and variance, and how often they were updated
         """
-        return [(mean.clone(), variance.clone(), int(count)) for mean, variance, count in map(_buffers, self.own_norm_layers)]
+        if not self.own_norm_layers:
+            return []
+        means, variances, counts = zip(*map(_buffers, self.own_norm_layers), strict=True)
+        # One transfer from the device for all
+        copies = th.split(th.cat([*means, *variances]).cpu(), [len(mean) for mean in means] * 2)
+        n_layers = len(means)
+        return list(zip(copies[:n_layers], copies[n_layers:], th.stack(counts).tolist(), strict=True))
 
     def statistics_drift(self, earlier: list[tuple[th.Tensor, th.Tensor, int]]) -> float | None:
         """

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch as th
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
@@ -110,6 +110,19 @@ class UpdateInfo(NamedTuple):
 
 Batch = ReplayBufferSamples | DictReplayBufferSamples
 """N transitions: (N, ...) observations and next observations, (N, action_dim) actions, (N, 1) rewards and dones."""
+
+
+def on_device(batch: Batch, device: th.device) -> Batch:
+    """
+    :param batch: A minibatch
+    :param device: A device
+    :return: The minibatch there: itself, unless it was sampled on the CPU for a CUDA graph
+    """
+    if batch.actions.device.type == device.type:
+        return batch
+    entries: tuple[Any, ...] = batch
+    moved: list[Any] = [None if entry is None else entry.to(device) for entry in entries]
+    return type(batch)(*moved)
 
 
 def averages(infos: list[UpdateInfo]) -> dict[str, float]:

@@ -142,6 +142,16 @@ def test_slope_is_that_of_the_largest_sizes(results: Path):
     assert slope(own["batch_size"], own["value"], points=2) == pytest.approx(-1)
 
 
+def test_published_page_of_the_gpu_is_that_of_its_results(tmp_path: Path):
+    """Its own text and all of its tables; the bars are none of its own, for they are for a CPU."""
+    folder = Path(report.__file__).parent / "results" / "gpu"
+    published = (folder / "README.md").read_text()
+    (tmp_path / "README.md").write_text(published)
+    report.write(folder, tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == published
+    assert "## Bars" not in published
+
+
 def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Before\n{BEGIN}\nold\n{END}\nAfter\n")

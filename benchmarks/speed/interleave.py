@@ -21,20 +21,22 @@ class Field:
     :param threads: Threads and cores of each
     :param store: Where the measurements go
     :param failed: Receives the names of those that failed
+    :param device: ``"cpu"`` or ``"cuda"``
     """
 
-    def __init__(self, names: list[str], threads: int, store: Store, failed: set[str]) -> None:
+    def __init__(self, names: list[str], threads: int, store: Store, failed: set[str], device: str = "cpu") -> None:
         self.names = names
         self.threads = threads
         self.store = store
         self.failed = failed
+        self.device = device
 
     def __enter__(self) -> "Field":
         self.stack = ExitStack()
         self.workers: dict[str, Worker] = {}
         for name in self.names:
             try:
-                self.workers[name] = self.stack.enter_context(Worker(name, self.threads))
+                self.workers[name] = self.stack.enter_context(Worker(name, self.threads, self.device))
             except OSError as error:  # its virtual environment is missing
                 self._drop(name, error)
         return self

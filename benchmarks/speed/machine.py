@@ -6,17 +6,22 @@ import platform
 from pathlib import Path
 
 import psutil
+import torch as th
 
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.worker import Worker
 
+GPU = "GPU"
+"""The row that only the measurements on a GPU have."""
 
-def write_machine(folder: Path, names: list[str]) -> None:
+
+def write_machine(folder: Path, names: list[str], device: str) -> None:
     """
     Write ``machine.csv``.
 
     :param folder: Where it goes
     :param names: The contenders that were measured, whose versions are asked for
+    :param device: ``"cpu"`` or ``"cuda"``
     """
     rows = [
         ("Processor", processor()),
@@ -24,6 +29,8 @@ def write_machine(folder: Path, names: list[str]) -> None:
         ("Memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
         ("System", f"{platform.system()} {platform.machine()}"),
     ]
+    if device == "cuda":
+        rows.append((GPU, th.cuda.get_device_name()))
     environments = {CONTENDERS[name].environment: name for name in names}
     for environment, name in environments.items():
         with Worker(name, 1) as worker:

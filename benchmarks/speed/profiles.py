@@ -26,6 +26,8 @@ class Profile:
     :param scale_envs: Numbers of environments of the scaling plot
     :param scale_rounds: Repetitions there
     :param buffer_size: Transitions in the replay buffer whose memory is measured; 0 leaves it out
+    :param device: ``"cpu"`` or ``"cuda"``
+    :param contenders: Names of those measured if the command line does not say; None means all
     """
 
     rounds: int = 7
@@ -46,6 +48,8 @@ class Profile:
     scale_envs: tuple[int, ...] = ()
     scale_rounds: int = 3
     buffer_size: int = 0
+    device: str = "cpu"
+    contenders: tuple[str, ...] | None = None
 
 
 PROFILES = {
@@ -61,6 +65,23 @@ PROFILES = {
         scale_widths=(64, 128, 256, 512, 1024, 2048),
         scale_envs=(1, 2, 4, 8, 16, 32, 64),
         buffer_size=1_000_000,
+    ),
+    "gpu": Profile(
+        rounds=5,
+        warm_up=300,
+        warm_up_batch=50,
+        threads=(2,),
+        learn_threads=(2,),
+        batches=(64, 256, 1024, 4096),
+        calls=(64,),
+        learn_warm_up=400,
+        start_rounds=1,
+        breakdown_rounds=0,
+        scale_batches=(64, 1024, 16_384, 65_536),
+        scale_widths=(256, 1024, 4096),
+        device="cuda",
+        # Numba's code is for the CPU, as the floor's products are, and Tianshou's subject
+        contenders=("bnddpg", "bnddpg_no_norm", "bnddpg_autograd", "sb3_ddpg", "sb3_td3", "crossq", "sbx_ddpg"),
     ),
     "smoke": Profile(
         rounds=2,

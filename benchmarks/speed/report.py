@@ -11,6 +11,7 @@ from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, JAX_BASELINE, OURS
 from benchmarks.speed.figures import ratio, read, select, summary, threads_text
+from benchmarks.speed.machine import GPU
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
 BREAKDOWN = "Milliseconds of one `train()` by PyTorch's profiler (shares of the profiled time, times the time without it)."
@@ -35,10 +36,10 @@ def write(folder: Path, readme: Path) -> None:
     """
     rows = read(folder)
     figures = summary(rows)
-    parts = [
-        "## Machine and versions\n\n" + machine_table(folder),
-        "## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows),
-    ]
+    machine = machine_rows(folder)
+    parts = ["## Machine and versions\n\n" + (table(["", ""], machine) if machine else "Not recorded.")]
+    if GPU not in dict(machine):  # they are bars for the CPU
+        parts.append("## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows))
     readme.parent.mkdir(parents=True, exist_ok=True)  # the plots come first
     if len(select(figures, figure="train")):
         plot_train(figures, readme.with_name("train.png"))
@@ -87,13 +88,13 @@ def present(rows: pd.DataFrame) -> list[str]:
     return [name for name in CONTENDERS if name in set(rows["contender"])]
 
 
-def machine_table(folder: Path) -> str:
+def machine_rows(folder: Path) -> list[list[str]]:
     """
     :param folder: A run's results
-    :return: Machine and versions
+    :return: Machine and versions, a name and a value each; none if they were not recorded
     """
     path = folder / "machine.csv"
-    return table(["", ""], pd.read_csv(path).to_numpy().tolist()) if path.exists() else "Not recorded."
+    return pd.read_csv(path).to_numpy().tolist() if path.exists() else []
 
 
 def bars_table(rows: pd.DataFrame) -> str:

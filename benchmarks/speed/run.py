@@ -23,29 +23,33 @@ def main() -> None:
     """Parse the command line, measure, report; exit code 1 if a contender failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help="by default, the profile's")
     parser.add_argument("--results", type=Path, help="folder of the CSV files; what they hold is not measured again")
     parser.add_argument("--readme", type=Path, help="where the tables go: README.md, of the profile full in this folder")
     arguments = parser.parse_args()
     profile = PROFILES[arguments.profile]
     folder = arguments.results or Path(__file__).parent / "results" / arguments.profile
 
-    store, names = Store(folder), arguments.contenders
+    store, names = Store(folder), arguments.contenders or list(profile.contenders or CONTENDERS)
     failed: set[str] = set()
     for threads in profile.threads:
-        with Field(names, threads, store, failed) as contenders:
+        with Field(names, threads, store, failed, profile.device) as contenders:
             for dimensions in profile.dimensions:
                 measure_train(contenders, profile, dimensions)
         if threads in profile.learn_threads:
-            with Field([name for name in names if CONTENDERS[name].learns], threads, store, failed) as contenders:
+            with Field(
+                [name for name in names if CONTENDERS[name].learns], threads, store, failed, profile.device
+            ) as contenders:
                 measure_learn(contenders, profile)
-        with Field([name for name in names if name in breakdown.CONTENDERS_ON_TORCH], threads, store, failed) as contenders:
+        with Field(
+            [name for name in names if name in breakdown.CONTENDERS_ON_TORCH], threads, store, failed, profile.device
+        ) as contenders:
             breakdown.measure(contenders, profile)
     measure_start(names, profile, store, failed)
     scale.measure(names, profile, store, failed)
-    write_machine(folder, [name for name in names if name not in failed])
+    write_machine(folder, [name for name in names if name not in failed], profile.device)
 
-    # A quick look never replaces the published tables
+    # Neither a quick look nor another device's tables replace the published ones
     published = Path(__file__).with_name("README.md") if arguments.profile == "full" else folder / "README.md"
     report.write(folder, arguments.readme or published)
     if failed:
@@ -154,7 +158,7 @@ def measure_start(names: list[str], profile: Profile, store: Store, failed: set[
             row = replace(key, contender=name, round=number)
             if row in store:
                 continue
-            with Field([name], row.threads, store, failed) as contenders:
+            with Field([name], row.threads, store, failed, profile.device) as contenders:
                 imports = contenders.ask(name, "import_library")
                 construct = contenders.ask(name, "construct", batch_size=row.batch_size)
                 contenders.ask(name, "fill")

@@ -42,7 +42,7 @@ class SB3Subject(Subject):
             gradient_steps=1,
             policy_kwargs=policy_kwargs,
             seed=0,
-            device="cpu",
+            device="auto",  # the GPU, if the worker lets it see one
             **kwargs,
         )
         self.model.set_logger(Logger(folder=None, output_formats=[]))

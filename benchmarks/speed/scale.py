@@ -24,13 +24,13 @@ def measure(names: list[str], profile: Profile, store: Store, failed: set[str]) 
     """
     threads = max(profile.threads)
     rated = [name for name in (OURS, BASELINE, FLOOR) if name in names]
-    with Field(rated, threads, store, failed) as contenders:
+    with Field(rated, threads, store, failed, profile.device) as contenders:
         measure_batches(contenders, profile)
         measure_widths(contenders, profile)
     learners = [name for name in (OURS, BASELINE) if name in names]
     for n_envs in tqdm(profile.scale_envs, desc="environments"):
         # New processes each time, so that no environments of an earlier size are left
-        with Field(learners, threads, store, failed) as contenders:
+        with Field(learners, threads, store, failed, profile.device) as contenders:
             measure_envs(contenders, profile, n_envs)
     if profile.buffer_size and OURS in names:
         measure_buffer(profile, store, failed)

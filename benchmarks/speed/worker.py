@@ -32,9 +32,10 @@ class Worker:
 
     :param name: Name of the contender
     :param threads: Number of threads and of processor cores that it may use
+    :param device: ``"cpu"`` or ``"cuda"``
     """
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, device: str = "cpu") -> None:
         self.name = name
         self.folder = TemporaryDirectory()
         self.process = subprocess.Popen(
@@ -42,7 +43,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.folder.name,  # MuJoCo leaves its log where it runs
-            env=os.environ | thread_variables(threads) | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | thread_variables(threads) | device_variables(device) | {"PYTHONPATH": str(ROOT)},
             text=True,
         )
 
@@ -95,7 +96,17 @@ def thread_variables(threads: int) -> dict[str, str]:
     :return: Environment variables that hold every library to it
     """
     names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS", "NPROC"]
-    return {name: str(threads) for name in names} | {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return {name: str(threads) for name in names}
+
+
+def device_variables(device: str) -> dict[str, str]:
+    """
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: Environment variables by which every library takes it of itself; JAX must leave the others their memory
+    """
+    if device == "cuda":
+        return {"JAX_PLATFORMS": "cuda", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Requests:
