@@ -467,9 +467,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         """
         buffer = self.replay_buffer
         assert buffer is not None
-        device = buffer.device
-        if self._fast_update_classes == [CudaGraphUpdate] and type(buffer) in (ReplayBuffer, NStepReplayBuffer):
-            buffer.device = th.device("cpu")
+        if self._fast_update_classes != [CudaGraphUpdate] or type(buffer) not in (ReplayBuffer, NStepReplayBuffer):
+            return buffer.sample(batch_size, env=self._vec_normalize_env)
+        device, buffer.device = buffer.device, th.device("cpu")
         try:
             return buffer.sample(batch_size, env=self._vec_normalize_env)
         finally:

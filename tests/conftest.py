@@ -90,7 +90,7 @@ def random_batch(model: Any, size: int = 32, seed: int = 0) -> ReplayBufferSampl
     obs_shape, action_shape = (size, *model.observation_space.shape), (size, *model.action_space.shape)
 
     def normal(*shape: int) -> th.Tensor:
-        return th.randn(*shape, generator=generator).to(getattr(model, "device", "cpu"))
+        return th.randn(*shape, generator=generator).to(model.device)
 
     return ReplayBufferSamples(
         observations=normal(*obs_shape) * 2 + 1,
