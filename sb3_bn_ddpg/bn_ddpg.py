@@ -213,8 +213,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         # stand against load(path, n_steps=..., gamma=...), so the arguments stay what the user gave
         buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.replay_buffer_kwargs = dict(buffer_kwargs)
+        was_loaded = self.replay_buffer is not None
         with value_errors():
             super()._setup_model()
+        if was_loaded:
+            self._attach_replay_buffer()
         self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
         if isinstance(self.replay_buffer, NStepReplayBuffer):
             self.replay_buffer.gamma = self.gamma  # of the TD target, into which the buffer's discounts go
@@ -282,9 +285,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
         if not isinstance(self.train_freq, TrainFreq):
             frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
+            unit = getattr(unit, "value", unit)  # SB3 takes the members of its TrainFrequencyUnit as well
             check_number("train_freq", frequency, low=1, integer=True)
-            check_choice("train_freq", unit, ("step", "episode") if self.n_envs == 1 else ("step",))
+            check_choice("train_freq", unit, ("step", "episode"))
             self.train_freq = (int(frequency), unit)
+        self._check_train_freq()
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -298,6 +303,17 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
                 "`use_target_networks` must be False"
             )
 
+    def _check_train_freq(self) -> None:
+        """
+        :raises ValueError: if it counts episodes, which end at different steps in different environments
+        """
+        assert isinstance(self.train_freq, tuple)
+        frequency, unit = self.train_freq
+        if self.n_envs > 1 and getattr(unit, "value", unit) == "episode":
+            raise ValueError(
+                f"`train_freq=({frequency}, 'episode')` is not allowed with {self.n_envs} environments: it must count steps"
+            )
+
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
         self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate)
@@ -307,7 +323,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         update_learning_rate(self.actor.optimizer, self.lr_schedule(self._current_progress_remaining))
         update_learning_rate(self.critic.optimizer, self.critic_lr_schedule(self._current_progress_remaining))
         # The first group holds the weights; biases and normalisation parameters are spared
-        self.critic.optimizer.param_groups[0]["weight_decay"] = self.critic_weight_decay
+        self.critic.optimizer.param_groups[0]["weight_decay"] = float(self.critic_weight_decay)
 
     def _set_up_action_noise(self) -> None:
         """
@@ -375,8 +391,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
-        if not continues_episode and isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)):
-            cut_off_episodes(self.replay_buffer)  # or returns and goals would reach across the reset
+        reaches_on = isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)) or self.optimize_memory_usage
+        if not continues_episode and reaches_on:
+            cut_off_episodes(self.replay_buffer)  # or returns, goals and next observations would reach across the reset
         self._set_up_action_noise()  # may have been exchanged since
         noise = self.action_noise
         if continues_episode:
@@ -384,7 +401,10 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         try:
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         finally:
-            self.action_noise = noise
+            if self.action_noise is None:
+                self.action_noise = noise
+        if self.action_noise is not noise:  # a callback's
+            self._set_up_action_noise()
         # The first steps must not see the progress at which an earlier call of learn ended
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)

@@ -83,8 +83,8 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         callbacks=model._pending_callback_states or callback_states(model._callback),
     )
     manifest = dict(
-        num_timesteps=model.num_timesteps,
-        total_timesteps=model._total_timesteps,
+        num_timesteps=int(model.num_timesteps),
+        total_timesteps=int(model._total_timesteps),  # NumPy's are no JSON
         environment=[None if spec is None else spec.id for spec in env_state.specs],
         resumes="in the middle of an episode" if env_state.not_offered is None else "with a new episode",
         environment_state_not_offered=env_state.not_offered,

@@ -104,10 +104,6 @@ class CudaGraphUpdate(FastUpdate):
             reported = super()._step(type(batch)(*own), gamma, tau, update_actor)
         return Recording(graph, own, reported)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Graphs cannot be copied; a copy records its own."""
-        return self.__dict__ | {"kinds": {}}
-
 
 @cache
 def side_stream(device: th.device) -> th.cuda.Stream:

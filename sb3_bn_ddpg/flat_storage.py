@@ -66,7 +66,8 @@ class FlatStorage:
         )
         steps = [float(state.get(param, {}).get("step", 0.0)) for param in self.params]
         # Where Adam itself keeps them
-        self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if groups[0].get("fused") else "cpu")
+        keeps_on_device = groups[0].get("fused") or groups[0].get("capturable")
+        self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if keeps_on_device else "cpu")
         for param, step, mean, square in zip(self.params, self.steps, means, squares, strict=True):
             # At once: a Ctrl-C in between leaves no half of a state, which could be saved but not loaded
             state[param] = state.get(param, {}) | {"step": step, "exp_avg": mean, "exp_avg_sq": square}
@@ -88,12 +89,18 @@ class FlatStorage:
         # Running means and variances in one tensor, counters in another
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
+        self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
+        self._buffers = [layer._buffers for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
+        self._addresses = self._current_addresses()
 
     def is_current(self) -> bool:
         """
-        :return: Whether parameters and optimizer state are still views of this storage, and all parameters are trained
+        :return: Whether parameters, statistics and optimizer state are still views of this storage, the optimizer's settings
+            those it knows, and all parameters trained
         """
         if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+            return False
+        if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
             return False
         address = self.values.data_ptr()
         for param, grad in ((self.params[0], self.grad_views[0]), (self.params[-1], self.grad_views[-1])):
@@ -101,7 +108,15 @@ class FlatStorage:
             moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
             if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
                 return False
-        return self.params[0].data_ptr() == address
+        return self._current_addresses() == self._addresses
+
+    def _current_addresses(self) -> list[int]:
+        """
+        :return: Where the parameters and statistics of both networks lie, which assigning to them would change
+        """
+        tensors: list[th.Tensor] = [*self.params, *self._of_target]
+        tensors += [buffer for buffers in self._buffers for buffer in buffers.values() if buffer is not None]
+        return [tensor.data_ptr() for tensor in tensors]
 
     def count_step(self) -> list[Slice]:
         """

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.her import HerReplayBuffer
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class LearningGuard:
                 raise ValueError(
                     f"`{name}={value}` at step {model.num_timesteps} (update {model._n_updates}) is not finite: training "
                     "cannot go on. The last checkpoint is from before; try a lower critic_learning_rate or learning_rate, "
-                    "smaller rewards (VecNormalize), or use_target_networks=True"
+                    f"smaller rewards (VecNormalize), or {_slower_targets(model)}"
                 )
         if self.has_warned or model.gamma >= 1:
             return
@@ -68,8 +68,8 @@ class LearningGuard:
         warnings.warn(
             f"Q-values explode: they reach {q_value:.3g} at step {model.num_timesteps}, but with rewards up to "
             f"{self.largest_reward:.3g} and gamma={model.gamma} no return exceeds "
-            f"{self.largest_reward / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, a smaller tau, "
-            "use_target_networks=True, a larger batch_size, a lower gamma or smaller rewards (VecNormalize)",
+            f"{self.largest_reward / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, {_slower_targets(model)}, "
+            "a larger batch_size, a lower gamma or smaller rewards (VecNormalize)",
             stacklevel=2,
         )
 
@@ -99,6 +99,17 @@ def _largest_stored_reward(model: "BNDDPG") -> float:
     return largest
 
 
+def _slower_targets(model: "BNDDPG") -> str:
+    """
+    :param model: A model
+    :return: Which arguments make its TD targets move more slowly
+    """
+    if model.use_target_networks:
+        return "a smaller tau"
+    with_statistics = " with another target_statistics" if model.target_statistics == "joint" else ""
+    return f"use_target_networks=True{with_statistics}"
+
+
 def _largest_relabeled_reward(model: "BNDDPG", buffer: HerReplayBuffer) -> float:
     """
     :param model: A model
@@ -118,10 +129,12 @@ def check_no_answer_is_due(model: OffPolicyAlgorithm) -> None:
     :raises EnvironmentFailureError: if the processes of its environment were interrupted between question and answer: the
         answer would be taken for that to the next question, and so on with all later ones
     """
-    env: Any = _innermost(model.env)
-    pairs = zip(getattr(env, "processes", ()), getattr(env, "remotes", ()), strict=True)
+    env = _innermost(model.env)
+    if not isinstance(env, SubprocVecEnv):
+        return
+    pairs = zip(env.processes, env.remotes, strict=True)
     # What is there to read from a dead one is its end, which the next question to it finds
-    if getattr(env, "waiting", False) or any(process.is_alive() and remote.poll() for process, remote in pairs):
+    if env.waiting or any(process.is_alive() and remote.poll() for process, remote in pairs):
         raise EnvironmentFailureError(
             "The processes of the environment were interrupted in the middle of a step, and are out of step since: "
             "give the model a new environment with `set_env`"
@@ -181,7 +194,7 @@ def _dead_processes(env: VecEnv | None) -> list[tuple[int, int | None]]:
     :param env: The training environment
     :return: Index and exit code of each of its processes that is no more
     """
-    processes = getattr(env, "processes", [])
+    processes = env.processes if isinstance(env, SubprocVecEnv) else []
     for process in processes:
         process.join(timeout=0.2 / len(processes))  # one that dies now has closed its pipe already
     return [(index, process.exitcode) for index, process in enumerate(processes) if not process.is_alive()]

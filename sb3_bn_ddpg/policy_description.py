@@ -70,7 +70,7 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
         features_extractor_kwargs=policy.features_extractor_kwargs,
         activation_fn=activation_fn.__name__,
         normalize_images=actor.normalize_images,
-        network={name: actor.constructor_parameters[name] for name in NETWORK_KEYS},
+        network={name: _plain(actor.constructor_parameters[name]) for name in NETWORK_KEYS},
         observation_statistics=_describe_statistics(model, tensors),
     )
     try:
@@ -80,6 +80,11 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
             f"`features_extractor_kwargs={policy.features_extractor_kwargs}` cannot be exported: {error}"
         ) from error
     return description, tensors
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers are no JSON."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _describe_space(space: spaces.Space[Any], name: str, tensors: dict[str, th.Tensor]) -> dict[str, Any]:

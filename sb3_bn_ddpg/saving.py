@@ -296,16 +296,26 @@ class SavingMixin(OffPolicyAlgorithm):
         export.export_onnx(self, path)  # type: ignore[arg-type]
 
     def _attach_replay_buffer(self) -> None:
-        """Tell a replay buffer from a file what this process has: its environment, its device."""
-        assert isinstance(self.replay_buffer, ReplayBuffer)
-        self.replay_buffer.device = self.device
-        if isinstance(self.replay_buffer, HerReplayBuffer):
-            assert self.env is not None
-            self.replay_buffer.set_env(self.env)
+        """Tell a replay buffer from a file, or from before, what this model has: its environment, its device."""
+        if isinstance(self.replay_buffer, ReplayBuffer):
+            self.replay_buffer.device = self.device
+        if isinstance(self.replay_buffer, HerReplayBuffer) and self.env is not None:
+            self.replay_buffer.env = self.env
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        Give the model another environment, its replay buffer too if it calculates rewards by it (HER).
+
+        :param env: The environment for learning a policy
+        :param force_reset: Force call to ``reset()`` before training to avoid unexpected behavior
+        """
+        super().set_env(env, force_reset)
+        self._attach_replay_buffer()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The callbacks of the last call of learn hold its local and global variables, which cannot be copied
-        return self.__dict__ | {"_callback": None}
+        # The callbacks of the last call of learn hold its local and global variables, which cannot be copied, nor can compiled
+        # code and graphs: the fast update is made anew where it is missing
+        return self.__dict__ | {"_callback": None, "_fast_update": None}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_callback", "_pending_callback_states"]

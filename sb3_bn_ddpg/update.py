@@ -120,9 +120,14 @@ def on_device(batch: Batch, device: th.device) -> Batch:
     """
     if batch.actions.device.type == device.type:
         return batch
+
+    def moved(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {key: value.to(device) for key, value in entry.items()}
+        return None if entry is None else entry.to(device)
+
     entries: tuple[Any, ...] = batch
-    moved: list[Any] = [None if entry is None else entry.to(device) for entry in entries]
-    return type(batch)(*moved)
+    return type(batch)(*map(moved, entries))
 
 
 def averages(infos: list[UpdateInfo]) -> dict[str, float]:

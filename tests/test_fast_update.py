@@ -495,3 +495,70 @@ def test_modules_see_every_step(make_model):
     before = duplicate.state_dict()["actor.mu.1.weight"].clone()
     model._gradient_step(batch)
     assert th.equal(duplicate.state_dict()["actor.mu.1.weight"], before)
+
+
+@PATHS
+@pytest.mark.parametrize("part", ["a layer in the middle", "the targets", "running statistics", "the targets' statistics"])
+def test_tensors_put_in_the_place_of_others_count(make_model, path, part):
+    """As a callback may: what the modules hold is what the next step starts from, and what it moves."""
+    models = [
+        make_model(**by(path), tau=0.5, target_statistics="running"),
+        make_model(**by(False), tau=0.5, target_statistics="running"),
+    ]
+    for model in models:
+        for batch in batches(model, 3, double=False):
+            model._gradient_step(batch)
+        if part == "a layer in the middle":
+            model.actor.mu[4].weight.data = th.full_like(model.actor.mu[4].weight, 0.1)
+        elif part == "the targets":
+            for param in model.critic_target.parameters():
+                param.data = th.full_like(param, 0.2)
+        else:
+            layer = (model.critic if part == "running statistics" else model.critic_target).state_net[0]
+            layer.running_mean = th.full_like(layer.running_mean, 0.3)
+        for batch in batches(model, 2, double=False):
+            info = model._gradient_step(batch)
+        model.info = averages([info])
+    for name, value in models[0].info.items():
+        assert value == pytest.approx(models[1].info[name], rel=1e-3, abs=1e-4), name
+    assert_close(models[0].policy.state_dict(), models[1].policy.state_dict(), rtol=1e-2, atol=2e-3)
+
+
+@PATHS
+def test_parameters_set_to_themselves(make_model, path):
+    """The optimizer has new groups then, with the same tensors: its learning rate is still the one that counts."""
+    model = make_model(**by(path), critic_weight_decay=0.0)
+    (batch,) = batches(model, 1, double=False)
+    model._gradient_step(batch)
+    model.set_parameters(model.get_parameters())
+    for network in (model.actor, model.critic):
+        for group in network.optimizer.param_groups:
+            group["lr"] = 0.0
+    before = copy.deepcopy(model.critic.state_dict())
+    model._gradient_step(batch)
+    for name, param in model.critic.named_parameters():
+        assert th.equal(param, before[name]), name
+
+
+def test_adams_counters_where_adam_looks_for_them(make_model):
+    """Of a capturable optimizer on the device, as of a fused one; what the reference reads after the fast update."""
+    model = make_model(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(fused=True)))
+    (batch,) = batches(model, 1, double=False)
+    model._gradient_step(batch)
+    model._fast_update_classes = []
+    model._gradient_step(batch)
+    assert {float(state["step"]) for state in model.actor.optimizer.state.values()} == {2}
+
+
+@PATHS
+def test_a_copy_of_a_model_goes_on_by_itself(make_model, path):
+    model = make_model(**by(path)).learn(40)
+    copied = copy.deepcopy(model)
+    (batch,) = batches(model, 1, double=False)
+    before = copy.deepcopy(model.policy.state_dict())
+    copied._gradient_step(batch)
+    for key, value in model.policy.state_dict().items():
+        assert th.equal(value, before[key]), key
+    model._gradient_step(batch)
+    for key, value in model.policy.state_dict().items():
+        assert th.equal(value, copied.policy.state_dict()[key]), key

@@ -205,3 +205,19 @@ def test_a_loaded_model_knows_the_rewards_of_its_training(make_model, tmp_path):
     assert _explosions(lambda: model.learn(60)) == []
     _set_q_values(model, 500.0)
     assert "no return exceeds 200" in _explosions(lambda: model.learn(30))[0]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "advice"),
+    [
+        (dict(), "a smaller tau,"),
+        (dict(use_target_networks=False), "use_target_networks=True,"),
+        (
+            dict(use_target_networks=False, target_statistics="joint"),
+            "use_target_networks=True with another target_statistics,",
+        ),
+    ],
+)
+def test_advice_is_what_the_model_takes(make_model, kwargs, advice):
+    with pytest.warns(UserWarning, match=f"Try a lower critic_learning_rate, {advice}"):
+        _learn_from(make_model, reward=2.0, q_bias=500.0, **kwargs)

@@ -134,3 +134,12 @@ def test_goals_are_reached():
     assert success_rate(model) < 0.3
     model.learn(4000)
     assert success_rate(model) > 0.9
+
+
+def test_another_environment_calculates_the_rewards():
+    env = PointGoal()
+    model = make_model(env).learn(60)
+    model.set_env(PointGoal())
+    assert model.replay_buffer.env is model.env
+    assert model.env.envs[0].unwrapped is not env
+    model.learn(60)

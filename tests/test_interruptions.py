@@ -10,7 +10,8 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg import BNDDPG
@@ -168,3 +169,38 @@ def test_dead_processes_are_told_as_such(make_model):
     with pytest.raises(EnvironmentFailureError, match="the process of environment 1 died"):
         model.learn(40, reset_num_timesteps=False)
     env.processes[0].kill()
+
+
+def test_next_observations_that_are_not_stored_twice(make_model):
+    """With one array for both, the first observation after a reset would be the last one's next."""
+    kwargs = dict(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False))
+    model = make_model(CountingEnv(), **kwargs).learn(60, callback=StopAt(25))
+    model.learn(30, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    samples = buffer._get_samples(np.arange(buffer.size() - 1))
+    reaches_across = samples.observations // 100 != samples.next_observations // 100
+    assert reaches_across.any()
+    assert (samples.dones[reaches_across] == 1).all()
+
+
+class BaselinesVecEnv(DummyVecEnv):
+    """Has the attributes of OpenAI Baselines' environments in processes."""
+
+    ps, remotes = (), (None, None)
+
+
+def test_environments_in_processes_of_another_kind(make_model):
+    assert make_model(BaselinesVecEnv([VectorEnv] * 2)).learn(40).num_timesteps == 40
+
+
+def test_noise_that_a_callback_sets_at_the_start(make_model):
+    class SetNoise(BaseCallback):
+        def _init_callback(self):
+            self.model.action_noise = NormalActionNoise(np.zeros(2), np.ones(2))
+
+        def _on_step(self):
+            return True
+
+    model = make_model().learn(25)
+    model.learn(10, reset_num_timesteps=False, callback=SetNoise())
+    assert isinstance(model.action_noise, NormalActionNoise)

@@ -13,7 +13,9 @@ from conftest import SMALL, VectorEnv, random_batch
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.policies import Actor, Critic
@@ -392,3 +394,37 @@ def test_real_environment_by_its_name(tmp_path):
     model.save(tmp_path / "model")
     loaded = BNDDPG.load(tmp_path / "model", env=gym.make("Pendulum-v1"))
     loaded.learn(30)
+
+
+def test_arguments_that_are_numpys(make_model, tmp_path):
+    """Nothing of NumPy gets into the optimizer's state, which PyTorch would then refuse to load, or into JSON."""
+    kwargs = dict(
+        critic_weight_decay=np.float64(0.01), policy_kwargs=dict(net_arch=[np.int64(8)], norm_momentum=np.float32(0.1))
+    )
+    model = make_model(**kwargs).learn(np.int64(40))
+    model.save(tmp_path / "model")
+    model.save_checkpoint(tmp_path / "checkpoint")
+    assert BNDDPG.load(tmp_path / "model", env=VectorEnv()).critic.optimizer.param_groups[0]["weight_decay"] == 0.01
+    assert BNDDPG.resume(tmp_path / "checkpoint", env=VectorEnv()).num_timesteps == 40
+    pytest.importorskip("safetensors")
+    model.export_policy(tmp_path / "policy")
+
+
+def test_a_replay_buffer_saved_with_the_model_is_on_its_device(make_model, tmp_path):
+    model = make_model().learn(40)
+    model.replay_buffer.device = th.device("meta")  # as one from another machine's GPU
+    model.save(tmp_path / "model", include=["replay_buffer"])
+    loaded = BNDDPG.load(tmp_path / "model", env=VectorEnv(), device="cpu")
+    assert loaded.replay_buffer.device == loaded.device
+    loaded.learn(10, reset_num_timesteps=False)
+    assert loaded.replay_buffer.size() == 50
+
+
+def test_train_freq_of_episodes_with_more_environments(make_model, tmp_path):
+    message = r"`train_freq=\(1, 'episode'\)` is not allowed with 2 environments"
+    with pytest.raises(ValueError, match=message):
+        make_model(DummyVecEnv([VectorEnv] * 2), train_freq=(1, "episode"))
+    make_model(train_freq=(1, TrainFrequencyUnit.EPISODE), gradient_steps=-1).learn(40).save(tmp_path / "model")
+    assert BNDDPG.load(tmp_path / "model", env=VectorEnv()).train_freq == (1, TrainFrequencyUnit.EPISODE)
+    with pytest.raises(ValueError, match=message):
+        BNDDPG.load(tmp_path / "model", env=DummyVecEnv([VectorEnv] * 2))
