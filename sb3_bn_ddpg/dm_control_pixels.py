@@ -96,7 +96,8 @@ def make_dm_control_pixels(
     :param size: Height and width of a frame in pixels
     :param camera_id: Index or name of the camera (if None, one that sees what matters)
     :param samples: Samples a pixel against jagged edges, 0 for one: a third of the time, but thin things move in jumps
-    :param render_mode: None or ``"rgb_array"``: ``render`` returns the newest frame that was observed
+    :param render_mode: None or ``"rgb_array"``: ``render`` returns the newest frame that was observed. ``gym.make`` also takes
+        ``"human"``, which shows it in a window (needs pygame)
     :param kwargs: Further arguments of ``dm_control.suite.load`` (``task_kwargs``, ``environment_kwargs``)
     :return: The environment
     :raises ImportError: if dm_control, Shimmy or a library to render with is missing
@@ -115,6 +116,10 @@ def make_dm_control_pixels(
     env: Any = DmControlCompatibilityV0(suite.load(domain, task, **kwargs), render_mode="rgb_array")
     camera = DmControlCamera(env, size, CAMERAS.get(domain, 0) if camera_id is None else camera_id, samples)
     return PixelObservation(camera, n_frames, size)
+
+
+# By which gym.make knows that it has to put a window around these environments if it is asked for one
+setattr(make_dm_control_pixels, "metadata", {"render_modes": ["rgb_array"]})  # noqa: B010
 
 
 class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordConstructorArgs):

@@ -359,7 +359,16 @@ def test_importing_the_package_imports_no_simulator():
     assert result.stdout.split() == ["False", "False"]
 
 
-def test_render_modes():
+def test_render_modes(monkeypatch):
     pytest.importorskip("shimmy")
-    with pytest.raises(ValueError, match="`render_mode='human'` is not allowed: it must be one of None, 'rgb_array'"):
-        gym.make("bn_ddpg/cartpole-swingup-pixels-v0", render_mode="human")
+    with pytest.raises(ValueError, match="`render_mode='depth'` is not allowed: it must be one of None, 'rgb_array'"):
+        suite_pixels.make_dm_control_pixels("cartpole", "swingup", render_mode="depth")
+    pytest.importorskip("pygame")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+    try:  # as `enjoy` does, unless it is told not to
+        env = gym.make("bn_ddpg/cartpole-swingup-pixels-v0", render_mode="human")
+    except ImportError as error:  # no library to render with
+        pytest.skip(str(error))
+    env.reset(seed=0)
+    assert env.get_wrapper_attr("screen_size") == (64, 64)
+    env.close()

@@ -337,6 +337,37 @@ def test_values_as_code_that_the_zoo_evaluates():
 # --- Searches that go wrong
 
 
+def test_a_search_that_cannot_train_says_so(tmp_path):
+    """With an exit code, not as a search in which no trial has finished yet."""
+    kwargs = dict(optimize_hyperparameters=True, n_trials=1, n_eval_episodes=1, storage=str(tmp_path / "search.log"))
+    search = manager_of(tmp_path, "CartPole-v1", entry={"learning_starts": 50}, **kwargs)
+    search.setup_experiment()
+    with pytest.raises(ValueError, match="the action space Discrete"):
+        search.hyperparameters_optimization()
+    assert not list(tmp_path.glob("logs/bn_ddpg/CartPole-v1*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hyperparams", "message"),
+    [
+        (dict(n_eval_envs=0), {}, "`n_eval_envs=0` is not allowed"),
+        ({}, dict(nosuch=3), r"gives no usable hyperparameters with `-params nosuch:3`: TypeError: .*nosuch"),
+        ({}, {}, None),
+    ],
+)
+def test_mistakes_of_the_command_line_are_told_as_such(arguments, hyperparams, message, tmp_path):
+    def set_up():
+        kwargs = {"log_folder": str(tmp_path), "eval_freq": -1, "verbose": 0, "hyperparams": hyperparams} | arguments
+        given = Namespace(env="Pendulum-v1", hyperparams=hyperparams)
+        return exp_manager.ExperimentManager(given, "bn_ddpg", "Pendulum-v1", **kwargs).setup_experiment()
+
+    if message is None:
+        assert set_up() is not None
+        return
+    with pytest.raises(ValueError, match=message):
+        set_up()
+
+
 @pytest.mark.parametrize("env_kwargs", [{}, {"env_kwargs": {"is_broken": False}, "eval_env_kwargs": {"is_broken": True}}])
 def test_nan_trials_are_pruned(env_kwargs, tmp_path, capsys):
     """NaN in training, and NaN in the evaluation only: neither ends the search, nor counts as a result."""

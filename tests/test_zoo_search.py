@@ -69,7 +69,8 @@ def test_three_trials_then_train_from_the_best(storage, tmp_path):
     if storage is None:
         commands.append(["train", "--env", "Pendulum-v1", "--trial-id", "0"])
         trials.append(study.trials[0])
-    for number, (command, trial) in enumerate(zip(commands, trials, strict=True), start=2):  # folder 1 is the search's
+    assert not list(tmp_path.glob("logs/bn_ddpg/Pendulum-v1*"))  # `enjoy` would take a search's for the latest run
+    for number, (command, trial) in enumerate(zip(commands, trials, strict=True), start=1):
         run(*command, "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
         model = BNDDPG.load(tmp_path / f"logs/bn_ddpg/Pendulum-v1_{number}/Pendulum-v1.zip")
         assert model.learning_rate(1.0) == trial.params["learning_rate"]
@@ -97,7 +98,7 @@ def test_the_commands_of_the_report_train_what_the_search_tried(tmp_path):
     (best_file,) = tmp_path.rglob("best.yml")
     assert yaml.safe_load(best_file.read_text())["Own-v0"]["env_kwargs"] == {"g": 5.0}
     models = []
-    for number, command in enumerate(re.findall("bn-ddpg (train .*)", report), start=2):
+    for number, command in enumerate(re.findall("bn-ddpg (train .*)", report), start=1):
         run(*shlex.split(command), "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
         folder = tmp_path / f"logs/bn_ddpg/Own-v0_{number}"
         arguments = yaml.unsafe_load((folder / "Own-v0/args.yml").read_text())

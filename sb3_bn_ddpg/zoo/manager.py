@@ -77,7 +77,7 @@ class BNDDPGExperimentManager(ExperimentManager):
     :param rest: Other positional arguments of ``ExperimentManager``
     :param kwargs: Its keyword arguments. A ``config`` of None is the tuned profile if the algorithm is ``bn_ddpg``, else the
         Zoo's own file.
-    :raises ValueError: if ``trial_id`` is negative
+    :raises ValueError: if ``trial_id`` is negative, or ``n_eval_envs`` no positive integer
     """
 
     recovery: ClassVar[WorkerRecovery] = WorkerRecovery()
@@ -91,6 +91,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         super().__init__(args, algo, *rest, **kwargs)
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
+        check_number("n_eval_envs", self.n_eval_envs, low=1, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._interrupts = Interrupts()
         self._is_resumed = algo == ALGO and self.continue_training and is_checkpoint(self.trained_agent)
@@ -107,12 +108,13 @@ class BNDDPGExperimentManager(ExperimentManager):
             return super().setup_experiment()
         except HYPERPARAMETER_ERRORS as error:
             says_which = isinstance(error, ValueError) and "` " in str(error)  # "`tau=7` is not allowed ..."
-            functions = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
-            is_of_another = isinstance(error, FileError) or not functions.isdisjoint(NOT_ABOUT_HYPERPARAMETERS)
+            is_of_another = isinstance(error, FileError) or not _functions_of(error).isdisjoint(NOT_ABOUT_HYPERPARAMETERS)
             if says_which or is_of_another or self.algo != ALGO or not isinstance(self.config, (str, Path)):
                 raise
-            detail = " ".join(str(error).split())
-            raise FileError(self.config, f"gives no usable hyperparameters: {type(error).__name__}: {detail}") from error
+            detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            given = " ".join(f"{name}:{value!r}" for name, value in (getattr(self.args, "hyperparams", None) or {}).items())
+            with_given = f" with `-params {given}`" if given else ""
+            raise FileError(self.config, f"gives no usable hyperparameters{with_given}: {detail}") from error
 
     # --- Reading hyperparameters
 
@@ -155,7 +157,7 @@ class BNDDPGExperimentManager(ExperimentManager):
 
         :param folder: Where it has written both
         :return: The hyperparameters, and a copy of them to save
-        :raises ValueError: if ``-params`` has another value of an argument of the model
+        :raises ValueError: if ``-params`` has another value of an argument of the model, or a number of steps
         """
         self.config = str(folder / "config.yml")
         print(f"Loading hyperparameters from: {self.config}")
@@ -169,6 +171,11 @@ class BNDDPGExperimentManager(ExperimentManager):
                     f"`{name}={given[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
                     f"hyperparameters in {self.config}"
                 )
+        if "n_timesteps" in given:
+            raise ValueError(
+                f"`n_timesteps={given['n_timesteps']!r}` is not allowed with a checkpoint: `-n` says for how many more steps "
+                "its training goes on"
+            )
         hyperparams |= given
         # In the arguments too, which the Zoo saves
         self.args.env_kwargs = self.env_kwargs or arguments.get("env_kwargs")
@@ -248,14 +255,21 @@ class BNDDPGExperimentManager(ExperimentManager):
             hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
         return hyperparams
 
+    def create_log_folder(self) -> None:
+        """Create the run's folder. A search has none: ``enjoy`` would take it, empty, for the latest run."""
+        if not self.optimize_hyperparameters:
+            super().create_log_folder()  # type: ignore[no-untyped-call]
+
     def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
         """
-        Create the environments. Their processes leave a Ctrl-C to this one.
+        Create the environments. Their processes leave a Ctrl-C to this one; a search's write no log.
 
         :param args: As in RL Zoo
         :param kwargs: As in RL Zoo
         :return: The environments
         """
+        if self.optimize_hyperparameters:
+            kwargs["no_log"] = True
         if not self._has_workers:
             return super().create_envs(*args, **kwargs)
         wrapper, self.env_wrapper = self.env_wrapper, left_to_parent(self.env_wrapper)
@@ -363,9 +377,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         try:
             with self._interrupts.remembered():
                 super().hyperparameters_optimization()
-        except ValueError:
+        except ValueError as error:
             # The Zoo asks for the best trial even if there is none, as after an early Ctrl-C
-            if not studies or finished_trials(studies[0]):
+            if "best_trial" not in _functions_of(error):
                 raise
         finally:
             optuna.create_study = create_study
@@ -440,6 +454,14 @@ class BNDDPGExperimentManager(ExperimentManager):
             shlex.join([*train, "--conf-file", str(best_file), *environment]),
             shlex.join([*train, *from_study, *environment]),
         )
+
+
+def _functions_of(error: BaseException) -> set[str]:
+    """
+    :param error: An error
+    :return: The names of the functions that it came through
+    """
+    return {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
 
 
 def _go_on(*args: object) -> bool:
