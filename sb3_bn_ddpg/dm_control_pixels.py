@@ -41,7 +41,7 @@ CAMERAS = {"quadruped": 2}
 """The camera that sees what matters is the first everywhere but where it is named here."""
 
 RENDER_FLAGS = {"shadow": False, "reflection": False}
-"""Without a graphics card, a frame with shadows and reflections takes ten times as long, most of it for the shadows."""
+"""Without a graphics card, a frame with shadows and reflections takes five times as long, most of it for the shadows."""
 
 GL_LIBRARIES = {"egl": ("EGL", "libegl1 libgl1-mesa-dri"), "osmesa": ("OSMesa", "libosmesa6")}
 """What renders without a display: the library, and the Debian packages that bring it."""
@@ -95,7 +95,7 @@ def make_dm_control_pixels(
     :param n_frames: Steps of the task (each a ``control_timestep``), and frames, to an action
     :param size: Height and width of a frame in pixels
     :param camera_id: Index or name of the camera (if None, one that sees what matters)
-    :param samples: Samples a pixel against jagged edges, 0 for one: a third of the time, but thin things move in jumps
+    :param samples: Samples a pixel against jagged edges, 0 for one: a fifth of the time, but thin things move in jumps
     :param render_mode: None or ``"rgb_array"``: ``render`` returns the newest frame that was observed. ``gym.make`` also takes
         ``"human"``, which shows it in a window (needs pygame)
     :param kwargs: Further arguments of ``dm_control.suite.load`` (``task_kwargs``, ``environment_kwargs``)
