@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+import textwrap
 from typing import Any
 
 import gymnasium as gym
@@ -359,16 +360,26 @@ def test_importing_the_package_imports_no_simulator():
     assert result.stdout.split() == ["False", "False"]
 
 
-def test_render_modes(monkeypatch):
+def test_render_modes():
     pytest.importorskip("shimmy")
     with pytest.raises(ValueError, match="`render_mode='depth'` is not allowed: it must be one of None, 'rgb_array'"):
         suite_pixels.make_dm_control_pixels("cartpole", "swingup", render_mode="depth")
+
+
+def test_a_window_as_enjoy_opens_it(suite):
+    """In a process of its own: when it closes, its library closes the display of all renderers beside it."""
     pytest.importorskip("pygame")
-    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
-    try:  # as `enjoy` does, unless it is told not to
-        env = gym.make("bn_ddpg/cartpole-swingup-pixels-v0", render_mode="human")
+    try:
+        gym.make("bn_ddpg/cartpole-swingup-pixels-v0").close()
     except ImportError as error:  # no library to render with
         pytest.skip(str(error))
-    env.reset(seed=0)
-    assert env.get_wrapper_attr("screen_size") == (64, 64)
-    env.close()
+    code = """
+        import gymnasium as gym, sb3_bn_ddpg
+        env = gym.make("bn_ddpg/cartpole-swingup-pixels-v0", render_mode="human")
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        print(env.get_wrapper_attr("screen_size"))
+        env.close()
+    """
+    result = run_python(textwrap.dedent(code), SDL_VIDEODRIVER="dummy")
+    assert result.stdout.strip().endswith("(64, 64)"), result.stderr

@@ -31,6 +31,8 @@ SEARCH = [
     "1",
     "--eval-episodes",
     "1",
+    "--pruner",  # a retry that the median pruner ends would not count as finished
+    "none",
     "--study-name",
     "shared",
 ]
