@@ -283,13 +283,16 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
+        frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
+        unit = getattr(unit, "value", unit)  # SB3 takes the members of its TrainFrequencyUnit as well, and makes them of words
+        check_number("train_freq", frequency, low=1, integer=True)
+        check_choice("train_freq", unit, ("step", "episode"))
+        if unit == "episode" and self.n_envs > 1:  # they end at different steps
+            raise ValueError(
+                f"`train_freq=({frequency}, 'episode')` is not allowed with {self.n_envs} environments: it must count steps"
+            )
         if not isinstance(self.train_freq, TrainFreq):
-            frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
-            unit = getattr(unit, "value", unit)  # SB3 takes the members of its TrainFrequencyUnit as well
-            check_number("train_freq", frequency, low=1, integer=True)
-            check_choice("train_freq", unit, ("step", "episode"))
             self.train_freq = (int(frequency), unit)
-        self._check_train_freq()
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -301,17 +304,6 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             raise ValueError(
                 "`target_statistics='joint'` is not allowed with target networks, for its one pass is the online critic's: "
                 "`use_target_networks` must be False"
-            )
-
-    def _check_train_freq(self) -> None:
-        """
-        :raises ValueError: if it counts episodes, which end at different steps in different environments
-        """
-        assert isinstance(self.train_freq, tuple)
-        frequency, unit = self.train_freq
-        if self.n_envs > 1 and getattr(unit, "value", unit) == "episode":
-            raise ValueError(
-                f"`train_freq=({frequency}, 'episode')` is not allowed with {self.n_envs} environments: it must count steps"
             )
 
     def _setup_lr_schedule(self) -> None:

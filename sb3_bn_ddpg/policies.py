@@ -605,5 +605,4 @@ def _checked_net_arch(net_arch: list[int] | dict[str, list[int]]) -> tuple[list[
             raise ValueError(f"`net_arch={net_arch!r}` is not allowed: the hidden layers must be lists of integers")
         for n_units in arch:
             check_number("net_arch", n_units, low=1, integer=True)
-    # NumPy's integers are no JSON, which an exported policy has
-    return [int(n_units) for n_units in actor_arch], [int(n_units) for n_units in critic_arch]
+    return actor_arch, critic_arch

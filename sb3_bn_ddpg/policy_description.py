@@ -83,7 +83,12 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers are no JSON."""
+    """
+    :param value: An argument of a network
+    :return: It as JSON has it, which knows no numbers of NumPy's
+    """
+    if isinstance(value, list):
+        return [_plain(entry) for entry in value]
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -540,9 +540,10 @@ def test_parameters_set_to_themselves(make_model, path):
         assert th.equal(param, before[name]), name
 
 
-def test_adams_counters_where_adam_looks_for_them(make_model):
+@pytest.mark.parametrize(("path", "option"), [(True, "fused"), pytest.param("cuda", "capturable", marks=needs_cuda)])
+def test_adams_counters_where_adam_looks_for_them(make_model, path, option):
     """Of a capturable optimizer on the device, as of a fused one; what the reference reads after the fast update."""
-    model = make_model(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(fused=True)))
+    model = make_model(**by(path), policy_kwargs=dict(SMALL, optimizer_kwargs={option: True}))
     (batch,) = batches(model, 1, double=False)
     model._gradient_step(batch)
     model._fast_update_classes = []
