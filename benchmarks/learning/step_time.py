@@ -6,7 +6,6 @@ The clocks of the runs themselves are not comparable: work beside them slows the
 """
 
 import argparse
-import csv
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
 from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
 from benchmarks.learning.store import RESULTS
+from sb3_bn_ddpg.atomic_files import atomic_write
 
 FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
@@ -71,14 +71,12 @@ def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
     :param rows: Rows of ``FIELDS``, which replace those of the same tasks
     """
     path = folder / FILE
-    others = []
+    measured = pd.DataFrame(rows, columns=list(FIELDS))
     if path.exists():
-        with path.open(newline="") as file:
-            others = [tuple(row.values()) for row in csv.DictReader(file) if row["task"] not in {row[0] for row in rows}]
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(FIELDS)
-        writer.writerows([*others, *rows])
+        stored = pd.read_csv(path, float_precision="round_trip")
+        measured = pd.concat([stored[~stored["task"].isin(measured["task"])], measured])
+    with atomic_write(path) as file:
+        measured.to_csv(file, index=False, lineterminator="\r\n")
 
 
 def read(folder: Path) -> pd.Series:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,17 +34,14 @@ def main() -> None:
     store, names = Store(folder), arguments.contenders or list(profile.contenders or CONTENDERS)
     failed: set[str] = set()
     for threads in profile.threads:
-        with Field(names, threads, store, failed, profile.device) as contenders:
+        field = partial(Field, threads=threads, store=store, failed=failed, device=profile.device)
+        with field(names) as contenders:
             for dimensions in profile.dimensions:
                 measure_train(contenders, profile, dimensions)
         if threads in profile.learn_threads:
-            with Field(
-                [name for name in names if CONTENDERS[name].learns], threads, store, failed, profile.device
-            ) as contenders:
+            with field([name for name in names if CONTENDERS[name].learns]) as contenders:
                 measure_learn(contenders, profile)
-        with Field(
-            [name for name in names if name in breakdown.CONTENDERS_ON_TORCH], threads, store, failed, profile.device
-        ) as contenders:
+        with field([name for name in names if name in breakdown.CONTENDERS_ON_TORCH]) as contenders:
             breakdown.measure(contenders, profile)
     measure_start(names, profile, store, failed)
     scale.measure(names, profile, store, failed)
