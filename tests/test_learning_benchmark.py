@@ -344,9 +344,32 @@ def test_p_values_keep_their_word(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_verdicts():
-    assert report.verdict(0.1, 0.049) == "**better**"
-    assert report.verdict(-0.1, 0.049) == "**worse**"
-    assert report.verdict(0.1, 0.05) == "not decided"
+    def verdict(gain: float, p_value: float) -> str:
+        estimate = figures.Estimate(gain, gain, gain)
+        return report.verdict(figures.Comparison((3, 3), estimate, p_value, estimate, gain, p_value))
+
+    assert verdict(0.1, 0.049) == "**better**"
+    assert verdict(-0.1, 0.049) == "**worse**"
+    assert verdict(0.1, 0.05) == "not decided"
+
+
+def test_without_a_random_policy_there_are_no_scores_to_compare(tmp_path: Path):
+    units = [Unit(task, variant, seed) for task in TASKS for variant in ("tuned", "sb3_ddpg", "random") for seed in range(3)]
+    synthetic(tmp_path / "whole", units, SHORT)
+    whole = report.comparisons(figures.read(tmp_path / "whole", SHORT))
+    assert {(one, other) for one, other, _ in whole} == {("tuned", "sb3_ddpg")}
+    found = whole["tuned", "sb3_ddpg", "all"]
+    assert found.seeds == (3, 3)
+    assert (found.gain.value > 0) == (found.mean_gain > 0)
+    synthetic(tmp_path / "part", [unit for unit in units if unit.variant != "random"], SHORT)
+    assert report.comparisons(figures.read(tmp_path / "part", SHORT)) == {}
+
+
+def test_a_mean_counts_what_the_interquartile_mean_trims():
+    one = np.array([[0.0, 1.0, 1.0, 1.0]] * 3)
+    other = np.array([[0.9, 1.0, 1.0, 1.0]] * 3)
+    assert figures.permutation_p(one, other) == 1
+    assert figures.permutation_p(one, other, figures.mean) == pytest.approx(1 / 10, abs=0.02)
 
 
 def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -364,7 +387,30 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     times = step_time.read(tmp_path)
     assert times["Hopper-v5", "paper"] == pytest.approx(0.1)
     assert times[PENDULUM, "paper"] == pytest.approx((rows[1][4] + rows[2][4]) / 6)
+    step_time.write(tmp_path, [(PENDULUM, "sb3_td3", 0, 2, 0.2)])  # one alone leaves the others
+    assert set(step_time.read(tmp_path)[PENDULUM].index) == {"sb3_ddpg", "paper", "sb3_td3"}
     assert step_time.read(tmp_path / "nothing").empty
+
+
+def test_a_file_that_is_no_unit_is_run_anew(tmp_path: Path):
+    path = unit_path(tmp_path, UNIT)
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert not is_done(tmp_path, UNIT, Budget())
+    assert figures.read(tmp_path, Budget()).empty
+
+
+def test_ctrl_c_while_a_process_starts_ends_it(monkeypatch: pytest.MonkeyPatch):
+    processes = []
+
+    def interrupt(process: int, niceness: int) -> None:
+        processes.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "give_way", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        Process(UNIT, [sys.executable, "-c", "import time; time.sleep(600)"], nice=0)
+    assert not os.path.exists(f"/proc/{processes[0]}")
 
 
 def test_a_session_gives_way_where_the_kernel_asks_for_patience(monkeypatch: pytest.MonkeyPatch):
@@ -414,8 +460,9 @@ def test_every_variant_discounts_alike():
 
 @pytest.fixture
 def few_repetitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bootstraps of few samples: their time is not what is tested."""
+    """Bootstraps and exchanges of few samples: their time is not what is tested."""
     monkeypatch.setattr(figures, "REPETITIONS", 20)
+    monkeypatch.setattr(figures, "PERMUTATIONS", 199)
 
 
 @pytest.mark.slow
@@ -442,7 +489,8 @@ def test_the_report_of_a_whole_matrix_repeats_to_the_byte(tmp_path: Path):
     # The tuned profile's rank among the variants is the highest, and the paper's above its parts'
     assert "| BNDDPG, tuned > SB3 DDPG? | all | 5, 5 |" in text
     line = next(line for line in text.splitlines() if line.startswith("| BNDDPG, tuned > SB3 DDPG? | all"))
-    assert line.endswith("1.00 [1.00, 1.00] | 0.0001 | **better** |")
+    assert "| 0.0050 | **better** | 1.00 [1.00, 1.00] |" in line
+    assert line.endswith("(0.0050) |")
 
 
 @pytest.mark.slow

@@ -20,6 +20,8 @@ FINAL_EVALUATIONS = 4
 """A run's final score is the mean of its last evaluations (10,000 steps): a single one is noisy."""
 PERMUTATIONS = 10_000
 """Random exchanges of runs between two variants, for the p-value of their difference."""
+SIGNIFICANT = 0.05
+"""The p-value below which a difference counts as decided."""
 
 
 class Estimate(NamedTuple):
@@ -28,6 +30,31 @@ class Estimate(NamedTuple):
     value: Any
     low: Any
     high: Any
+
+
+class Comparison(NamedTuple):
+    """
+    One variant beside another.
+
+    :param seeds: Numbers of seeds
+    :param gain: The first's interquartile mean less the other's
+    :param p_value: That of the gain
+    :param probability: That a run of the first scores higher on a task than one of the other
+    :param mean_gain: The first's mean less the other's, without trimming
+    :param mean_p_value: That of this one
+    """
+
+    seeds: tuple[int, int]
+    gain: Estimate
+    p_value: float
+    probability: Estimate
+    mean_gain: float
+    mean_p_value: float
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether chance alone makes a gain of this size too seldom."""
+        return self.p_value < SIGNIFICANT
 
 
 def all_units() -> list[Unit]:
@@ -151,6 +178,14 @@ def interquartile_mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.atleast_1d(runs[cut : len(runs) - cut].mean(axis=0))
 
 
+def mean(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    :param scores: Of shape ``(n_seeds, n_tasks)`` or ``(n_seeds, n_tasks, n_points)``
+    :return: The mean over seeds and tasks, one for each point
+    """
+    return np.atleast_1d(scores.mean(axis=(0, 1)))
+
+
 def difference(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
     """
     :param one: Scores, of shape ``(n_seeds, n_tasks)``
@@ -171,22 +206,27 @@ def improvement(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray
     return np.atleast_1d(pairs.mean())
 
 
-def permutation_p(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+def permutation_p(
+    one: NDArray[np.float64],
+    other: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]] = interquartile_mean,
+) -> float:
     """
     A bootstrap's interval of three to five runs is too narrow: of two variants that do not differ, it excludes 0 in 10 to 15 %
     of cases. This p-value is right for any number of runs.
 
     :param one: Scores, of shape ``(n_seeds, n_tasks)``
     :param other: Likewise
-    :return: How probable a :func:`difference` of this size, of either sign, is between two variants that do not differ:
+    :param statistic: What is compared
+    :return: How probable a difference of this size, of either sign, is between two variants that do not differ:
         its share among random exchanges of runs between the two within each task
     """
     runs = np.concatenate([one, other])
     order = np.random.default_rng(0).random((*runs.shape, PERMUTATIONS)).argsort(axis=0)
     exchanged = np.take_along_axis(runs[..., None], order, axis=0)
-    sizes = np.abs(difference(exchanged[: len(one)], exchanged[len(one) :]))
+    sizes = np.abs(statistic(exchanged[: len(one)]) - statistic(exchanged[len(one) :]))
     rounding = 1e-12  # of sums in another order
-    return float(1 + np.sum(sizes >= np.abs(difference(one, other)) - rounding)) / (1 + PERMUTATIONS)
+    return float(1 + np.sum(sizes >= np.abs(statistic(one) - statistic(other)) - rounding)) / (1 + PERMUTATIONS)
 
 
 def estimate(function: Callable[..., NDArray[np.float64]], *scores: NDArray[np.float64]) -> Estimate:
@@ -200,6 +240,30 @@ def estimate(function: Callable[..., NDArray[np.float64]], *scores: NDArray[np.f
     values, intervals = library.get_interval_estimates(data, function, reps=REPETITIONS)
     value, (low, high) = values[""], intervals[""]
     return Estimate(*(part.item() if part.size == 1 else part for part in (value, low, high)))
+
+
+def compare(rows: pd.DataFrame, one: str, other: str, tasks: Sequence[str]) -> Comparison | None:
+    """
+    :param rows: As from :func:`read`
+    :param one: A variant
+    :param other: Another
+    :param tasks: Tasks
+    :return: The first beside the other; None if one of them has too few seeds, or scores that are not numbers, as where no
+        random policy's return is stored
+    """
+    if len(complete(rows, (one, other), tasks, SEEDS_FOR_INTERVALS)) < 2:
+        return None
+    scores = final_matrix(rows, one, tasks), final_matrix(rows, other, tasks)
+    if not all(np.isfinite(matrix).all() for matrix in scores):
+        return None
+    return Comparison(
+        seeds=(len(scores[0]), len(scores[1])),
+        gain=estimate(difference, *scores),
+        p_value=permutation_p(*scores),
+        probability=estimate(improvement, *scores),
+        mean_gain=(mean(scores[0]) - mean(scores[1])).item(),
+        mean_p_value=permutation_p(*scores, statistic=mean),
+    )
 
 
 def performance_profile(scores: NDArray[np.float64], thresholds: NDArray[np.float64]) -> Estimate:

@@ -69,9 +69,14 @@ class Process:
         self.popen = subprocess.Popen(
             command, cwd=REPOSITORY, env=unit_environment(), stdout=self.output, stderr=self.output, start_new_session=True
         )
-        niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)  # relative, as the command nice has it
-        os.setpriority(os.PRIO_PROCESS, self.popen.pid, niceness)
-        give_way(self.popen.pid, niceness)
+        try:
+            niceness = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)  # relative, as the command nice has it
+            os.setpriority(os.PRIO_PROCESS, self.popen.pid, niceness)
+            give_way(self.popen.pid, niceness)
+        except BaseException:  # Ctrl-C: nobody would know of the process
+            self.ask_to_end()
+            self.end()
+            raise
 
     def outcome(self) -> Outcome | None:
         """

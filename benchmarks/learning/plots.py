@@ -268,11 +268,11 @@ def plot_profiles(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[s
     return figure
 
 
-def plot_forest(sections: dict[str, dict[str, Estimate]], neutral: float, label: str) -> Figure:
+def plot_forest(sections: dict[str, dict[str, tuple[Estimate, bool]]], neutral: float, label: str) -> Figure:
     """
-    A line an estimate, with its interval; red if the interval excludes the neutral value.
+    A line an estimate, with its interval.
 
-    :param sections: Estimates by name, by heading (none is drawn for an empty heading)
+    :param sections: Estimates, and whether each is to be red, by name, by heading (none is drawn for an empty heading)
     :param neutral: The value that says: no difference
     :param label: What they estimate
     :return: The figure
@@ -282,8 +282,8 @@ def plot_forest(sections: dict[str, dict[str, Estimate]], neutral: float, label:
     for heading, entries in sections.items():
         if heading:
             names.append(heading)
-        for name, entry in entries.items():
-            color = "tab:red" if entry.low > neutral or entry.high < neutral else "tab:gray"
+        for name, (entry, is_red) in entries.items():
+            color = "tab:red" if is_red else "tab:gray"
             axes.plot([entry.low, entry.high], [len(names)] * 2, color=color)
             axes.plot(entry.value, len(names), "o", color=color)
             names.append(name)

@@ -19,8 +19,8 @@ LEFT_BEHIND = ["/.git/", "/docs/", "/tests/", "/benchmarks/learning/results/", "
 
 
 # One process a unit, as on one machine: its clocks, its generators and its memory are its own. Ray starts a task anew
-# if its node or its process dies; a unit that raises an error is not tried again.
-@ray.remote(num_cpus=1, max_retries=-1, retry_exceptions=False, max_calls=1)
+# if its node or its process dies (not forever: a unit may be what kills it); one that raises an error is not tried again.
+@ray.remote(num_cpus=1, max_retries=20, retry_exceptions=False, max_calls=1)
 def run_remotely(unit: Unit, budget: Budget, nice: int) -> tuple[str, float]:
     """
     :param unit: The unit

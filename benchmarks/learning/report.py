@@ -9,16 +9,16 @@ import pandas as pd
 from benchmarks.learning import plots, step_time
 from benchmarks.learning.figures import (
     SEEDS_FOR_INTERVALS,
+    Comparison,
     Estimate,
+    all_units,
+    compare,
     complete,
-    difference,
     estimate,
     final,
     final_matrix,
-    improvement,
     interquartile_mean,
     missing_text,
-    permutation_p,
     read,
     read_pixels,
     seeds_of,
@@ -52,8 +52,7 @@ COMPARISONS = (
     ("paper", "sb3_ddpg"),
 )
 """Each asks whether the first is better than the second."""
-SIGNIFICANT = 0.05
-"""The p-value below which a difference counts as decided."""
+SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
 SHORT_EPISODES, LARGEST_Q = "InvertedDoublePendulum-v5", 9.35 / (1 - 0.99)
 """Where the variances of states and next states differ most, and what a pendulum that stays up for good is worth."""
 TARGETS = ("ablation_base", "ablation_targets_copied", "ablation_action_first", "ablation_no_norm", "tuned")
@@ -82,7 +81,8 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     pictures = page.with_suffix("")
     if len(rows):
         everything = tuple(TASKS)
-        parts += ["## In one table", comparison_table(rows)]
+        compared = comparisons(rows)
+        parts += ["## In one table", comparison_table(compared)]
         pixels, step_times = read_pixels(PIXELS), step_time.read(folder)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
         parts += section(rows, "The tuned profile, with and without its batch norm", TUNED_NORMS, pictures, "tuned_norms")
@@ -93,14 +93,14 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
                 plots.save(plots.plot_aggregate(rows, step_times, CONTENDERS, everything), pictures, "aggregate"),
                 plots.save(plots.plot_profiles(rows, (*CONTENDERS, *FIGURE2[:2]), everything), pictures, "profiles"),
             ]
-        parts += improvements(rows, pictures)
+        parts += improvements(compared, pictures)
         if len(step_times):
             parts += ["### CPU time of a step", time_table(step_times)]
         if present(rows, ["crossq_1024"]):
             parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
         parts += split(rows)
         parts += ablation(rows, pictures)
-        parts += ["## Machine and versions", header_text(folder)]
+        parts += ["## Machine and versions", header_text(folder, all_units(), budget)]
     replace_results(page, parts)
 
 
@@ -151,7 +151,7 @@ def score_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str
     :param rows: The stored evaluations
     :param variants: The columns
     :param tasks: The rows
-    :return: Average / best final score, with the number of seeds where it is not that of most cells
+    :return: Average / best final score (number of seeds)
     """
     names, scores = present(rows, variants), final(rows)
     lines = []
@@ -201,58 +201,66 @@ def interval(entry: Estimate, digits: int = 3) -> str:
     return f"{entry.value:.{digits}f} [{entry.low:.{digits}f}, {entry.high:.{digits}f}]"
 
 
-def verdict(gain: float, p_value: float) -> str:
+def verdict(comparison: Comparison) -> str:
     """
-    :param gain: A difference
-    :param p_value: How probable one of its size is between two that do not differ
-    :return: Whether that decides
+    :param comparison: One variant beside another
+    :return: Whether the first is better
     """
-    if p_value >= SIGNIFICANT:
+    if not comparison.is_decided:
         return "not decided"
-    return "**better**" if gain > 0 else "**worse**"
+    return "**better**" if comparison.gain.value > 0 else "**worse**"
 
 
-def comparison_table(rows: pd.DataFrame) -> str:
+def comparisons(rows: pd.DataFrame) -> dict[tuple[str, str, str], Comparison]:
     """
     :param rows: The stored evaluations
-    :return: For each question on two variants: difference of interquartile means, probability of improvement, p-value
+    :return: The answers to the questions that have seeds enough, by the two variants and the name of their tasks
     """
-    lines = []
-    for one, other in COMPARISONS:
-        for tasks, name in ((tuple(TASKS), "all"), (TUNING, "tuning"), (HELD_OUT, "held-out")):
-            if len(complete(rows, (one, other), tasks, SEEDS_FOR_INTERVALS)) < 2:
-                continue
-            scores = final_matrix(rows, one, tasks), final_matrix(rows, other, tasks)
-            gain, probability = estimate(difference, *scores), estimate(improvement, *scores)
-            p_value = permutation_p(*scores)
-            seeds = f"{len(scores[0])}, {len(scores[1])}"
-            question = f"{VARIANTS[one].label} > {VARIANTS[other].label}?"
-            cells = [interval(gain), interval(probability, 2), f"{p_value:.4f}", verdict(gain.value, p_value)]
-            lines.append([question, name, seeds, *cells])
-    if not lines:
+    keys = [(one, other, scope) for one, other in COMPARISONS for scope in SCOPES]
+    found = {(one, other, scope): compare(rows, one, other, SCOPES[scope]) for one, other, scope in keys}
+    return {key: comparison for key, comparison in found.items() if comparison is not None}
+
+
+def comparison_table(compared: dict[tuple[str, str, str], Comparison]) -> str:
+    """
+    :param compared: As from :func:`comparisons`
+    :return: A line for each
+    """
+    if not compared:
         return f"No two variants have {SEEDS_FOR_INTERVALS} seeds of every task yet."
-    columns = ["", "tasks", "seeds", "difference of interquartile means", "probability of improvement", "p", "by p"]
-    return table(columns, lines)
+    columns = ["", "tasks", "seeds", "difference of interquartile means", "p", "by p", "probability of improvement"]
+    lines = []
+    for (one, other, scope), found in compared.items():
+        lines.append(
+            [
+                f"{VARIANTS[one].label} > {VARIANTS[other].label}?",
+                scope,
+                f"{found.seeds[0]}, {found.seeds[1]}",
+                interval(found.gain),
+                f"{found.p_value:.4f}",
+                verdict(found),
+                interval(found.probability, 2),
+                f"{found.mean_gain:.3f} ({found.mean_p_value:.4f})",
+            ]
+        )
+    return table([*columns, "difference of means (p)"], lines)
 
 
-def improvements(rows: pd.DataFrame, pictures: Path) -> list[str]:
+def improvements(compared: dict[tuple[str, str, str], Comparison], pictures: Path) -> list[str]:
     """
-    :param rows: The stored evaluations
+    :param compared: As from :func:`comparisons`
     :param pictures: Folder of the plots
     :return: The plot of the probabilities of improvement over all tasks
     """
     entries = {
-        f"{VARIANTS[one].label} > {VARIANTS[other].label}": estimate(
-            improvement, final_matrix(rows, one, tuple(TASKS)), final_matrix(rows, other, tuple(TASKS))
-        )
-        for one, other in COMPARISONS
-        if len(complete(rows, (one, other), tuple(TASKS), SEEDS_FOR_INTERVALS)) == 2
+        f"{VARIANTS[one].label} > {VARIANTS[other].label}": (found.probability, found.is_decided)
+        for (one, other, scope), found in compared.items()
+        if scope == "all"
     }
     if not entries:
         return []
-    return [
-        plots.save(plots.plot_forest({"": entries}, 0.5, "probability of improvement, all tasks"), pictures, "improvement")
-    ]
+    label = "probability of improvement, all tasks (red: decided)"
+    return [plots.save(plots.plot_forest({"": entries}, 0.5, label), pictures, "improvement")]
 
 
 def time_table(step_times: pd.Series) -> str:
@@ -288,39 +296,36 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
     """
     if not complete(rows, ["ablation_base"], TUNING):
         return []
-    base = final_matrix(rows, "ablation_base", TUNING)
+    compared = {name: compare(rows, name, "ablation_base", TUNING) for values in FACTORS.values() for name in values}
     sections = {
-        factor: {
-            VARIANTS[name].label: estimate(difference, final_matrix(rows, name, TUNING), base)
-            for name in complete(rows, values, TUNING, SEEDS_FOR_INTERVALS)
-        }
+        factor: {VARIANTS[name].label: (found.gain, found.is_decided) for name in values if (found := compared[name])}
         for factor, values in FACTORS.items()
-        if len(base) >= SEEDS_FOR_INTERVALS
     }
     sections = {factor: entries for factor, entries in sections.items() if entries}
     parts = ["## What the paper left unsaid: one factor at a time"]
     if sections:
-        label = "difference of interquartile means from the base"
+        label = "difference of interquartile means from the base (red: decided)"
         parts.append(plots.save(plots.plot_forest(sections, 0, label), pictures, "ablation"))
     own = present(rows[rows["task"] == SHORT_EPISODES], TARGETS)
     parts.append(plots.save(plots.plot_targets(rows, SHORT_EPISODES, own, LARGEST_Q), pictures, "targets"))
     lines = [_ablation_line(rows, "base", "ablation_base", None)]
     for factor, values in FACTORS.items():
         lines += [
-            _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, sections.get(factor, {}).get(VARIANTS[name].label))
-            for name in present(rows, values)
+            _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, compared[name]) for name in present(rows, values)
         ]
-    return [*parts, table(["Final return", *TUNING, "seeds", "difference of scores from the base"], lines)]
+    columns = ["Final return", *TUNING, "seeds", "difference of interquartile means from the base", "p"]
+    return [*parts, table(columns, lines)]
 
 
-def _ablation_line(rows: pd.DataFrame, label: str, name: str, gain: Estimate | None) -> list[str]:
+def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison | None) -> list[str]:
     returns = final(rows[rows["variant"] == name], "return_mean")
     cells = []
     for task in TUNING:
         own = returns[returns.index.get_level_values("task") == task]
         cells.append(f"{number(own.mean())} ± {number(own.std())}" if len(own) else MISSING)
     seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
-    return [label, *cells, "-".join(map(str, sorted(set(seeds)))), interval(gain) if gain else MISSING]
+    gain = [interval(found.gain), f"{found.p_value:.4f}"] if found else [MISSING, MISSING]
+    return [label, *cells, "-".join(map(str, sorted(set(seeds)))), *gain]
 
 
 if __name__ == "__main__":

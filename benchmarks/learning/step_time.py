@@ -68,13 +68,15 @@ def measure(task: str, variants: list[str], rounds: int, steps: int) -> list[tup
 def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
     """
     :param folder: The results
-    :param rows: Rows of ``FIELDS``, which replace those of the same tasks
+    :param rows: Rows of ``FIELDS``, which replace those of the same tasks and variants
     """
     path = folder / FILE
     measured = pd.DataFrame(rows, columns=list(FIELDS))
     if path.exists():
         stored = pd.read_csv(path, float_precision="round_trip")
-        measured = pd.concat([stored[~stored["task"].isin(measured["task"])], measured])
+        own = ["task", "variant"]
+        is_new = pd.MultiIndex.from_frame(stored[own]).isin(pd.MultiIndex.from_frame(measured[own]))
+        measured = pd.concat([stored[~is_new], measured])
     with atomic_write(path) as file:
         measured.to_csv(file, index=False, lineterminator="\r\n")
 

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
+from sb3_bn_ddpg.atomic_files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
@@ -67,7 +69,10 @@ def is_done(folder: Path, unit: Unit, budget: Budget) -> bool:
     if not path.exists():
         return False
     with path.open() as file:
-        return bool(_stored_header(file)["config"] == config_hash(unit, budget))
+        try:
+            return bool(_stored_header(file)["config"] == config_hash(unit, budget))
+        except json.JSONDecodeError:  # none of ours: it is run anew
+            return False
 
 
 def _stored_header(file: TextIO) -> dict[str, Any]:
@@ -137,9 +142,9 @@ class UnitFile:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
-            self.partial.replace(self.path)
-        else:
-            self.partial.unlink()
+            with atomic_write(self.path) as file:
+                file.write(self.partial.read_bytes())
+        self.partial.unlink()
 
 
 def header(unit: Unit, budget: Budget) -> dict[str, Any]:
@@ -183,15 +188,16 @@ def source_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def header_text(folder: Path) -> str:
+def header_text(folder: Path, units: Iterable[Unit], budget: Budget) -> str:
     """
     :param folder: The results
-    :return: Machines and versions of the stored units, as a Markdown list with the number of units of each
+    :param units: Units
+    :param budget: The extent of the runs
+    :return: Machines and versions of those that are stored, as a Markdown list with the number of units of each
     """
     counts: Counter[str] = Counter()
-    for path in folder.glob("*/*/seed-*.csv"):
-        with path.open() as file:
-            stored = _stored_header(file)
-        packages = ", ".join(f"{name} {number}" for name, number in stored["versions"].items())
-        counts[f"{stored['machine']}; {packages}"] += 1
+    for unit in units:
+        if is_done(folder, unit, budget) and (stored := read_unit(folder, unit)):
+            packages = ", ".join(f"{name} {number}" for name, number in stored.header["versions"].items())
+            counts[f"{stored.header['machine']}; {packages}"] += 1
     return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())
