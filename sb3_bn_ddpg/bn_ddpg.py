@@ -84,8 +84,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
         ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
-        up to some hundred, after a minute of compiling in the first run on a machine with so many layers. On a GPU, either
-        is a CUDA graph.
+        up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
+        graph.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or

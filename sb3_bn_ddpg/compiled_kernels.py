@@ -1,9 +1,10 @@
 """
 The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
 
-A network is a tuple of tuples of arrays (:func:`~sb3_bn_ddpg.compiled_update.network_arrays`); an array of size zero
-stands for what a layer does not have, and for the layer of a network without any: layer norm is the normalisation without
-running statistics. Matrix products are SciPy's BLAS.
+A network is a few flat arrays and a table of where its layers lie in them
+(:func:`~sb3_bn_ddpg.compiled_update.network_arrays`), so that one compiled code serves networks of any depth. Layer norm is
+the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an assignment to a slice
+takes Numba seconds to compile, for the text of its error.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,18 @@ import numpy as np
 
 RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
 """What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`."""
+WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU = range(8)
+"""
+Columns of a network's table, whose row 0 is its input and row k its k-th linear layer with what follows it: number of
+features; first entries of the parameters, then of the statistics, in their flat arrays, -1 where there is none; whether a ReLU
+follows.
+"""
+OUTPUT, LINEAR, CENTRE, SCALE, GRAD = range(5)
+"""
+Columns of a memory's table, with the same rows: first entries, in the memory, of outputs and of what a linear layer itself
+returned, (n, features) each, of the means and inverse standard deviations that were normalised with, and of the outputs'
+gradient.
+"""
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -163,72 +176,109 @@ def shift_backward(grad, y, relu, bias_grad):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def vector(flat, first, size):  # type: ignore[no-untyped-def]
+    """Entries of a flat array; none where there is no first one."""
+    return flat[first : first + size] if first >= 0 else flat[:0]
+
+
+@compiled
+def matrix(flat, first, n_rows, n_columns):  # type: ignore[no-untyped-def]
+    """Entries of a flat array, as a matrix."""
+    return flat[first : first + n_rows * n_columns].reshape((n_rows, n_columns))
+
+
+@compiled
+def copy(x, y):  # type: ignore[no-untyped-def]
+    """The rows of x into the first ones of y."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] = x[i, j]
+
+
+@compiled
 def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
-    """Outputs of all layers into the memory: outputs[0] is the input, normalised or not, outputs[-1] the output."""
-    weights, biases, gammas, betas, running_means, running_vars, momenta, epsilons, n_layers, n_hidden = network[:10]
-    outputs, linear_outputs, means, invstds = memory[:4]
-    if gammas[0].size > 0:
-        normalise(
-            x, gammas[0], betas[0], running_means[0], running_vars[0], means[0], invstds[0], mode, momenta[0], epsilons[0],
-            False, outputs[0],
-        )  # fmt: skip
-    else:
-        outputs[0][:] = x
-    for i in range(n_layers):
-        z, y, relu, k = linear_outputs[i], outputs[i + 1], i < n_hidden, i + 1
-        np.dot(outputs[i], weights[i].T, z)
-        if gammas[k].size > 0:
-            if biases[i].size > 0:
-                shift(z, biases[i], False, z)
-            if running_means[k].size > 0:
-                normalise(
-                    z, gammas[k], betas[k], running_means[k], running_vars[k], means[k], invstds[k], mode, momenta[k],
-                    epsilons[k], relu, y,
-                )  # fmt: skip
+    """Outputs of all layers into the memory, the input's normalised or not; returns those of the last."""
+    values, _, stats, table, numbers = network
+    floats, places = memory
+    n = x.shape[0]
+    output = matrix(floats, places[0, OUTPUT], n, table[0, WIDTH])
+    for k in range(table.shape[0]):
+        width, relu = table[k, WIDTH], table[k, RELU] == 1
+        bias = vector(values, table[k, BIAS], width)
+        gamma, beta = vector(values, table[k, GAMMA], width), vector(values, table[k, BETA], width)
+        running_mean, running_var = vector(stats, table[k, MEAN], width), vector(stats, table[k, VAR], width)
+        n_statistics = width if running_mean.size > 0 else n
+        mean, invstd = vector(floats, places[k, CENTRE], n_statistics), vector(floats, places[k, SCALE], n_statistics)
+        momentum, eps = numbers[k, 0], numbers[k, 1]
+        z, y = x, output
+        if k > 0:
+            z, y = matrix(floats, places[k, LINEAR], n, width), matrix(floats, places[k, OUTPUT], n, width)
+            weight = matrix(values, table[k, WEIGHT], width, table[k - 1, WIDTH])
+            np.dot(output, weight.T, z)
+        if gamma.size > 0:
+            if bias.size > 0:
+                shift(z, bias, False, z)
+            if running_mean.size > 0:
+                normalise(z, gamma, beta, running_mean, running_var, mean, invstd, mode, momentum, eps, relu, y)
             else:
-                normalise_rows(z, gammas[k], betas[k], means[k], invstds[k], epsilons[k], relu, y)
+                normalise_rows(z, gamma, beta, mean, invstd, eps, relu, y)
         else:
-            shift(z, biases[i], relu, y)
+            shift(z, bias, relu, y)
+        output = y
+    return output
 
 
 @compiled
 def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
     """
-    From the gradient of the output, in grads[-1], to that of the input, in grads[0], and those of the parameters if they are
-    to be filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller.
-    The mode is that of the pass.
+    From the gradient of the output, in the memory, to that of the input, and those of the parameters if they are to be
+    filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller. The mode
+    is that of the pass.
     """
-    weights, _, gammas, _, running_means = network[:5]
-    n_layers, n_hidden, weight_grads, bias_grads, gamma_grads, beta_grads = network[8:]
-    outputs, linear_outputs, means, invstds, grads = memory
-    for i in range(n_layers - 1, -1, -1):
-        grad, relu, k = grads[i + 1], i < n_hidden, i + 1
-        if running_means[k].size > 0 and mode == RUNNING:
-            normalise_backward_fixed(grad, outputs[k], gammas[k], invstds[k], relu)
-        elif gammas[k].size > 0:
-            gamma_grad, beta_grad = gamma_grads[k], beta_grads[k]
+    values, grads, _, table, _ = network
+    floats, places = memory
+    n = x.shape[0]
+    for k in range(table.shape[0] - 1, -1, -1):
+        width, relu, is_input = table[k, WIDTH], table[k, RELU] == 1, k == 0
+        grad, y = matrix(floats, places[k, GRAD], n, width), matrix(floats, places[k, OUTPUT], n, width)
+        z = x if is_input else matrix(floats, places[k, LINEAR], n, width)
+        gamma, has_running = vector(values, table[k, GAMMA], width), table[k, MEAN] >= 0
+        n_statistics = width if has_running else n
+        mean, invstd = vector(floats, places[k, CENTRE], n_statistics), vector(floats, places[k, SCALE], n_statistics)
+        bias_grad = vector(grads, table[k, BIAS], width if fill else 0)
+        if is_input and (not fill or gamma.size == 0):
+            continue
+        if has_running and mode == RUNNING:
+            normalise_backward_fixed(grad, y, gamma, invstd, relu)
+        elif gamma.size > 0:
+            gamma_grad, beta_grad = vector(grads, table[k, GAMMA], width), vector(grads, table[k, BETA], width)
             if not fill:
                 gamma_grad, beta_grad = np.empty_like(gamma_grad), np.empty_like(beta_grad)
-            if running_means[k].size > 0:
-                normalise_backward(
-                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, False, gamma_grad, beta_grad
-                )
+            if has_running:
+                normalise_backward(grad, y, z, gamma, mean, invstd, relu, is_input, gamma_grad, beta_grad)
             else:
-                normalise_rows_backward(
-                    grad, outputs[k], linear_outputs[i], gammas[k], means[k], invstds[k], relu, gamma_grad, beta_grad
-                )
-            if fill and bias_grads[i].size > 0:
-                shift_backward(grad, outputs[k], False, bias_grads[i])
+                normalise_rows_backward(grad, y, z, gamma, mean, invstd, relu, gamma_grad, beta_grad)
+            if bias_grad.size > 0:
+                shift_backward(grad, y, False, bias_grad)
         else:
-            shift_backward(grad, outputs[k], relu, bias_grads[i] if fill else bias_grads[i][:0])
+            shift_backward(grad, y, relu, bias_grad)
+        if is_input:
+            continue
+        n_inputs = table[k - 1, WIDTH]
         if fill:
-            np.dot(grad.T, outputs[i], weight_grads[i])
-        if fill or i > 0:
-            np.dot(grad, weights[i], grads[i])
-    if fill and gammas[0].size > 0:
-        normalise_backward(
-            grads[0], outputs[0], x, gammas[0], means[0], invstds[0], False, True, gamma_grads[0], beta_grads[0]
-        )
+            inputs = matrix(floats, places[k - 1, OUTPUT], n, n_inputs)
+            np.dot(grad.T, inputs, matrix(grads, table[k, WEIGHT], width, n_inputs))
+        if fill or k > 1:
+            weight = matrix(values, table[k, WEIGHT], width, n_inputs)
+            np.dot(grad, weight, matrix(floats, places[k - 1, GRAD], n, n_inputs))
+
+
+@compiled
+def gradient_of(network, memory, n, k):  # type: ignore[no-untyped-def]
+    """The gradient of the outputs of layer k, (n, features), in the memory; of a negative k, counted from the end."""
+    table, (floats, places) = network[3], memory
+    k %= table.shape[0]
+    return matrix(floats, places[k, GRAD], n, table[k, WIDTH])
 
 
 @compiled
@@ -244,11 +294,16 @@ def join(features, actions, joined):  # type: ignore[no-untyped-def]
 
 @compiled
 def q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, mode):  # type: ignore[no-untyped-def]
-    """Q(s, a), the last of the outputs in the memory of the Q-network."""
-    forward(state_net, state_memory, obs, mode)
-    join(state_memory[0][-1], actions, joined)
-    forward(q_net, q_memory, joined, mode)
-    return q_memory[0][-1]
+    """Q(s, a), the output in the memory of the Q-network."""
+    join(forward(state_net, state_memory, obs, mode), actions, joined)
+    return forward(q_net, q_memory, joined, mode)
+
+
+@compiled
+def td_targets(rewards, discounts, next_q, y):  # type: ignore[no-untyped-def]
+    """y = r + gamma Q'."""
+    for i in range(y.shape[0]):
+        y[i, 0] = rewards[i, 0] + discounts[i, 0] * next_q[i, 0]
 
 
 @compiled
@@ -260,20 +315,20 @@ def squash(x):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def adam(groups, settings):  # type: ignore[no-untyped-def]
+def adam(optimizer, settings):  # type: ignore[no-untyped-def]
     """
-    One step of Adam for each group of parameters: (values, gradients, first and second moments).
+    One step of Adam for each group of parameters.
 
-    :param groups: Tuple of these
+    :param optimizer: Flat values, gradients, first and second moments; first and last entry of each group, (groups, 2)
     :param settings: For each: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), beta1, beta2, eps, weight decay
     """
-    for g in range(len(groups)):
-        values, grads, first, second = groups[g]
-        dtype = values.dtype.type
-        one = dtype(1)
+    values, grads, first, second, bounds = optimizer
+    dtype = values.dtype.type
+    one = dtype(1)
+    for g in range(bounds.shape[0]):
         rate, root, beta1, beta2 = dtype(settings[g, 0]), dtype(settings[g, 1]), dtype(settings[g, 2]), dtype(settings[g, 3])
         eps, decay = dtype(settings[g, 4]), dtype(settings[g, 5])
-        for i in range(values.size):
+        for i in range(bounds[g, 0], bounds[g, 1]):
             grad = grads[i] + decay * values[i]
             first[i] = beta1 * first[i] + (one - beta1) * grad
             second[i] = beta2 * second[i] + (one - beta2) * grad * grad
@@ -304,7 +359,7 @@ def gradient_step(  # type: ignore[no-untyped-def]
     :param q_grads: Memory for the action columns of the Q-net's first weight and for the actions' gradient
     :param batch: Observations, actions, next observations, rewards, discounts (zero where there is no next state)
     :param modes: Of the target, the critic's loss, the actor and the critic in the actor's loss
-    :param optimizers: Groups of the actor's and of the critic's optimizer
+    :param optimizers: The actor's and the critic's, as :func:`adam` takes them
     :param settings: Theirs
     :param update_actor: Whether to update the actor, too
     :return: Actor's loss (zero without its update), critic's loss, means of Q(s, a), its absolute value and the TD target
@@ -320,25 +375,29 @@ def gradient_step(  # type: ignore[no-untyped-def]
 
     # The TD target y = r + gamma Q'(s', mu'(s')), and Q(s, a), in one pass or in two
     is_joint = modes[0] == JOINT
-    forward(target[0], actor_memory, next_obs, RUNNING if is_joint else modes[0])
-    squash(actor_memory[0][-1])
+    next_actions = forward(target[0], actor_memory, next_obs, RUNNING if is_joint else modes[0])
+    squash(next_actions)
+    y = np.empty_like(rewards)
     if is_joint:
-        joint_obs[:n], joint_obs[n:] = obs, next_obs
-        joint_actions[:n], joint_actions[n:] = actions, actor_memory[0][-1]
+        copy(obs, joint_obs)
+        copy(next_obs, joint_obs[n:])
+        copy(actions, joint_actions)
+        copy(next_actions, joint_actions[n:])
         q = q_values(state_net, joint_state_memory, q_net, joint_q_memory, joint_obs, joint_actions, joint_joined, modes[1])
-        y = rewards + discounts * q[n:]
+        td_targets(rewards, discounts, q[n:], y)
         critic_memories = joint_state_memory, joint_q_memory
         critic_inputs = joint_obs, joint_joined
-        critic_memories[1][4][-1][n:] = 0  # the targets are constants
+        gradient_of(q_net, joint_q_memory, 2 * n, -1)[n:] = 0  # the targets are constants
     else:
-        q = q_values(target[1], state_memory, target[2], q_memory, next_obs, actor_memory[0][-1], joined, modes[0])
-        y = rewards + discounts * q
+        q = q_values(target[1], state_memory, target[2], q_memory, next_obs, next_actions, joined, modes[0])
+        td_targets(rewards, discounts, q, y)
         q = q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, modes[1])
         critic_memories = state_memory, q_memory
         critic_inputs = obs, joined
 
     # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
-    q_grad = critic_memories[1][4][-1]
+    n_rows = q.shape[0]
+    q_grad = gradient_of(q_net, critic_memories[1], n_rows, -1)
     loss, mean_q, mean_abs_q, mean_y = 0.0, 0.0, 0.0, 0.0
     for i in range(n):
         error = q[i, 0] - y[i, 0]
@@ -348,8 +407,9 @@ def gradient_step(  # type: ignore[no-untyped-def]
         mean_abs_q += abs(q[i, 0])
         mean_y += y[i, 0]
     backward(q_net, critic_memories[1], critic_inputs[1], modes[1], True)
-    features_grad, q_input_grad = critic_memories[0][4][-1], critic_memories[1][4][0]
-    for i in range(features_grad.shape[0]):
+    features_grad = gradient_of(state_net, critic_memories[0], n_rows, -1)
+    q_input_grad = gradient_of(q_net, critic_memories[1], n_rows, 0)
+    for i in range(n_rows):
         for j in range(features_grad.shape[1]):
             features_grad[i, j] = q_input_grad[i, j]
     backward(state_net, critic_memories[0], critic_inputs[0], modes[1], True)
@@ -359,21 +419,21 @@ def gradient_step(  # type: ignore[no-untyped-def]
         return 0.0, *critic_reports
 
     # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
-    forward(actor, actor_memory, obs, modes[2])
-    mu = actor_memory[0][-1]
+    mu = forward(actor, actor_memory, obs, modes[2])
     squash(mu)
     q = q_values(state_net, state_memory, q_net, q_memory, obs, mu, joined, modes[3])
+    q_grad = gradient_of(q_net, q_memory, n, -1)
     actor_loss = 0.0
     for i in range(n):
         actor_loss -= q[i, 0]
-        q_memory[4][-1][i, 0] = dtype(-1.0 / n)
+        q_grad[i, 0] = dtype(-1.0 / n)
     backward(q_net, q_memory, joined, modes[3], False)
-    first_weight = q_net[0][0]
+    first_weight = matrix(q_net[0], q_net[3][1, WEIGHT], q_net[3][1, WIDTH], q_net[3][0, WIDTH])
     for i in range(first_weight.shape[0]):
         for j in range(action_dim):
             action_columns[i, j] = first_weight[i, first_weight.shape[1] - action_dim + j]
-    np.dot(q_memory[4][1], action_columns, action_grad)
-    mu_grad = actor_memory[4][-1]
+    np.dot(gradient_of(q_net, q_memory, n, 1), action_columns, action_grad)
+    mu_grad = gradient_of(actor, actor_memory, n, -1)
     for i in range(n):
         for j in range(action_dim):
             mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j])

@@ -16,7 +16,7 @@ from threadpoolctl import ThreadpoolController
 from sb3_bn_ddpg import compiled_kernels as kernels
 from sb3_bn_ddpg.fast_mlp import Mlp, NormReLU, UnsupportedError
 from sb3_bn_ddpg.fast_update import FastUpdate
-from sb3_bn_ddpg.flat_storage import FlatStorage
+from sb3_bn_ddpg.flat_storage import ALIGNMENT, FlatStorage
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo
 
 Array = NDArray[Any]
@@ -45,33 +45,36 @@ class CompiledUpdate(FastUpdate):
             raise UnsupportedError(f"the device is {nets.actor.device}")
         if nets.fixed_norm_critic_weights:
             raise UnsupportedError("there is weight normalization")
-        online = (self.actor, self.state_net, self.q_net)
-        target = (self.actor_target, self.state_net_target, self.q_net_target)
-        dtype = self.actor_storage.values.numpy().dtype
-        self.online, self.target = (tuple(network_arrays(mlp, dtype) for mlp in mlps) for mlps in (online, target))
+        actor, critic = self.actor_storage, self.critic_storage
+        state_dim, joined_dim = (mlp.weights[0].shape[1] for mlp in (self.actor, self.q_net))
+        self.online = (
+            network_arrays(self.actor, actor, state_dim),
+            network_arrays(self.state_net, critic, state_dim),
+            network_arrays(self.q_net, critic, joined_dim),
+        )
+        # Laid out alike
+        self.target = tuple(
+            (storage.target_values.numpy(), grads, statistics_array(storage.target_stats, self.dtype), *tables)
+            for storage, (_, grads, _, *tables) in zip((actor, critic, critic), self.online, strict=True)
+        )
         choices = (statistics.target, statistics.critic_loss, statistics.actor_loss_actor, statistics.actor_loss_critic)
         self.modes = tuple(MODES[choice] for choice in choices)
-        storages = (self.actor_storage, self.critic_storage)
-        self.optimizers = tuple(
-            tuple(tuple(flat[0].numpy() for flat in tensors) for _, tensors, _ in storage.slices) for storage in storages
-        )
+        self.optimizers = optimizer_arrays(actor), optimizer_arrays(critic)
         self.n = 0
         # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
 
     def _set_batch_size(self, n: int) -> None:
         self.n = n
-        first_weight = self.online[2][0][0]
-        state_dim, joined_dim, width = self.online[0][0][0].shape[1], first_weight.shape[1], len(first_weight)
-        action_dim = len(self.online[0][0][-1])
-        dtype = first_weight.dtype
         actor, state_net, q_net = self.online
+        state_dim, joined_dim, width = actor[3][0, kernels.WIDTH], q_net[3][0, kernels.WIDTH], q_net[3][1, kernels.WIDTH]
+        action_dim = actor[3][-1, kernels.WIDTH]
+        dtype = actor[0].dtype
 
         def critic_memories(n: int) -> tuple[Any, ...]:
-            joined = np.empty((n, joined_dim), dtype)
-            return memory_arrays(state_net, n, state_dim), memory_arrays(q_net, n, joined_dim), joined
+            return memory_arrays(state_net, n), memory_arrays(q_net, n), np.empty((n, joined_dim), dtype)
 
-        self.memories = (memory_arrays(actor, n, state_dim), *critic_memories(n))
+        self.memories = (memory_arrays(actor, n), *critic_memories(n))
         n_joint = 2 * n if self.statistics.target == "joint" else 0
         joint_inputs = (np.empty((n_joint, dim), dtype) for dim in (state_dim, action_dim))
         self.joint_memories = (*critic_memories(n_joint), *joint_inputs)
@@ -112,57 +115,68 @@ class CompiledUpdate(FastUpdate):
         kernels.move(target.numpy(), values.numpy(), tau)
 
 
-def network_arrays(mlp: Mlp, dtype: Any) -> tuple[Any, ...]:
+def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int) -> tuple[Array, ...]:
     """
     :param mlp: A network
-    :param dtype: NumPy's name of its parameters' type
-    :return: Its memory, as the kernels take it
+    :param storage: What holds its parameters and running statistics
+    :param input_dim: Number of its inputs
+    :return: The network, as the kernels take it: parameters, gradients and running statistics; its table; momentum and epsilon
+        of each normalisation
     """
-    norms: list[NormReLU | None] = [mlp.input_norm, *(follower if follower.has_norm else None for follower in mlp.followers)]
-    nothing, no_weight = np.empty(0, dtype), np.empty((0, 0), dtype)
 
-    def arrays(tensors: list[th.Tensor | None], empty: Array) -> tuple[Array, ...]:
-        return tuple(empty if tensor is None else tensor.numpy() for tensor in tensors or [None])
+    def first(tensor: th.Tensor | None, flat: th.Tensor) -> int:
+        return -1 if tensor is None else (tensor.data_ptr() - flat.data_ptr()) // flat.element_size()
 
-    def of_norms(name: str) -> tuple[Array, ...]:
-        return arrays([None if norm is None else getattr(norm, name) for norm in norms], nothing)
-
-    return (
-        arrays([*mlp.weights], no_weight),
-        arrays([*mlp.biases], nothing),
-        of_norms("weight"),
-        of_norms("bias"),
-        of_norms("mean"),
-        of_norms("var"),
-        tuple(0.0 if norm is None else float(norm.momentum) for norm in norms),
-        tuple(0.0 if norm is None else float(norm.eps) for norm in norms),
-        len(mlp.weights),
-        sum(follower.relu for follower in mlp.followers),
-        arrays([*mlp.weight_grads], no_weight),
-        arrays([*mlp.bias_grads], nothing),
-        of_norms("weight_grad"),
-        of_norms("bias_grad"),
-    )
+    layers: list[tuple[int, th.Tensor | None, th.Tensor | None, NormReLU | None]] = [(input_dim, None, None, mlp.input_norm)]
+    layers += [
+        (len(weight), weight, bias, follower)
+        for weight, bias, follower in zip(mlp.weights, mlp.biases, mlp.followers, strict=True)
+    ]
+    table, numbers = [], []
+    for width, weight, bias, follower in layers:
+        norm: Any = follower if follower is not None and follower.has_norm else None
+        scales = (None, None) if norm is None else (norm.weight, norm.bias)
+        moments = (None, None) if norm is None else (norm.mean, norm.var)
+        of_values = [first(tensor, storage.values) for tensor in (weight, bias, *scales)]
+        of_stats = [first(tensor, storage.stats) for tensor in moments]
+        table.append((width, *of_values, *of_stats, follower is not None and follower.relu))
+        numbers.append((0.0, 0.0) if norm is None else (float(norm.momentum), float(norm.eps)))
+    flats = storage.values.numpy(), storage.grads.numpy(), statistics_array(storage.stats, storage.values.dtype)
+    return *flats, np.array(table, np.int64), np.array(numbers)
 
 
-def memory_arrays(network: tuple[Any, ...], n: int, input_dim: int) -> tuple[Any, ...]:
+def statistics_array(stats: th.Tensor, dtype: th.dtype) -> Array:
+    """
+    :param stats: Flat running statistics, of no particular type if there are none
+    :param dtype: The networks' type
+    :return: The same memory
+    """
+    return (stats if stats.numel() else stats.to(dtype)).numpy()
+
+
+def optimizer_arrays(storage: FlatStorage) -> tuple[Array, ...]:
+    """
+    :param storage: The storage of a network
+    :return: Its optimizer, as the kernels take it: values, gradients, both moments; first and last entry of each group
+    """
+    ends = np.cumsum([sum(piece.numel() for piece in values) for _, (values, *_), _ in storage.slices])
+    flats = (storage.values, storage.grads, storage.exp_avg, storage.exp_avg_sq)
+    return *(flat.numpy() for flat in flats), np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64)
+
+
+def memory_arrays(network: tuple[Array, ...], n: int) -> tuple[Array, Array]:
     """
     :param network: What ``network_arrays`` returned
     :param n: Size of the minibatch
-    :param input_dim: Width of the network's input
-    :return: Memory for a pass and its way back: outputs, outputs of linear layers, what they were normalised with, gradients
+    :return: Memory for a pass and its way back, and its table
     """
-    weights, running_means, n_layers = network[0], network[4], network[8]
-    widths = [input_dim, *(len(weight) for weight in weights[:n_layers])]
-    dtype = weights[0].dtype
-
-    def rows(widths: list[int]) -> tuple[Array, ...]:
-        return tuple(np.empty((n, width), dtype) for width in widths)
-
+    widths = network[3][:, kernels.WIDTH]
     # Batch norm's are those of each unit, layer norm's of each row
-    lengths = [width if stats.size else n for width, stats in zip(widths, running_means, strict=True)]
-    means, invstds = (tuple(np.empty(length, dtype) for length in lengths) for _ in range(2))
-    return rows(widths), rows(widths[1:] or [0]), means, invstds, rows(widths)
+    moments = np.where(network[3][:, kernels.MEAN] >= 0, widths, n)
+    sizes = np.stack([n * widths, n * widths, moments, moments, n * widths], axis=1)
+    aligned = -(-sizes // ALIGNMENT) * ALIGNMENT
+    ends = np.cumsum(aligned).reshape(sizes.shape)
+    return np.empty(ends[-1, -1], network[0].dtype), ends - aligned
 
 
 def adam_settings(storage: FlatStorage) -> Array:

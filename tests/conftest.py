@@ -84,6 +84,15 @@ def make_model() -> Callable[..., BNDDPG]:
     return make
 
 
+def learns(model: BNDDPG, total_timesteps: int, reached: Callable[[], bool], every: int = 500) -> bool:
+    """Train until the aim is reached, which is looked at every so many steps, and not longer than so many; whether it was."""
+    while not reached():
+        if model.num_timesteps >= total_timesteps:
+            return False
+        model.learn(every, reset_num_timesteps=False)
+    return True
+
+
 def random_batch(model: Any, size: int = 32, seed: int = 0) -> ReplayBufferSamples:
     """Transitions between random states of the model's spaces, some of them terminal."""
     generator = th.Generator().manual_seed(seed)

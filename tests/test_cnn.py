@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from conftest import learns
 from gymnasium import spaces
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -296,9 +297,7 @@ def test_it_learns_from_images(kind, sharing):
         learning_starts=300,
         policy_kwargs=policy_kwargs,
     )
-    model.learn(2500)
-    mean_return, _ = evaluate_policy(model, BarEnv(), n_eval_episodes=10, warn=False)
-    assert mean_return / 10 > -0.2
+    assert learns(model, 2500, lambda: evaluate_policy(model, BarEnv(), n_eval_episodes=10, warn=False)[0] / 10 > -0.2)
 
 
 def test_wrong_spaces_are_named():

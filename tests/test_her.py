@@ -4,7 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL
+from conftest import SMALL, learns
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -132,8 +132,7 @@ def test_goals_are_reached():
         policy_kwargs=dict(net_arch=[64, 64]),
     )
     assert success_rate(model) < 0.3
-    model.learn(4000)
-    assert success_rate(model) > 0.9
+    assert learns(model, 4000, lambda: success_rate(model) > 0.9)
 
 
 def test_another_environment_calculates_the_rewards():
