@@ -335,6 +335,19 @@ def test_compiled_by_autograd_if_nothing_else_goes(make_model, capsys):
 
 
 @needs_numba
+def test_one_compiled_code_serves_networks_of_any_depth(make_model):
+    from sb3_bn_ddpg import compiled_kernels
+
+    numbers = []
+    for policy_kwargs in (dict(net_arch=[8]), dict(net_arch=[8, 8, 8], normalization="layer"), dict(net_arch=[])):
+        model = make_model(fast_update="compiled", policy_kwargs=policy_kwargs)
+        model._gradient_step(random_batch(model))
+        assert type(model._fast_update).__name__ == "CompiledUpdate"
+        numbers.append(len(compiled_kernels.gradient_step.signatures))
+    assert len(set(numbers)) == 1
+
+
+@needs_numba
 def test_compiled_resumes_to_the_bit(make_model, tmp_path):
     whole = make_model("Pendulum-v1", fast_update="compiled").learn(120)
     half = make_model("Pendulum-v1", fast_update="compiled").learn(60, schedule_timesteps=120)
