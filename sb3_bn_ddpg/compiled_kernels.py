@@ -322,13 +322,16 @@ def adam(optimizer, settings):  # type: ignore[no-untyped-def]
     :param optimizer: Flat values, gradients, first and second moments; first and last entry of each group, (groups, 2)
     :param settings: For each: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), beta1, beta2, eps, weight decay
     """
-    values, grads, first, second, bounds = optimizer
-    dtype = values.dtype.type
+    flats, bounds = optimizer[:4], optimizer[4]
+    dtype = flats[0].dtype.type
     one = dtype(1)
     for g in range(bounds.shape[0]):
+        # Slices, counted from 0: an index that might be negative keeps the loop from being vectorised
+        start, end = bounds[g, 0], bounds[g, 1]
+        values, grads, first, second = flats[0][start:end], flats[1][start:end], flats[2][start:end], flats[3][start:end]
         rate, root, beta1, beta2 = dtype(settings[g, 0]), dtype(settings[g, 1]), dtype(settings[g, 2]), dtype(settings[g, 3])
         eps, decay = dtype(settings[g, 4]), dtype(settings[g, 5])
-        for i in range(bounds[g, 0], bounds[g, 1]):
+        for i in range(values.size):
             grad = grads[i] + decay * values[i]
             first[i] = beta1 * first[i] + (one - beta1) * grad
             second[i] = beta2 * second[i] + (one - beta2) * grad * grad
