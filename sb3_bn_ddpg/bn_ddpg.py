@@ -120,6 +120,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     policy: BNDDPGPolicy
     _schedule_timesteps: int | None = None
     _learned_normalized: bool = False  # whether the last training's observations were those of VecNormalize
+    _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     actor: Actor
     actor_target: Actor
@@ -241,7 +242,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             check_number("batch_size", self.batch_size, low=2, integer=True)  # one state has no variance
         self._update_optimizers()
         # A copy: two models never draw from one generator, nor does a model change the user's object
-        self.action_noise = copy.deepcopy(self.action_noise)
+        if _is_self_contained(self.action_noise):
+            self.action_noise = copy.deepcopy(self.action_noise)
         self._set_up_action_noise()
 
     def _check_arguments(self) -> None:
@@ -349,6 +351,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             noise = VectorizedActionNoise(noise, self.n_envs)
         self.action_noise = noise
 
+        if not _is_self_contained(noise):
+            return
         # Ask a copy for its shape, and leave the global generator that SB3's noises draw from as it was
         random_state = np.random.get_state()
         noise_shape = np.shape(copy.deepcopy(noise)())
@@ -380,6 +384,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._fast_update = None  # is made anew: hooks, or settings of layers, may be others since
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
+            network.forget_layers()
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
@@ -388,13 +394,12 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             cut_off_episodes(self.replay_buffer)  # or returns, goals and next observations would reach across the reset
         self._set_up_action_noise()  # may have been exchanged since
         noise = self.action_noise
-        if continues_episode:
-            self.action_noise = None  # SB3 would reset it in the middle of the episode
+        if continues_episode:  # SB3 would reset it in the middle of the episode, before it initialises the callbacks
+            self._hidden_noise, self.action_noise = noise, None
         try:
             result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         finally:
-            if self.action_noise is None:
-                self.action_noise = noise
+            self._show_hidden_noise()
         if self.action_noise is not noise:  # a callback's
             self._set_up_action_noise()
         # The first steps must not see the progress at which an earlier call of learn ended
@@ -404,6 +409,14 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         self._stored_at = self.num_timesteps
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
+
+    def _show_hidden_noise(self) -> None:
+        if self._hidden_noise is not None:
+            self.action_noise, self._hidden_noise = self._hidden_noise, None
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        self._show_hidden_noise()
+        return super()._init_callback(callback, progress_bar)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, self._schedule_timesteps or total_timesteps)
@@ -528,11 +541,12 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :return: The fast update, holding the storage of the networks as they are now; None if they are not supported
         """
         nets, statistics = self._networks, self._pass_statistics
+        if self._fast_update_classes and self._fast_update is not None and self._fast_update.is_current(nets, statistics):
+            return self._fast_update
         while self._fast_update_classes:
-            if self._fast_update is not None and self._fast_update.is_current(nets, statistics):
-                return self._fast_update
             try:
                 self._fast_update = self._fast_update_classes[0](nets, statistics)
+                return self._fast_update
             except UnsupportedError as reason:
                 self._fast_update_classes.pop(0)
                 if self.verbose >= 1:
@@ -597,6 +611,15 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
+
+
+def _is_self_contained(noise: Any) -> bool:
+    """
+    :param noise: The ``action_noise`` argument
+    :return: Whether a copy of it does what it does: not of a user's class, which may refer to the environment
+    """
+    base = getattr(noise, "base_noise", noise)
+    return not isinstance(base, ActionNoise) or type(base).__module__.startswith(("sb3_bn_ddpg.", "stable_baselines3."))
 
 
 def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:

@@ -43,7 +43,7 @@ class CompiledUpdate(FastUpdate):
         super().__init__(nets, statistics)
         if self.actor_storage.values.device.type != "cpu":
             raise UnsupportedError(f"the device is {nets.actor.device}")
-        if nets.fixed_norm_critic_weights:
+        if nets.fixed_norm_actor_weights or nets.fixed_norm_critic_weights:
             raise UnsupportedError("there is weight normalization")
         actor, critic = self.actor_storage, self.critic_storage
         state_dim, joined_dim = (mlp.weights[0].shape[1] for mlp in (self.actor, self.q_net))

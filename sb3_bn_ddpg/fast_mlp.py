@@ -209,6 +209,10 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     for module in modules:
         if type(module) not in (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.ReLU):
             raise UnsupportedError(f"there is a layer {type(module).__name__}")
+        if isinstance(module, Norm) and (module.weight is None or module.bias is None):
+            raise UnsupportedError(f"the layer {module} has no gamma or beta")
+        if isinstance(module, nn.BatchNorm1d) and (module.running_mean is None or module.momentum is None):
+            raise UnsupportedError(f"the layer {module} has no running averages")
 
     def pop_norm() -> Norm | None:
         if modules and isinstance(norm := modules[0], Norm):
@@ -220,9 +224,10 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     layers: list[tuple[nn.Linear, Norm | None]] = []
     while modules:
         linear = modules.pop(0)
-        assert isinstance(linear, nn.Linear)
+        if not isinstance(linear, nn.Linear):
+            raise UnsupportedError(f"a layer {type(linear).__name__} stands where a Linear is expected")
         layers.append((linear, pop_norm()))
         has_output = not modules
-        if modules:
-            assert isinstance(modules.pop(0), nn.ReLU)
+        if modules and not isinstance(modules.pop(0), nn.ReLU):
+            raise UnsupportedError("no ReLU follows a layer")
     return input_norm, layers, has_output

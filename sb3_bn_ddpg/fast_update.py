@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
 from sb3_bn_ddpg.flat_storage import FlatStorage
@@ -201,6 +202,8 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
             raise UnsupportedError(f"the observation space is {network.observation_space}")
         if not all(param.requires_grad for param in network.parameters()):
             raise UnsupportedError("a parameter is frozen")
+        if network.device.type == "cpu" and any(map(th.Tensor.is_shared, network.parameters())):
+            raise UnsupportedError("a parameter lies in shared memory, which other processes read")
         if _has_hooks(network):
             raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
         optimizer = network.optimizer
@@ -215,6 +218,10 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
         for group in groups:  # which has one counter here
             if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
                 raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+    distinct = dict.fromkeys((nets.actor, nets.critic, nets.actor_target, nets.critic_target))
+    params = [param for network in distinct for param in network.parameters()]
+    if len(set(params)) < len(params):
+        raise UnsupportedError("networks share parameters")
     if nets.critic.features_extractor is nets.actor.features_extractor:
         raise UnsupportedError("actor and critic share their features extractor")
     choices = (
@@ -246,4 +253,11 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
     :return: The arguments of :class:`Mlp` for the actor before its tanh, and for the critic before and after the action
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
-    return [parse_layers(modules) for modules in (list(actor.mu)[:-1], list(critic.state_net), list(critic.q_net))]
+    *actor_layers, last = actor.mu
+    if type(last) is not nn.Tanh:
+        raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
+    for layers in (actor_layers, [*critic.state_net, *critic.q_net]):
+        with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
+        if len(set(with_parameters)) < len(with_parameters):
+            raise UnsupportedError("a layer occurs twice")
+    return [parse_layers(modules) for modules in (actor_layers, list(critic.state_net), list(critic.q_net))]

@@ -91,14 +91,17 @@ class FlatStorage:
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
         self._buffers = [layer._buffers for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
-        self._addresses = self._current_addresses()
+        self._norm_layers: list[Any] = [layer for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
+        self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
     def is_current(self) -> bool:
         """
-        :return: Whether parameters, statistics and optimizer state are still views of this storage, the optimizer's settings
-            those it knows, and all parameters trained
+        :return: Whether parameters, statistics and optimizer state are still views of this storage, the settings of optimizer
+            and normalisation those it knows, and all parameters trained
         """
         if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+            return False
+        if self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks:
             return False
         if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
             return False
@@ -108,7 +111,7 @@ class FlatStorage:
             moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
             if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
                 return False
-        return self._current_addresses() == self._addresses
+        return self._current_addresses() == self._addresses and self._current_norm_settings() == self._norm_settings
 
     def _current_addresses(self) -> list[int]:
         """
@@ -117,6 +120,12 @@ class FlatStorage:
         tensors: list[th.Tensor] = [*self.params, *self._of_target]
         tensors += [buffer for buffers in self._buffers for buffer in buffers.values() if buffer is not None]
         return [tensor.data_ptr() for tensor in tensors]
+
+    def _current_norm_settings(self) -> list[tuple[Any, Any]]:
+        """
+        :return: Momentum and epsilon of the layers with running statistics, which a callback may change
+        """
+        return [(layer.momentum, layer.eps) for layer in self._norm_layers]
 
     def count_step(self) -> list[Slice]:
         """

@@ -177,12 +177,25 @@ class StatisticsMixin(nn.Module):
 
     @cached_property
     def norm_layers(self) -> tuple[nn.Module, ...]:
-        """The layers that keep running statistics, found by their type (names differ: ``running_mean``, ``ra_mean``)."""
-        return tuple(
+        """
+        The layers that keep running statistics, found by their type (names differ: ``running_mean``, ``ra_mean``). Those that
+        stay in evaluation mode, as in a features extractor that freezes them by its ``train``, are none.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        self.train()
+        layers = tuple(
             module
             for module in self.modules()
-            if isinstance(module, BatchRenorm) or (isinstance(module, _BatchNorm) and module.track_running_stats)
+            if module.training
+            and (isinstance(module, BatchRenorm) or (isinstance(module, _BatchNorm) and module.track_running_stats))
         )
+        for module, mode in modes:
+            module.training = mode
+        return layers
+
+    def forget_layers(self) -> None:
+        """Look for the layers anew: they may be others since."""
+        self.__dict__.pop("norm_layers", None)
 
     @property
     def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
@@ -221,7 +234,7 @@ class StatisticsMixin(nn.Module):
     @th.no_grad()
     def follow_statistics(self, source: "StatisticsMixin", sync: StatisticsSync | None, tau: float) -> None:
         """
-        Take over the running statistics of another network of the same structure, counters included.
+        Take over the running statistics of another network of the same structure, counters included, and all other buffers.
 
         :param source: The network to follow
         :param sync: ``"copy"``, ``"polyak"`` (mean and variance move by ``tau`` of the way) or None (nothing moves)
@@ -235,6 +248,10 @@ class StatisticsMixin(nn.Module):
                     buffer.lerp_(source_buffer, tau)
                 else:
                     buffer.copy_(source_buffer)
+        of_layers = {id(buffer) for layer in source.norm_layers for buffer in _buffers(layer)}
+        for buffer, source_buffer in zip(self.buffers(), source.buffers(), strict=True):
+            if id(source_buffer) not in of_layers:  # of layers of other kinds
+                buffer.copy_(source_buffer)
 
     def running_statistics(self) -> list[tuple[th.Tensor, th.Tensor, int]]:
         """

@@ -1,7 +1,6 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch as th
@@ -471,7 +470,8 @@ class BNDDPGPolicy(BasePolicy):
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         # SB3 asks at every step of the environment, mostly for the mode that all modules are in already
-        if self.training != mode or any(module.training != mode for module in self._online_modules):
+        online = (module for network in (self.actor, self.critic) for module in network.modules())
+        if self.training != mode or any(module.training != mode for module in online):
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
             self.training = mode
@@ -490,10 +490,6 @@ class BNDDPGPolicy(BasePolicy):
             online = {name.replace(".", "_target.", 1): value for name, value in state_dict.items()}
             state_dict = {name: online.get(name, value) for name, value in state_dict.items()}
         return super().load_state_dict(state_dict, strict, assign)
-
-    @cached_property
-    def _online_modules(self) -> list[nn.Module]:
-        return [*self.actor.modules(), *self.critic.modules()]
 
 
 MlpPolicy = BNDDPGPolicy

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections import OrderedDict
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,8 +61,8 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     ]
     for name, cls, known in parts:
         if cls not in known:
-            names = ", ".join(each.__name__ for each in known)
-            raise ValueError(f"`{name}={cls.__name__}` cannot be exported: only {names} can, which need no code in the file")
+            names, name_of_class = ", ".join(each.__name__ for each in known), getattr(cls, "__name__", cls)
+            raise ValueError(f"`{name}={name_of_class}` cannot be exported: only {names} can, which need no code in the file")
     description = dict(
         format_version=FORMAT_VERSION,
         observation_space=_describe_space(model.observation_space, "observation_space", tensors),
@@ -79,6 +80,11 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
         raise ValueError(
             f"`features_extractor_kwargs={policy.features_extractor_kwargs}` cannot be exported: {error}"
         ) from error
+    assert isinstance(model.action_space, spaces.Box)
+    made = _make_actor(description, model.observation_space, model.action_space)
+    for line, expected in zip_longest(repr(actor).splitlines(), repr(made).splitlines()):
+        if line != expected:
+            raise ValueError(f"`actor` with {str(line).strip()} cannot be exported: by its arguments, that is {expected}")
     return description, tensors
 
 
@@ -183,20 +189,8 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
             if not tuple(mean.shape) == tuple(var.shape) == shape or not (th.isfinite(mean).all() and (var >= 0).all()):
                 raise ValueError(f"the statistics of {key} do not fit the observation space")
             statistics[key] = ObservationStatistics(mean, var, float(about["epsilon"]), float(about["clip"]))
-    net_kwargs = description["network"] | dict(activation_fn=ACTIVATIONS[description["activation_fn"]])
     # No memory is taken before the sizes are known to be those of the tensors
-    with th.device("meta"):
-        extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
-        kwargs = inherited_kwargs(extractor_class, net_kwargs, description["normalize_images"])
-        extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
-        actor = Actor(
-            observation_space,
-            action_space,
-            features_extractor=extractor,
-            features_dim=extractor.features_dim,
-            normalize_images=description["normalize_images"],
-            **net_kwargs,
-        )
+    actor = _make_actor(description, observation_space, action_space)
     weights = {name.removeprefix("actor."): tensor for name, tensor in tensors.items() if name.startswith("actor.")}
     if left := sorted(set(tensors) - {f"actor.{name}" for name in weights}):
         raise ValueError(f"there are unknown tensors {left}")
@@ -207,6 +201,28 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
         raise ValueError(f"{bad} hold numbers that are not finite")
     actor.load_state_dict(weights, strict=True, assign=True)
     return ExportedPolicy(actor, statistics).requires_grad_(False)
+
+
+def _make_actor(description: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Box) -> Actor:
+    """
+    :param description: A description
+    :param observation_space: Its observation space
+    :param action_space: Its action space
+    :return: The actor, without memory for its tensors
+    """
+    net_kwargs = description["network"] | dict(activation_fn=ACTIVATIONS[description["activation_fn"]])
+    with th.device("meta"):
+        extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
+        kwargs = inherited_kwargs(extractor_class, net_kwargs, description["normalize_images"])
+        extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
+        return Actor(
+            observation_space,
+            action_space,
+            features_extractor=extractor,
+            features_dim=extractor.features_dim,
+            normalize_images=description["normalize_images"],
+            **net_kwargs,
+        )
 
 
 def _build_space(about: Any, name: str, tensors: dict[str, th.Tensor]) -> spaces.Space[Any]:

@@ -183,7 +183,10 @@ class SavingMixin(OffPolicyAlgorithm):
         # A value that is not allowed can be the caller's, if there is one
         has_values = kwargs or env is not None or custom_objects is not None
         with clear_errors(path, but=(ValueError, TypeError) if has_values else (), what="is whole but cannot be loaded"):
-            return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if kwargs.get("seed") is not None:
+            model.set_random_seed(model.seed)  # of the noise, too, which otherwise goes on with its saved generator
+        return model
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
         """

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.vec_env import VecNormalize
+from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, export, load_policy
 from sb3_bn_ddpg.atomic_files import FileError
@@ -153,6 +154,14 @@ def test_custom_parts_are_refused(tmp_path):
     model = _trained(VectorEnv(), policy_kwargs=dict(SMALL, activation_fn=Activation))
     with pytest.raises(ValueError, match="`activation_fn=Activation` cannot be exported"):
         model.export_policy(tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_layers_than_the_arguments_say_are_refused(make_model, tmp_path):
+    model = make_model()
+    model.actor.mu[-1] = nn.Hardtanh()
+    with pytest.raises(ValueError, match=r"`actor` with .*Hardtanh.* cannot be exported: by its arguments, that is .*Tanh"):
+        model.export_policy(tmp_path / "policy.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import sb3_bn_ddpg.fast_update as fast_update
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
 from sb3_bn_ddpg.fast_update import FastUpdate
+from sb3_bn_ddpg.policies import BNDDPGPolicy
 from sb3_bn_ddpg.update import UpdateInfo, averages
 
 CONFIGURATIONS = {
@@ -302,6 +303,107 @@ def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, k
     output = capsys.readouterr().out
     assert output.count("Updating by autograd") == 1
     assert reason in output
+
+
+def with_layers(*layers: nn.Module, **kwargs) -> type[BNDDPGPolicy]:
+    """A policy whose actor has these layers."""
+
+    class CustomPolicy(BNDDPGPolicy):
+        def make_actor(self, features_extractor=None):
+            actor = super().make_actor(features_extractor)
+            actor.mu = copy.deepcopy(nn.Sequential(*layers))
+            return actor
+
+    return CustomPolicy
+
+
+TIED = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"),
+    [
+        ((nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Hardtanh()), "the last layer of the actor is Hardtanh"),
+        ((nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2), nn.Tanh()), "a layer BatchNorm1d stands where"),
+        ((nn.Linear(4, 8), nn.Linear(8, 2), nn.Tanh()), "no ReLU follows a layer"),
+        ((nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
+        ((nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
+        ((nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 2), nn.Tanh()), "has no running averages"),
+        ((TIED, nn.ReLU(), TIED, nn.ReLU(), nn.Linear(4, 2), nn.Tanh()), "a layer occurs twice"),
+    ],
+)
+def test_layers_that_it_does_not_know_go_by_autograd(layers, reason, capsys):
+    model = BNDDPG(
+        with_layers(*layers), VectorEnv(), buffer_size=100, learning_starts=10, batch_size=8, verbose=1, device="cpu"
+    )
+    model.learn(30)
+    assert model._fast_update is None
+    assert reason in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_layer_norm_on_the_input(monkeypatch, path):
+    policy = with_layers(nn.LayerNorm(4), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Tanh())
+    models = [BNDDPG(policy, VectorEnv(), buffer_size=10, seed=0, **by(way)) for way in (path, False)]
+    models[1].set_parameters(copy.deepcopy(models[0].get_parameters()))
+    for batch in batches(models[0], 5, double=False):
+        infos = [model._gradient_step(batch) for model in models]
+        assert_same_report(*infos, rtol=1e-4, atol=1e-6)
+    assert type(models[0]._fast_update).__name__ == CLASSES[path]
+    assert_close(models[0].actor.state_dict(), models[1].actor.state_dict(), rtol=1e-3, atol=1e-5)
+
+
+def test_networks_that_share_a_parameter_learn(capsys):
+    class SharedTrunk(BNDDPGPolicy):
+        def _build(self, lr_schedule):
+            super()._build(lr_schedule)
+            for actor, critic in ((self.actor, self.critic), (self.actor_target, self.critic_target)):
+                critic.state_net[0] = actor.mu[0]
+            self.critic.optimizer = self.optimizer_class(self.critic.parameters(), lr=lr_schedule(1))
+
+    policy_kwargs = dict(net_arch=[8, 8], normalization=None)
+    model = BNDDPG(SharedTrunk, VectorEnv(), buffer_size=100, learning_starts=10, verbose=1, policy_kwargs=policy_kwargs)
+    model.learn(20)
+    assert "networks share parameters" in capsys.readouterr().out
+
+
+def test_shared_memory_stays_shared(make_model, capsys):
+    model = make_model(verbose=1)
+    model.policy.share_memory()
+    model.learn(40)
+    assert "shared memory" in capsys.readouterr().out
+    assert model.actor.mu[1].weight.is_shared()
+
+
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_what_a_callback_changes_of_the_normalisation_counts(make_model, path):
+    model = make_model(**by(path)).learn(30)
+    layer = model.actor.norm_layers[0]
+    layer.momentum = 0.0
+    before = layer.running_mean.clone()
+    model.train(2, 16)
+    assert th.equal(layer.running_mean, before)
+    assert type(model._fast_update).__name__ == CLASSES[path]
+
+
+def test_an_optimizers_hook_registered_while_learning_is_called(make_model):
+    model, calls = make_model().learn(30), []
+    model.actor.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    model.train(2, 16)
+    assert len(calls) == 2
+
+
+@needs_numba
+def test_the_actors_weights_keep_their_norm_without_the_critics(make_model):
+    """The critic has no weights that batch norm follows, if the action enters at its only normalised layer."""
+    policy_kwargs = dict(net_arch=[8, 8], action_layer=1)
+    model = make_model(fast_update="compiled", weight_normalization="both", learning_rate=1e-2, policy_kwargs=policy_kwargs)
+    weight, norms = model._networks.fixed_norm_actor_weights[0], []
+    for _ in range(2):
+        model.learn(40, reset_num_timesteps=False)
+        norms.append(weight.norm().item())
+    assert not model._networks.fixed_norm_critic_weights
+    assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
 @needs_numba

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import VectorEnv
 from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import (
     ActionNoise,
@@ -17,7 +18,7 @@ from stable_baselines3.common.noise import (
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_bn_ddpg import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 
 
 def sample(noise: OrnsteinUhlenbeckNoise, n_steps: int) -> np.ndarray:
@@ -256,6 +257,50 @@ def test_exchanged_noise_is_set_up_by_learn(make_model):
     model.action_noise = NormalActionNoise(np.zeros(2), np.ones(2))
     model.learn(40)
     assert isinstance(model.action_noise, VectorizedActionNoise)
+
+
+def test_callbacks_of_a_continued_training_find_the_noise(make_model):
+    class Look(BaseCallback):
+        def _init_callback(self) -> None:
+            found.append(self.model.action_noise)
+
+        def _on_step(self) -> bool:
+            return True
+
+    class SwitchOff(Look):
+        def _init_callback(self) -> None:
+            self.model.action_noise = None
+
+    found = []
+    model = make_model().learn(30)
+    model.learn(1, Look(), reset_num_timesteps=False)
+    assert found == [model.action_noise]
+    model.learn(1, SwitchOff(), reset_num_timesteps=False)
+    assert model.action_noise is None
+
+
+def test_a_seed_for_a_loaded_model_is_that_of_its_noise(make_model, tmp_path):
+    make_model().learn(30).save(tmp_path / "model")
+    noises = [BNDDPG.load(tmp_path / "model", env=VectorEnv(), seed=seed).action_noise() for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(noises[0], noises[1])
+    assert np.all(noises[0] != noises[2])
+
+
+def test_a_noise_of_ones_own_may_look_at_the_environment(make_model):
+    class Following(ActionNoise):
+        def __init__(self, env):
+            super().__init__()
+            self.env, self.seen = env, set()
+
+        def __call__(self):
+            self.seen.add(self.env.steps)  # which it has after a reset only
+            return np.zeros(2, np.float32)
+
+    env = VectorEnv()
+    noise = Following(env)
+    model = make_model(env, action_noise=noise).learn(10)
+    assert model.action_noise is noise
+    assert noise.seen == set(range(10))
 
 
 def test_works_with_sb3s_own_algorithms():

@@ -1,9 +1,12 @@
 """Batch norm, pass by pass: which statistics each forward pass normalises with, which it updates, and what targets get."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, random_batch
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_bn_ddpg.normalization import NormalizationConfig, StatisticsMixin
@@ -197,6 +200,67 @@ def test_statistics_of_custom_extractors_count():
     network = OneLayer("batch")
     network.extractor = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2))
     assert network.norm_layers == (network.norm, network.extractor[0])
+
+
+class Pretrained(BaseFeaturesExtractor):
+    """Keeps its encoder in evaluation mode, as PyTorch's users freeze one."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.encoder = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)).requires_grad_(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.encoder.eval()
+        return self
+
+    def forward(self, observations):
+        return self.encoder(observations)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_statistics_that_an_extractor_freezes_stay(make_model, share):
+    policy_kwargs = dict(SMALL, features_extractor_class=Pretrained, share_features_extractor=share)
+    model = make_model(policy_kwargs=policy_kwargs)
+    before = copy.deepcopy(model.actor.features_extractor.state_dict())
+    model.learn(40)
+    after = model.actor.features_extractor.state_dict()
+    assert all(th.equal(after[name], value) for name, value in before.items())
+    assert not model.actor.features_extractor.encoder.training
+
+
+class Standardiser(BaseFeaturesExtractor):
+    """Statistics of its own, in buffers of its own."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4)
+        self.register_buffer("seen_mean", th.zeros(4))
+
+    def forward(self, observations):
+        if self.training:
+            self.seen_mean.lerp_(observations.mean(dim=0), 0.1)
+        return observations - self.seen_mean
+
+
+def test_other_buffers_reach_the_targets(make_model):
+    model = make_model(policy_kwargs=dict(SMALL, features_extractor_class=Standardiser)).learn(40)
+    for network, target in ((model.actor, model.actor_target), (model.critic, model.critic_target)):
+        assert network.features_extractor.seen_mean.abs().sum() > 0
+        assert th.equal(target.features_extractor.seen_mean, network.features_extractor.seen_mean)
+
+
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_layers_exchanged_after_construction_count(make_model, fast_update):
+    model = make_model(fast_update=fast_update, policy_kwargs=dict(SMALL, normalization=None)).learn(30)
+    for actor in (model.actor, model.actor_target):
+        actor.mu = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2), nn.Tanh())
+    model.actor.optimizer = th.optim.Adam(model.actor.parameters(), lr=1e-3)
+    observation = np.ones(4, np.float32)
+    actions = [model.predict(observation)[0] for _ in range(5)]
+    assert all(np.array_equal(action, actions[0]) for action in actions)
+    model.learn(30, reset_num_timesteps=False)
+    assert model.actor.mu[1].num_batches_tracked > 0
+    assert th.equal(model.actor_target.mu[1].running_mean, model.actor.mu[1].running_mean)
 
 
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
