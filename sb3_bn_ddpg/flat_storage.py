@@ -21,6 +21,8 @@ DENORMAL_THRESHOLD = 1e-30
 Moments below it become zero now and then. Those of a parameter without gradient otherwise decay into denormal numbers after
 some 800 steps, and stay there, which makes Adam several times slower. Beside Adam's epsilon they count for nothing.
 """
+SMALLEST_EPS = 1e-12
+"""Beside a smaller epsilon they may count, and so they stay."""
 
 BLOCKS = 32
 """On a GPU, Adam works on so many pieces of a group side by side; PyTorch has a single launch for up to 36."""
@@ -175,6 +177,8 @@ class FlatStorage:
 
     def flush_denormals(self) -> None:
         """Set moments that are too small to count to zero."""
+        if any(group["eps"] < SMALLEST_EPS for group, _, _ in self.slices):
+            return
         for flat in (self.exp_avg, self.exp_avg_sq):
             flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
 

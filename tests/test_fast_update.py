@@ -594,6 +594,15 @@ def test_moments_do_not_decay_into_denormal_numbers(make_model):
         assert (moment == 0).any()
 
 
+def test_moments_that_count_beside_a_tiny_epsilon_stay(make_model):
+    for eps, is_kept in ((1e-8, False), (1e-20, True)):
+        model = make_model(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(eps=eps))).learn(30)
+        moments = model._fast_update.actor_storage.exp_avg_sq
+        moments.fill_(1e-34)
+        model._fast_update.flush_denormals()
+        assert bool((moments > 0).all()) == is_kept
+
+
 def test_modules_see_every_step(make_model):
     """The policy's own forward pass, state_dict and copies follow the storage without being told."""
     model = make_model()

@@ -46,6 +46,7 @@ COMPARISONS = (
     ("paper", "paper_no_targets"),
     ("tuned", "tuned_no_norm"),
     ("tuned", "tuned_layer_norm"),
+    ("tuned_layer_norm", "tuned_no_norm"),
     ("tuned", "sb3_ddpg"),
     ("tuned", "sb3_td3"),
     ("tuned", "crossq_256"),
