@@ -1,17 +1,17 @@
 """
 The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
 
-A network is a few flat arrays and a table of where its layers lie in them
-(:func:`~sb3_bn_ddpg.compiled_update.network_arrays`), so that one compiled code serves networks of any depth. Layer norm is
-the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an assignment to a slice
-takes Numba seconds to compile, for the text of its error.
+A network is a few flat arrays and a table of where its layers lie in them, so that one compiled code serves networks of any
+depth. Layer norm is the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an
+assignment to a slice takes Numba seconds to compile, for the text of its error.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
+from numpy.typing import NDArray
 
 RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
 """What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`."""
@@ -27,6 +27,34 @@ Columns of a memory's table, with the same rows: first entries, in the memory, o
 returned, (n, features) each, of the means and inverse standard deviations that were normalised with, and of the outputs'
 gradient.
 """
+
+
+class Network(NamedTuple):
+    """
+    :param values: Parameters
+    :param grads: Their gradients, likewise
+    :param stats: Running statistics
+    :param table: Of the columns above, (1 + layers, 8)
+    :param numbers: Momentum and epsilon of each normalisation, (1 + layers, 2)
+    """
+
+    values: NDArray[Any]
+    grads: NDArray[Any]
+    stats: NDArray[Any]
+    table: NDArray[np.int64]
+    numbers: NDArray[np.float64]
+
+
+class Memory(NamedTuple):
+    """
+    What a pass leaves for its way back.
+
+    :param floats: The memory
+    :param places: Table of the columns above, (1 + layers, 5)
+    """
+
+    floats: NDArray[Any]
+    places: NDArray[np.int64]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,8 +226,8 @@ def copy(x, y):  # type: ignore[no-untyped-def]
 @compiled
 def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
     """Outputs of all layers into the memory, the input's normalised or not; returns those of the last."""
-    values, _, stats, table, numbers = network
-    floats, places = memory
+    values, stats, table = network.values, network.stats, network.table
+    floats, places = memory.floats, memory.places
     n = x.shape[0]
     output = matrix(floats, places[0, OUTPUT], n, table[0, WIDTH])
     for k in range(table.shape[0]):
@@ -209,7 +237,7 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
         running_mean, running_var = vector(stats, table[k, MEAN], width), vector(stats, table[k, VAR], width)
         n_statistics = width if running_mean.size > 0 else n
         mean, invstd = vector(floats, places[k, CENTRE], n_statistics), vector(floats, places[k, SCALE], n_statistics)
-        momentum, eps = numbers[k, 0], numbers[k, 1]
+        momentum, eps = network.numbers[k, 0], network.numbers[k, 1]
         z, y = x, output
         if k > 0:
             z, y = matrix(floats, places[k, LINEAR], n, width), matrix(floats, places[k, OUTPUT], n, width)
@@ -235,8 +263,8 @@ def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
     filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller. The mode
     is that of the pass.
     """
-    values, grads, _, table, _ = network
-    floats, places = memory
+    values, grads, table = network.values, network.grads, network.table
+    floats, places = memory.floats, memory.places
     n = x.shape[0]
     for k in range(table.shape[0] - 1, -1, -1):
         width, relu, is_input = table[k, WIDTH], table[k, RELU] == 1, k == 0
@@ -276,9 +304,8 @@ def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
 @compiled
 def gradient_of(network, memory, n, k):  # type: ignore[no-untyped-def]
     """The gradient of the outputs of layer k, (n, features), in the memory; of a negative k, counted from the end."""
-    table, (floats, places) = network[3], memory
-    k %= table.shape[0]
-    return matrix(floats, places[k, GRAD], n, table[k, WIDTH])
+    k %= network.table.shape[0]
+    return matrix(memory.floats, memory.places[k, GRAD], n, network.table[k, WIDTH])
 
 
 @compiled
@@ -431,7 +458,8 @@ def gradient_step(  # type: ignore[no-untyped-def]
         actor_loss -= q[i, 0]
         q_grad[i, 0] = dtype(-1.0 / n)
     backward(q_net, q_memory, joined, modes[3], False)
-    first_weight = matrix(q_net[0], q_net[3][1, WEIGHT], q_net[3][1, WIDTH], q_net[3][0, WIDTH])
+    table = q_net.table
+    first_weight = matrix(q_net.values, table[1, WEIGHT], table[1, WIDTH], table[0, WIDTH])
     for i in range(first_weight.shape[0]):
         for j in range(action_dim):
             action_columns[i, j] = first_weight[i, first_weight.shape[1] - action_dim + j]

@@ -54,8 +54,8 @@ class CompiledUpdate(FastUpdate):
         )
         # Laid out alike
         self.target = tuple(
-            (storage.target_values.numpy(), grads, statistics_array(storage.target_stats, self.dtype), *tables)
-            for storage, (_, grads, _, *tables) in zip((actor, critic, critic), self.online, strict=True)
+            network._replace(values=storage.target_values.numpy(), stats=statistics_array(storage.target_stats, self.dtype))
+            for storage, network in zip((actor, critic, critic), self.online, strict=True)
         )
         choices = (statistics.target, statistics.critic_loss, statistics.actor_loss_actor, statistics.actor_loss_critic)
         self.modes = tuple(MODES[choice] for choice in choices)
@@ -67,9 +67,8 @@ class CompiledUpdate(FastUpdate):
     def _set_batch_size(self, n: int) -> None:
         self.n = n
         actor, state_net, q_net = self.online
-        state_dim, joined_dim, width = actor[3][0, kernels.WIDTH], q_net[3][0, kernels.WIDTH], q_net[3][1, kernels.WIDTH]
-        action_dim = actor[3][-1, kernels.WIDTH]
-        dtype = actor[0].dtype
+        (state_dim, *_, action_dim), (joined_dim, width, *_) = (net.table[:, kernels.WIDTH] for net in (actor, q_net))
+        dtype = actor.values.dtype
 
         def critic_memories(n: int) -> tuple[Any, ...]:
             return memory_arrays(state_net, n), memory_arrays(q_net, n), np.empty((n, joined_dim), dtype)
@@ -115,13 +114,12 @@ class CompiledUpdate(FastUpdate):
         kernels.move(target.numpy(), values.numpy(), tau)
 
 
-def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int) -> tuple[Array, ...]:
+def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int) -> kernels.Network:
     """
     :param mlp: A network
     :param storage: What holds its parameters and running statistics
     :param input_dim: Number of its inputs
-    :return: The network, as the kernels take it: parameters, gradients and running statistics; its table; momentum and epsilon
-        of each normalisation
+    :return: The network, as the kernels take it
     """
 
     def first(tensor: th.Tensor | None, flat: th.Tensor) -> int:
@@ -142,7 +140,7 @@ def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int) -> tuple[Arra
         table.append((width, *of_values, *of_stats, follower is not None and follower.relu))
         numbers.append((0.0, 0.0) if norm is None else (float(norm.momentum), float(norm.eps)))
     flats = storage.values.numpy(), storage.grads.numpy(), statistics_array(storage.stats, storage.values.dtype)
-    return *flats, np.array(table, np.int64), np.array(numbers)
+    return kernels.Network(*flats, np.array(table, np.int64), np.array(numbers))
 
 
 def statistics_array(stats: th.Tensor, dtype: th.dtype) -> Array:
@@ -164,19 +162,19 @@ def optimizer_arrays(storage: FlatStorage) -> tuple[Array, ...]:
     return *(flat.numpy() for flat in flats), np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64)
 
 
-def memory_arrays(network: tuple[Array, ...], n: int) -> tuple[Array, Array]:
+def memory_arrays(network: kernels.Network, n: int) -> kernels.Memory:
     """
-    :param network: What ``network_arrays`` returned
+    :param network: A network
     :param n: Size of the minibatch
-    :return: Memory for a pass and its way back, and its table
+    :return: Memory for a pass and its way back
     """
-    widths = network[3][:, kernels.WIDTH]
+    widths = network.table[:, kernels.WIDTH]
     # Batch norm's are those of each unit, layer norm's of each row
-    moments = np.where(network[3][:, kernels.MEAN] >= 0, widths, n)
+    moments = np.where(network.table[:, kernels.MEAN] >= 0, widths, n)
     sizes = np.stack([n * widths, n * widths, moments, moments, n * widths], axis=1)
     aligned = -(-sizes // ALIGNMENT) * ALIGNMENT
     ends = np.cumsum(aligned).reshape(sizes.shape)
-    return np.empty(ends[-1, -1], network[0].dtype), ends - aligned
+    return kernels.Memory(np.empty(ends[-1, -1], network.values.dtype), ends - aligned)
 
 
 def adam_settings(storage: FlatStorage) -> Array:
