@@ -32,9 +32,23 @@ def only_study(storage):
     return optuna.load_study(study_name=name, storage=opened)
 
 
+def trials_so_far(storage):
+    """Trials of the one study, if there is one yet, of a search that goes on: no connection is left to lock its file."""
+    opened = open_storage(storage)
+    try:
+        return [
+            trial
+            for name in optuna.get_all_study_names(opened)
+            for trial in optuna.load_study(study_name=name, storage=opened).trials
+        ]
+    finally:
+        opened.remove_session()
+        opened.engine.dispose()
+
+
 def n_finished(storage):
-    """How many trials of the one study have finished, if there is one yet."""
-    return len(finished_trials(only_study(storage))) if optuna.get_all_study_names(open_storage(storage)) else 0
+    """How many of them have finished."""
+    return sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in trials_so_far(storage))
 
 
 @pytest.mark.parametrize("storage", [None, "journal/study.log", "sqlite:///study.db"])
@@ -122,8 +136,7 @@ def test_ctrl_c_ends_the_trials_of_two_jobs(tmp_path):
     database = tmp_path / "logs/optuna.db"
 
     def n_started():
-        names = optuna.get_all_study_names(open_storage(storage)) if database.exists() else []
-        return sum("policy_delay" in trial.params for trial in only_study(storage).trials) if names else 0
+        return sum("policy_delay" in trial.params for trial in trials_so_far(storage)) if database.exists() else 0
 
     wait_for(lambda: n_started() == 2, process)
     process.send_signal(signal.SIGINT)
