@@ -92,7 +92,6 @@ class FlatStorage:
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
-        self._buffers = [layer._buffers for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
         self._norm_layers: list[Any] = [layer for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
@@ -120,7 +119,7 @@ class FlatStorage:
         :return: Where the parameters and statistics of both networks lie, which assigning to them would change
         """
         tensors: list[th.Tensor] = [*self.params, *self._of_target]
-        tensors += [buffer for buffers in self._buffers for buffer in buffers.values() if buffer is not None]
+        tensors += [buffer for layer in self._norm_layers for buffer in layer._buffers.values() if buffer is not None]
         return [tensor.data_ptr() for tensor in tensors]
 
     def _current_norm_settings(self) -> list[tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rliable import library
 
 from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
-from benchmarks.learning.store import is_done, read_unit
+from benchmarks.learning.store import is_done, read_done
 
 REPETITIONS = 2_000
 """Bootstrap samples of every interval."""
@@ -72,9 +72,7 @@ def read(folder: Path, budget: Budget) -> pd.DataFrame:
     """
     frames = []
     for unit in all_units():
-        if is_done(folder, unit, budget):
-            stored = read_unit(folder, unit)
-            assert stored is not None
+        if stored := read_done(folder, unit, budget):
             frame = pd.DataFrame(stored.rows).apply(pd.to_numeric)
             frames.append(frame.assign(task=unit.task, variant=unit.variant, seed=unit.seed))
     if not frames:

@@ -75,6 +75,16 @@ def is_done(folder: Path, unit: Unit, budget: Budget) -> bool:
             return False
 
 
+def read_done(folder: Path, unit: Unit, budget: Budget) -> StoredUnit | None:
+    """
+    :param folder: The results
+    :param unit: A unit
+    :param budget: The extent of the run
+    :return: What its file holds, None if :func:`is_done` says no
+    """
+    return read_unit(folder, unit) if is_done(folder, unit, budget) else None
+
+
 def _stored_header(file: TextIO) -> dict[str, Any]:
     """The first line of a unit's file, which is read on behind it."""
     stored: dict[str, Any] = json.loads(file.readline().removeprefix("# "))
@@ -197,7 +207,7 @@ def header_text(folder: Path, units: Iterable[Unit], budget: Budget) -> str:
     """
     counts: Counter[str] = Counter()
     for unit in units:
-        if is_done(folder, unit, budget) and (stored := read_unit(folder, unit)):
+        if stored := read_done(folder, unit, budget):
             packages = ", ".join(f"{name} {number}" for name, number in stored.header["versions"].items())
             counts[f"{stored.header['machine']}; {packages}"] += 1
     return "\n".join(f"- {count} runs: {text}" for text, count in counts.most_common())
