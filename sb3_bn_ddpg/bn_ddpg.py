@@ -14,18 +14,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg.atomic_files import PathOrFile
-from sb3_bn_ddpg.checkpoint import cut_off_episodes
 from sb3_bn_ddpg.checks import check_choice, check_installed, check_number, check_schedule
 from sb3_bn_ddpg.cuda_graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
-from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
@@ -242,7 +240,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             check_number("batch_size", self.batch_size, low=2, integer=True)  # one state has no variance
         self._update_optimizers()
         # A copy: two models never draw from one generator, nor does a model change the user's object
-        if _is_self_contained(self.action_noise):
+        if is_self_contained(self.action_noise):
             self.action_noise = copy.deepcopy(self.action_noise)
         self._set_up_action_noise()
 
@@ -351,7 +349,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             noise = VectorizedActionNoise(noise, self.n_envs)
         self.action_noise = noise
 
-        if not _is_self_contained(noise):
+        if not is_self_contained(noise):
             return
         # Ask a copy for its shape, and leave the global generator that SB3's noises draw from as it was
         random_state = np.random.get_state()
@@ -389,9 +387,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
-        reaches_on = isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)) or self.optimize_memory_usage
-        if not continues_episode and reaches_on:
-            cut_off_episodes(self.replay_buffer)  # or returns, goals and next observations would reach across the reset
+        if not continues_episode:
+            self._cut_off_episodes()  # or returns, goals and next observations would reach across the reset
         self._set_up_action_noise()  # may have been exchanged since
         noise = self.action_noise
         if continues_episode:  # SB3 would reset it in the middle of the episode, before it initialises the callbacks
@@ -406,7 +403,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         _check_finite("observation", self._last_obs, self.num_timesteps)
-        self._stored_at = self.num_timesteps
+        self._is_within_step = False
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
 
@@ -425,6 +422,17 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise.update_progress(self._current_progress_remaining)
 
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        self._is_collecting = True
+        try:
+            return super().collect_rollouts(*args, **kwargs)
+        finally:
+            self._is_collecting = False
+
+    def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        self._is_within_step = True  # until its transition is stored
+        return super()._sample_action(*args, **kwargs)
+
     def _store_transition(
         self,
         replay_buffer: ReplayBuffer,
@@ -437,10 +445,13 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
         _check_finite("reward", reward, self.num_timesteps)
         _check_finite("observation", new_obs, self.num_timesteps)
+        if self._vec_normalize_env is not None:  # it clips infinite numbers, but what the buffer stores is not normalised
+            _check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
+            _check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
         for index in np.flatnonzero(dones):
             _check_finite("terminal_observation", infos[index].get("terminal_observation"), self.num_timesteps, int(index))
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        self._stored_at = self.num_timesteps
+        self._is_within_step = False
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -607,19 +618,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
         networks += ["_networks", "_fast_update", "_fast_update_classes", "_pass_statistics", "_learning_guard"]
+        networks += ["_is_collecting"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-
-def _is_self_contained(noise: Any) -> bool:
-    """
-    :param noise: The ``action_noise`` argument
-    :return: Whether a copy of it does what it does: not of a user's class, which may refer to the environment
-    """
-    base = getattr(noise, "base_noise", noise)
-    return not isinstance(base, ActionNoise) or type(base).__module__.startswith(("sb3_bn_ddpg.", "stable_baselines3."))
 
 
 def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:

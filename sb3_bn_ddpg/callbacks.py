@@ -3,7 +3,7 @@
 import pathlib
 from typing import TYPE_CHECKING
 
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
 from sb3_bn_ddpg.checks import check_number
 from sb3_bn_ddpg.environment_state import capture
@@ -24,7 +24,8 @@ class CheckpointEvery(BaseCallback):
     :param save_freq: Steps of the training (all environments together) between two checkpoints, >= 1
     :param path: The file
     :param verbose: Verbosity level: 1 tells of each checkpoint
-    :raises ValueError: if ``save_freq`` is out of its range
+    :raises ValueError: if ``save_freq`` is out of its range, or (in ``learn``) if it is inside of another callback that
+        waits for events, as ``EveryNTimesteps``
     """
 
     model: "BNDDPG"
@@ -39,6 +40,11 @@ class CheckpointEvery(BaseCallback):
         self._waits_for_episode = False
 
     def _on_training_start(self) -> None:
+        if isinstance(self.parent, EventCallback):
+            raise ValueError(
+                f"`CheckpointEvery` is not allowed in `{type(self.parent).__name__}`, which calls it in the middle of steps "
+                "only: it must be passed to `learn`, and has a `save_freq` of its own"
+            )
         self._saved_at = self.model.num_timesteps
         self._is_between_steps = True
         # Of several environments, episodes end at different times

@@ -29,12 +29,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_bn_ddpg import environment_state
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear_errors, sha256
 from sb3_bn_ddpg.callback_state import callback_states
+from sb3_bn_ddpg.noise import is_self_contained
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
 
 FIRST_LINE = b"bn-ddpg checkpoint %d sha256 %s\n"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MEMBERS = ("manifest.json", "model.zip", "replay_buffer.pkl", "state.pkl")
 PACKAGES = ("gymnasium", "numpy", "sb3-bn-ddpg", "stable-baselines3", "torch")
 """Those whose versions can change a resumed run's numbers."""
@@ -79,6 +80,10 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         generators=_generators(model),
         env=env_state,
         shares_action_space=model.action_space is _action_space(model.env),
+        # A noise of the user's own may look at the environment, which the model's file would have a copy of
+        own_noise=None
+        if is_self_contained(model.action_noise)
+        else environment_state.pack_with_references(model.action_noise, model.env),
         # Those of a resumed training wait for its next call of learn
         callbacks=model._pending_callback_states or callback_states(model._callback),
     )
@@ -91,7 +96,7 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         versions=_versions(),
     )
     model_zip = io.BytesIO()
-    model.save(model_zip)
+    model.save(model_zip, exclude=[] if state["own_noise"] is None else ["action_noise"])
     with atomic_write(path) as file:
         file.write(FIRST_LINE % (FORMAT_VERSION, b"0" * 64))
         hashing: Any = HashingFile(file)
@@ -143,6 +148,8 @@ def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
     environment_state.restore(model.env, state["env"])
     if state.get("shares_action_space"):  # and its generator, from which the environment may draw as well
         model.action_space = _action_space(model.env)
+    if state["own_noise"] is not None:
+        model.action_noise = environment_state.unpack_with_references(state["own_noise"], model.env)
     model._pending_callback_states = state["callbacks"]
     if state["env"].not_offered is not None:
         model._last_obs = None  # learn resets the environment

@@ -136,13 +136,11 @@ class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordC
     def __init__(self, env: gym.Env[Any, NDArray[Any]], size: tuple[int, int], camera_id: int | str, samples: int) -> None:
         RecordConstructorArgs.__init__(self, size=size, camera_id=camera_id, samples=samples)
         gym.Wrapper.__init__(self, env)
-        from dm_control.mujoco.engine import Camera
-
         physics = env.unwrapped.physics  # type: ignore[attr-defined]
         physics.model.vis.quality.offsamples = samples
         try:
-            self._camera = Camera(physics, *size, camera_id)
-            self._camera.render(render_flag_overrides=RENDER_FLAGS)
+            self._camera = KeptCamera(physics, size, camera_id)
+            self._camera.render()
         except ValueError:  # no such camera, or a picture too large
             raise
         except Exception as error:  # no common class, see above
@@ -152,6 +150,35 @@ class DmControlCamera(gym.Wrapper[Any, NDArray[Any], Any, NDArray[Any]], RecordC
         """
         :return: The present frame, of shape ``(height, width, 3)``
         """
+        return self._camera.render()
+
+
+class KeptCamera:
+    """
+    A camera of dm_control that is made with its first frame. It belongs to the process, so a pickle, as in a checkpoint, holds
+    what it is made of.
+
+    :param physics: The simulator
+    :param size: Height and width in pixels
+    :param camera_id: Index or name of the camera
+    """
+
+    def __init__(self, physics: Any, size: tuple[int, int], camera_id: int | str) -> None:
+        self._arguments = (physics, size, camera_id)
+        self._camera: Any = None
+
+    def __reduce__(self) -> tuple[type["KeptCamera"], tuple[Any, ...]]:
+        return KeptCamera, self._arguments
+
+    def render(self) -> Any:
+        """
+        :return: The present frame, of shape ``(height, width, 3)``
+        """
+        if self._camera is None:
+            from dm_control.mujoco.engine import Camera
+
+            physics, size, camera_id = self._arguments
+            self._camera = Camera(physics, *size, camera_id)
         return self._camera.render(render_flag_overrides=RENDER_FLAGS)
 
 

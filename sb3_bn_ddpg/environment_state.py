@@ -8,10 +8,12 @@ import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import cloudpickle
 import gymnasium as gym
+import numpy as np
 from gymnasium.utils import EzPickle
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
@@ -33,17 +35,17 @@ class VecEnvState:
     """
     The state of a vectorised environment.
 
-    :param wrappers: Class and packed attributes of each of its ``VecEnvWrapper`` layers, outermost first; None if they do not
-        offer them
+    :param wrappers: Class and packed attributes of each of its ``VecEnvWrapper`` layers, outermost first; None for the
+        attributes of one that does not offer them
     :param vec_env_class: The class below them
     :param seeds: The seeds that its next reset uses
-    :param environments: The packed state of each environment, or None if they do not offer it
+    :param environments: The packed state of the environments of each process, or None if they do not offer it
     :param generators: The state of each environment's random generator, or None
     :param specs: What Gymnasium made each environment from, or None
-    :param not_offered: Why ``environments`` is None
+    :param not_offered: Why something is None of what the middle of an episode needs
     """
 
-    wrappers: list[tuple[type[VecEnvWrapper], bytes]] | None
+    wrappers: list[tuple[type[VecEnvWrapper], bytes | None]]
     vec_env_class: type[VecEnv]
     seeds: Any
     environments: list[bytes] | None
@@ -60,10 +62,20 @@ def capture(venv: VecEnv) -> VecEnvState:
     :return: Its state, without the single environments' if they do not offer it
     """
     wrappers, base = _layers(venv)
-    packed_wrappers, environments, not_offered = None, None, None
+    packed_wrappers: list[tuple[type[VecEnvWrapper], bytes | None]] = []
+    environments, not_offered = None, None
+    for wrapper in wrappers:  # one that does not offer its state takes that of no other with it
+        packed = None
+        try:
+            packed = _pack([wrapper], PROCESS_BOUND, beside=[*wrappers, base])
+        except StateNotOfferedError as reason:
+            not_offered = str(reason)
+        packed_wrappers.append((type(wrapper), packed))
     try:
-        packed_wrappers = [(type(wrapper), _pack([wrapper], hidden=PROCESS_BOUND)) for wrapper in wrappers]
-        environments = _call_in_each(base, [_pack_environment] * base.num_envs)
+        if isinstance(base, DummyVecEnv):  # together, so that what they share stays shared
+            environments = [_pack_environments(*base.envs)]
+        else:
+            environments = _call_in_each(base, [_pack_environments] * base.num_envs)
     except StateNotOfferedError as reason:
         not_offered = str(reason)
     return VecEnvState(
@@ -86,15 +98,20 @@ def restore(venv: VecEnv, state: VecEnvState) -> None:
     :raises ValueError: if it is built differently
     """
     wrappers, base = _layers(venv)
-    if state.wrappers is not None:
-        names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
-        if names != expected:
-            raise ValueError(f"`env` with the wrappers {names} is not allowed: the checkpoint's environment has {expected}")
-        for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
-            _unpack([wrapper], packed, hidden=PROCESS_BOUND)
+    names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
+    if names != expected:
+        raise ValueError(f"`env` with the wrappers {names} is not allowed: the checkpoint's environment has {expected}")
+    for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
+        if packed is not None:
+            _unpack([wrapper], packed, PROCESS_BOUND, beside=[*wrappers, base])
     try:
-        if state.environments is not None:
-            _call_in_each(base, [partial(_unpack_environment, packed=packed) for packed in state.environments])
+        if state.environments is not None and isinstance(base, DummyVecEnv):
+            unpack = partial(_unpack_environments, packed=state.environments[0])
+            _, error = _result(lambda envs: unpack(*envs), base.envs)
+            if error is not None:
+                raise StateNotOfferedError(error)
+        elif state.environments is not None:
+            _call_in_each(base, [partial(_unpack_environments, packed=packed) for packed in state.environments])
         elif all(state.generators):
             _call_in_each(base, [partial(_set_generator_state, saved=saved) for saved in state.generators])
     except StateNotOfferedError as reason:
@@ -111,16 +128,39 @@ def rebuild(state: VecEnvState) -> VecEnv:
     :return: A new one, still to be given the state
     :raises ValueError: if they were not made from ids
     """
-    if state.wrappers is None or any(spec is None for spec in state.specs):
+    if any(packed is None for _, packed in state.wrappers) or any(spec is None for spec in state.specs):
         raise ValueError("`env=None` is not allowed: the checkpoint's environment was not made from an id, pass one like it")
     make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in state.specs]
     venv: VecEnv = SubprocVecEnv(make_env) if issubclass(state.vec_env_class, SubprocVecEnv) else DummyVecEnv(make_env)
-    for wrapper_class, packed in reversed(state.wrappers):
+    layers: list[VecEnv] = [venv]
+    for wrapper_class, _ in reversed(state.wrappers):
         wrapper = wrapper_class.__new__(wrapper_class)
-        VecEnvWrapper.__init__(wrapper, venv)
-        _unpack([wrapper], packed, hidden=PROCESS_BOUND)
-        venv = wrapper
-    return venv
+        VecEnvWrapper.__init__(wrapper, layers[0])
+        layers.insert(0, wrapper)
+    for layer, (_, packed) in zip(layers, state.wrappers, strict=False):  # all but the innermost, which is no wrapper
+        assert packed is not None
+        _unpack([layer], packed, PROCESS_BOUND, beside=layers)
+    return layers[0]
+
+
+def pack_with_references(thing: Any, venv: VecEnv) -> bytes:
+    """
+    :param thing: An object that may refer to the environment, its wrappers and its single environments
+    :param venv: The environment
+    :return: The object without those, for :func:`unpack_with_references`
+    """
+    stream = io.BytesIO()
+    _Pickler(stream, _places(_levels(venv))).dump(thing)
+    return stream.getvalue()
+
+
+def unpack_with_references(packed: bytes, venv: VecEnv) -> Any:
+    """
+    :param packed: An object of :func:`pack_with_references`
+    :param venv: An environment that is built as the one then was
+    :return: The object, which refers to this one
+    """
+    return _Unpickler(io.BytesIO(packed), _levels(venv)).load()
 
 
 def _make_monitored(spec: Any) -> gym.Env[Any, Any]:
@@ -138,6 +178,16 @@ def _layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
         wrappers.append(venv)
         venv = venv.venv
     return wrappers, venv
+
+
+def _levels(venv: VecEnv) -> list[Any]:
+    """
+    :param venv: A vectorised environment
+    :return: Its wrappers, itself, and the wrappers of each of its environments if they are in this process
+    """
+    wrappers, base = _layers(venv)
+    chains = [_chain(env) for env in base.envs] if isinstance(base, DummyVecEnv) else []
+    return [*wrappers, base, *chain.from_iterable(chains)]
 
 
 # --- Calling functions where the environments are
@@ -208,38 +258,45 @@ def _call_or_none(base: VecEnv, function: Callable[[Any], Any]) -> list[Any]:
 
 def _chain(env: gym.Env[Any, Any]) -> list[Any]:
     """An environment's wrappers, outermost first, and the environment."""
-    chain: list[Any] = [env]
-    while isinstance(chain[-1], gym.Wrapper):
-        chain.append(chain[-1].env)
-    return chain
+    levels: list[Any] = [env]
+    while isinstance(levels[-1], gym.Wrapper):
+        levels.append(levels[-1].env)
+    return levels
 
 
-def _class_names(chain: list[Any]) -> list[str]:
-    classes = [type(level) for level in chain]
+def _class_names(levels: list[Any]) -> list[str]:
+    classes = [type(level) for level in levels]
     # RL Zoo exchanges Gymnasium's time limit for a child with the same attributes in processes that import it
     classes = [cls.__base__ or cls if cls.__module__ == "rl_zoo3.gym_patches" else cls for cls in classes]
     return [f"{cls.__module__}.{cls.__qualname__}" for cls in classes]
 
 
-def _pack_environment(env: gym.Env[Any, Any]) -> bytes:
-    chain = _chain(env)
-    return pickle.dumps((_class_names(chain), _pack(chain, hidden=(RESULT,))))
+def _pack_environments(*envs: gym.Env[Any, Any]) -> bytes:
+    chains = [_chain(env) for env in envs]
+    return pickle.dumps(([_class_names(levels) for levels in chains], _pack([*chain.from_iterable(chains)], (RESULT,))))
 
 
-def _unpack_environment(env: gym.Env[Any, Any], packed: bytes) -> None:
-    names, attributes = pickle.loads(packed)
-    chain = _chain(env)
-    if _class_names(chain) != names:
-        raise ValueError(f"it is built of {_class_names(chain)}, the checkpoint's of {names}")
-    _unpack(chain, attributes)
+def _unpack_environments(*envs: gym.Env[Any, Any], packed: bytes) -> None:
+    all_names, attributes = pickle.loads(packed)
+    chains = [_chain(env) for env in envs]
+    for levels, names in zip(chains, all_names, strict=True):
+        if _class_names(levels) != names:
+            raise ValueError(f"it is built of {_class_names(levels)}, the checkpoint's of {names}")
+    _unpack([*chain.from_iterable(chains)], attributes)
 
 
 def _generator_state(env: gym.Env[Any, Any]) -> Any:
-    return env.unwrapped.np_random.bit_generator.state
+    generator: Any = env.unwrapped.np_random
+    is_old = isinstance(generator, np.random.RandomState)  # as the DeepMind Control Suite has them
+    return generator.get_state() if is_old else generator.bit_generator.state
 
 
 def _set_generator_state(env: gym.Env[Any, Any], saved: Any) -> None:
-    env.unwrapped.np_random.bit_generator.state = saved
+    generator: Any = env.unwrapped.np_random
+    if isinstance(generator, np.random.RandomState):
+        generator.set_state(saved)
+    else:
+        generator.bit_generator.state = saved
 
 
 def _spec(env: gym.Env[Any, Any]) -> Any:
@@ -299,29 +356,31 @@ class _Unpickler(pickle.Unpickler):
         return level if len(pid) == 1 else vars(level).get(pid[1])
 
 
-def _pack(levels: list[Any], hidden: tuple[str, ...] = ()) -> bytes:
+def _pack(levels: list[Any], hidden: tuple[str, ...], beside: list[Any] | None = None) -> bytes:
     """
     :param levels: Objects that refer to each other
     :param hidden: Attributes to leave out
+    :param beside: All objects that they may refer to but for those in their attributes (if None: ``levels``)
     :return: Their attributes
     :raises StateNotOfferedError: if an attribute cannot be pickled
     """
     attributes = [{name: value for name, value in vars(level).items() if name not in hidden} for level in levels]
     stream = io.BytesIO()
     try:
-        _Pickler(stream, _places(levels)).dump(attributes)
+        _Pickler(stream, _places(levels if beside is None else beside)).dump(attributes)
     except Exception as error:
         raise StateNotOfferedError(f"{type(levels[-1]).__name__} cannot be pickled: {error}") from error
     return stream.getvalue()
 
 
-def _unpack(levels: list[Any], packed: bytes, hidden: tuple[str, ...] = ()) -> None:
+def _unpack(levels: list[Any], packed: bytes, hidden: tuple[str, ...] = (), beside: list[Any] | None = None) -> None:
     """
     :param levels: Objects of the same classes as the packed ones, in the same order
     :param packed: The attributes to give them
     :param hidden: Attributes that they keep
+    :param beside: What stands for the objects that :func:`_pack` had beside them
     """
-    attributes = _Unpickler(io.BytesIO(packed), levels).load()
+    attributes = _Unpickler(io.BytesIO(packed), levels if beside is None else beside).load()
     for level, values in zip(levels, attributes, strict=True):
         kept = {name: value for name, value in vars(level).items() if name in hidden}
         vars(level).clear()

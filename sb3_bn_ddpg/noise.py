@@ -1,10 +1,11 @@
 """The exploration noise of DDPG: the Ornstein-Uhlenbeck process of the paper's section 3."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from stable_baselines3.common.noise import VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_bn_ddpg.checks import check_number, check_schedule
@@ -151,6 +152,15 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
             f"{self.__class__.__name__}(mean={self._mean}, sigma={self._sigma}, theta={self._theta}, dt={self._dt}, "
             f"n_envs={self.n_envs})"
         )
+
+
+def is_self_contained(noise: Any) -> bool:
+    """
+    :param noise: The ``action_noise`` argument
+    :return: Whether a copy of it does what it does: not of a user's class, which may refer to the environment
+    """
+    base = getattr(noise, "base_noise", noise)
+    return not isinstance(base, ActionNoise) or type(base).__module__.startswith(("sb3_bn_ddpg.", "stable_baselines3."))
 
 
 def _finite_array(name: str, value: object, broadcast_to: tuple[int, ...] | None = None) -> NDArray[np.floating]:

@@ -1,5 +1,6 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -512,7 +513,10 @@ def inherited_kwargs(
         kwargs = {name: net_kwargs[name] for name in names} | dict(normalized_image=not normalize_images)
     if issubclass(extractor_class, PaperCombinedExtractor):
         kwargs["normalization"] = net_kwargs["normalization"]
-    return kwargs
+    parameters = inspect.signature(extractor_class).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name in parameters}  # a subclass may have other arguments
 
 
 class CnnPolicy(BNDDPGPolicy):

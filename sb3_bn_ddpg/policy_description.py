@@ -63,6 +63,9 @@ def describe(model: "BNDDPG") -> tuple[dict[str, Any], dict[str, th.Tensor]]:
         if cls not in known:
             names, name_of_class = ", ".join(each.__name__ for each in known), getattr(cls, "__name__", cls)
             raise ValueError(f"`{name}={name_of_class}` cannot be exported: only {names} can, which need no code in the file")
+    for name, module in actor.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(f"`actor` with hooks at {name or 'itself'} cannot be exported: they are code")
     description = dict(
         format_version=FORMAT_VERSION,
         observation_space=_describe_space(model.observation_space, "observation_space", tensors),

@@ -39,7 +39,8 @@ class SavingMixin(OffPolicyAlgorithm):
     """
 
     _callback: BaseCallback | None = None
-    _stored_at: int | None = None  # steps at the last transition stored
+    _is_within_step: bool = False  # whether an action was chosen whose transition is not stored
+    _is_collecting: bool = False  # whether a rollout is running
     _pending_callback_states: Any = None
 
     # --- Checkpoints
@@ -56,8 +57,14 @@ class SavingMixin(OffPolicyAlgorithm):
         :param path: The file to write or replace, as it is spelled
         :raises ValueError: if a parameter of the networks is not finite; an earlier checkpoint stays
         :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of a step
+        :raises RuntimeError: in the middle of a step of a running training, as from a callback's ``_on_step``
         """
         check_no_answer_is_due(self)
+        if self._is_within_step and self._is_collecting:
+            raise RuntimeError(
+                f"`save_checkpoint({str(path)!r})` is not allowed in the middle of a step, which is not stored yet: "
+                "`learn(..., callback=CheckpointEvery(save_freq, path))` saves between two steps"
+            )
         if self._has_lost_a_step:
             checkpoint.cut_off_episodes(self.replay_buffer)
             self.begin_episodes()
@@ -118,18 +125,25 @@ class SavingMixin(OffPolicyAlgorithm):
         """Reset the environment between two steps of a training, as ``learn`` does at its start."""
         assert self.env is not None
         self._last_obs = self.env.reset()  # type: ignore[assignment]
+        if self.action_noise is not None:
+            self.action_noise.reset()
         self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
-        self._stored_at = self.num_timesteps
+        self._is_within_step = False
 
     @property
     def _has_lost_a_step(self) -> bool:
         """
-        Whether the environment has made a step that is not stored, as one in whose middle an interrupt or a callback ended
-        ``learn``: the last observation is then not where the environment is, so the episode cannot go on.
+        Whether the environment may have made a step that is not stored, as one in whose middle an interrupt, an error or a
+        callback ended ``learn``: the last observation is then not where the environment is, so the episode cannot go on.
         """
-        return self._last_obs is not None and self._stored_at not in (None, self.num_timesteps)
+        return self._last_obs is not None and self._is_within_step
+
+    def _cut_off_episodes(self) -> None:
+        """Let the replay buffer's unfinished episodes end, if it makes something of transitions that follow each other."""
+        if isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)) or self.optimize_memory_usage:
+            checkpoint.cut_off_episodes(self.replay_buffer)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._callback = super()._init_callback(callback, progress_bar)
@@ -227,7 +241,8 @@ class SavingMixin(OffPolicyAlgorithm):
         Load a replay buffer from a pickle file. It runs pickled code: load only files that you trust.
 
         :param path: Path to the pickled replay buffer.
-        :param truncate_last_traj: With ``HerReplayBuffer``: whether the last trajectory is taken as finished
+        :param truncate_last_traj: Whether the last trajectory is taken as finished, as by a time limit: the environment's
+            episode is another. If not, returns of several steps, and goals, reach from one to the other.
         :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
         :raises ValueError: if it is one of other spaces, of another number of environments, or of single steps where
             ``n_steps`` is not 1; the present one stays
@@ -240,6 +255,8 @@ class SavingMixin(OffPolicyAlgorithm):
             with clear_errors(path):
                 super().load_replay_buffer(path, truncate_last_traj)
             self._check_loaded_buffer()
+            if truncate_last_traj:
+                self._cut_off_episodes()
         except BaseException:
             self.replay_buffer = before
             raise

@@ -9,6 +9,7 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
@@ -238,6 +239,17 @@ def test_numbers_of_the_environment(make_model, field, value):
     assert np.isfinite(model.replay_buffer.observations).all()
     assert np.isfinite(model.replay_buffer.next_observations).all()
     assert np.isfinite(model.replay_buffer.rewards).all()
+
+
+@pytest.mark.parametrize("field", ["reward", "observation"])
+def test_infinite_numbers_that_vec_normalize_clips(make_model, field):
+    """With its statistics frozen, it lets the clipped ones through; the replay buffer stores the others."""
+    env = VecNormalize(make_vec_env(lambda: FaultyEnv(field, np.inf)))
+    env.training = False
+    model = make_model(env)
+    with pytest.raises(ValueError, match=rf"`{field}=.*inf.*` of environment 0 at step 7 is not allowed"):
+        model.learn(30)
+    assert model.replay_buffer.pos == 6
 
 
 def test_the_environment_is_named(make_model):

@@ -185,6 +185,15 @@ def test_wrappers(wrapper):
     assert model._n_updates > 20
 
 
+def test_a_subclass_with_fewer_arguments():
+    class Features(PaperCNN):
+        def __init__(self, observation_space):
+            super().__init__(observation_space, features_dim=24)
+
+    model = make_model(policy_kwargs=dict(SMALL_CNN, features_extractor_class=Features))
+    assert model.actor.features_extractor.features_dim == 24
+
+
 def test_natures_network_still_fits():
     model = make_model(policy_kwargs=dict(features_extractor_class=NatureCNN, features_extractor_kwargs=dict(features_dim=32)))
     assert model.policy.net_arch == [200, 200]

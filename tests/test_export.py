@@ -165,6 +165,13 @@ def test_other_layers_than_the_arguments_say_are_refused(make_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_hooks_are_refused(make_model, tmp_path):
+    model = make_model()
+    model.actor.mu[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(ValueError, match=r"`actor` with hooks at mu\.1 cannot be exported"):
+        model.export_policy(tmp_path / "policy.safetensors")
+
+
 class Bomb:
     def __reduce__(self):
         return exec, ("raise SystemExit('the bomb went off')",)

@@ -90,6 +90,58 @@ def test_an_episode_that_lost_a_step_does_not_go_on(make_model, tmp_path, interr
         assert_within_episodes(each)
 
 
+class InterruptedEnv(CountingEnv):
+    """Is interrupted once after its simulator has made a step, or a reset."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def _observation(self):
+        if 100 * self.episode + self.steps == self.at:
+            self.at = 0
+            raise KeyboardInterrupt
+        return super()._observation()
+
+
+@pytest.mark.parametrize("at", [305, 400])
+@pytest.mark.parametrize("saves", [False, True])
+def test_an_interrupt_in_the_environment(make_model, tmp_path, at, saves):
+    """SB3 has not counted the step yet that the environment has made."""
+    model = make_model(InterruptedEnv(at), gamma=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100)
+    if saves:
+        model.save_checkpoint(tmp_path / "checkpoint")
+        model = BNDDPG.resume(tmp_path / "checkpoint", InterruptedEnv(0))
+    model.learn(15, reset_num_timesteps=False)
+    assert model.replay_buffer.size() == {305: 24, 400: 29}[at] + 15
+    assert_within_episodes(model)
+
+
+def test_saving_in_the_middle_of_a_step_is_refused(make_model, tmp_path):
+    class Save(BaseCallback):
+        def _on_step(self):
+            self.model.save_checkpoint(tmp_path / "checkpoint")
+
+    model = make_model(CountingEnv(), gamma=1.0)
+    with pytest.raises(RuntimeError, match=r"in the middle of a step, .*CheckpointEvery\(save_freq, path\)"):
+        model.learn(30, Save())
+    model.save(tmp_path / "model")
+    model.save_checkpoint(tmp_path / "checkpoint")  # the training is over
+    BNDDPG.load(tmp_path / "model", CountingEnv(), force_reset=False).save_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_new_episode_has_new_noise(make_model, tmp_path):
+    def trained(saves):
+        model = make_model(VectorEnv()).learn(100, StopAt(50))
+        if saves:
+            model.save_checkpoint(tmp_path / "checkpoint")
+        return model.learn(5, reset_num_timesteps=False)
+
+    np.testing.assert_array_equal(trained(True).replay_buffer.actions, trained(False).replay_buffer.actions)
+
+
 def test_a_lost_step_counts_without_a_checkpoint_too(make_model):
     model = make_model(CountingEnv(), n_steps=3, gamma=1.0).learn(100, StopAt(25))
     model.learn(15, reset_num_timesteps=False)
@@ -108,6 +160,22 @@ def test_returns_of_several_steps_end_where_the_environment_is_reset(make_model,
     model.learn(15, reset_num_timesteps=not loads)
     assert model.replay_buffer.size() == 40
     assert_within_episodes(model)
+
+
+@pytest.mark.parametrize("kwargs", [dict(n_steps=5), dict(optimize_memory_usage=True)])
+def test_a_buffer_loaded_in_the_middle_of_an_episode(make_model, tmp_path, kwargs):
+    if "n_steps" not in kwargs:
+        kwargs["replay_buffer_kwargs"] = dict(handle_timeout_termination=False)
+    make_model(CountingEnv(), gamma=1.0, **kwargs).learn(25).save_replay_buffer(tmp_path / "buffer")
+    model = make_model(CountingEnv(), gamma=1.0, **kwargs).learn(33)
+    model.load_replay_buffer(tmp_path / "buffer")
+    model.learn(10, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    samples = buffer._get_samples(np.arange(34))
+    reaches_across = (samples.observations // 100 != samples.next_observations // 100)[:, 0]
+    assert reaches_across.any() == ("n_steps" not in kwargs)
+    assert (samples.dones[reaches_across] == 1).all()
+    assert (samples.rewards[20:25] <= 500).all()  # of the first buffer's third episode
 
 
 def test_an_episode_that_goes_on_is_one(make_model):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecTransposeImage, is_vecenv_wrapped
 
+from benchmarks.reliability.resumes import fingerprint
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer, PixelObservation
 from sb3_bn_ddpg import dm_control_pixels as suite_pixels
 
@@ -255,6 +257,24 @@ def test_it_trains_on_the_suite_without_copies(cartpole):
     model.learn(10)
     # Three new frames a step, and one at the reset
     assert model.replay_buffer.frames.n_used <= 1 + 3 * 10
+
+
+def test_a_training_from_pixels_is_resumed_to_the_bit(cartpole, tmp_path):
+    """In the middle of an episode, with a camera made anew: also the next episode begins as it would have."""
+
+    def make_env():
+        return gym.make("bn_ddpg/cartpole-balance-pixels-v0", size=(16, 16), task_kwargs=dict(time_limit=0.3))
+
+    def make_model():
+        kwargs = dict(policy_kwargs=dict(net_arch=[8, 8]), replay_buffer_class=FrameReplayBuffer, seed=0, device="cpu")
+        return BNDDPG("CnnPolicy", make_env(), batch_size=4, learning_starts=10, buffer_size=60, **kwargs)
+
+    whole = make_model().learn(30)
+    make_model().learn(15, schedule_timesteps=30).save_checkpoint(tmp_path / "checkpoint")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = BNDDPG.resume(tmp_path / "checkpoint", make_env(), device="cpu")
+    assert fingerprint(resumed.learn(15, reset_num_timesteps=False)) == fingerprint(whole)
 
 
 @pytest.mark.slow

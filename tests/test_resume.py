@@ -1,13 +1,17 @@
 """A training that is interrupted and resumed in another process ends with the same bits as one that was not."""
 
+import warnings
+from typing import ClassVar
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import VectorEnv
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize, VecVideoRecorder
 
 from benchmarks.reliability import resumes
 from benchmarks.reliability.resumes import TRAININGS, fingerprint, whole
@@ -84,6 +88,99 @@ def test_an_environment_that_draws_from_its_action_space(make_model, tmp_path):
         assert model.action_space is model.env.envs[0].action_space
     np.testing.assert_array_equal(resumed.replay_buffer.actions[:60], whole.replay_buffer.actions[:60])
     np.testing.assert_array_equal(resumed.replay_buffer.observations[:60], whole.replay_buffer.observations[:60])
+
+
+class SharedCount(VectorEnv):
+    """Rewards that depend on how many steps all the environments have made together."""
+
+    def __init__(self, count):
+        super().__init__(ep_length=7)
+        self.count = count
+
+    def step(self, action):
+        self.count[0] += 1
+        obs, reward, *rest = super().step(action)
+        return obs, reward + self.count[0], *rest
+
+
+def test_environments_that_share_an_object(make_model, tmp_path):
+    def make_env():
+        count = [0]
+        return DummyVecEnv([lambda: SharedCount(count)] * 2)
+
+    whole = make_model(make_env()).learn(60)
+    make_model(make_env()).learn(30, schedule_timesteps=60).save_checkpoint(tmp_path / "half")
+    resumed = BNDDPG.resume(tmp_path / "half", make_env()).learn(30, reset_num_timesteps=False)
+    assert fingerprint(resumed) == fingerprint(whole)
+
+
+class EpisodeNoise(ActionNoise):
+    """Looks at the environment."""
+
+    def __init__(self, env):
+        super().__init__()
+        self.env = env
+
+    def __call__(self):
+        return np.full(2, 0.01 * self.env.steps)
+
+
+def test_noise_that_looks_at_the_environment(make_model, tmp_path):
+    def make():
+        env = VectorEnv(ep_length=7)
+        return make_model(env, action_noise=EpisodeNoise(env))
+
+    whole = make().learn(60)
+    make().learn(30, schedule_timesteps=60).save_checkpoint(tmp_path / "half")
+    resumed = BNDDPG.resume(tmp_path / "half", VectorEnv(ep_length=7))
+    assert resumed.action_noise.env is resumed.env.envs[0].unwrapped
+    assert fingerprint(resumed.learn(30, reset_num_timesteps=False)) == fingerprint(whole)
+
+
+class VideoEnv(VectorEnv):
+    metadata: ClassVar[dict] = dict(render_modes=["rgb_array"], render_fps=5)
+    render_mode = "rgb_array"
+
+    def render(self):
+        return np.full((4, 4, 3), self.steps, np.uint8)
+
+
+def test_a_wrapper_that_refers_to_what_it_wraps(make_model, tmp_path):
+    def make_env():
+        return VecVideoRecorder(VecNormalize(make_vec_env(VideoEnv)), str(tmp_path), lambda step: False)
+
+    make_model(make_env()).learn(30).save_checkpoint(tmp_path / "checkpoint")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = BNDDPG.resume(tmp_path / "checkpoint", make_env())
+    assert resumed.env.env is resumed.env.venv
+    assert resumed.env.env.render().max() == 10
+
+
+class Unpicklable(VecEnvWrapper):
+    def __init__(self, venv):
+        super().__init__(venv)
+        self.generator = (number for number in range(1))
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+
+@pytest.mark.parametrize("is_outside", [False, True])
+def test_a_wrapper_that_hides_its_state_keeps_that_of_no_other(make_model, tmp_path, is_outside):
+    def make_env():
+        env = make_vec_env(VectorEnv)
+        return Unpicklable(VecNormalize(env)) if is_outside else VecNormalize(Unpicklable(env))
+
+    model = make_model(make_env()).learn(30)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match=r"starts with a new episode: .*Unpicklable cannot be pickled"):
+        resumed = BNDDPG.resume(tmp_path / "checkpoint", make_env())
+    np.testing.assert_array_equal(resumed._vec_normalize_env.obs_rms.mean, model._vec_normalize_env.obs_rms.mean)
+    resumed.learn(10, reset_num_timesteps=False)
 
 
 def test_remaining_timesteps(make_model, tmp_path):
@@ -167,9 +264,9 @@ def test_what_a_checkpoint_is_not(make_model, tmp_path):
     with pytest.raises(FileNotFoundError):
         BNDDPG.resume(tmp_path / "nothing")
     content = (tmp_path / "checkpoint").read_bytes()
-    (tmp_path / "later").write_bytes(content.replace(b"checkpoint 1 ", b"checkpoint 2 ", 1))
-    with pytest.raises(FileError, match="of version 2: only version 1 is known"):
-        BNDDPG.resume(tmp_path / "later", VectorEnv())
+    (tmp_path / "earlier").write_bytes(content.replace(b"checkpoint 2 ", b"checkpoint 1 ", 1))
+    with pytest.raises(FileError, match="of version 1: only version 2 is known"):
+        BNDDPG.resume(tmp_path / "earlier", VectorEnv())
 
 
 def test_other_versions_are_told(make_model, tmp_path, monkeypatch):
@@ -185,6 +282,12 @@ def test_checkpoints_of_large_empty_buffers_are_small(make_model, tmp_path):
     assert (tmp_path / "checkpoint").stat().st_size < 200_000
     resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
     assert resumed.replay_buffer.observations.shape == model.replay_buffer.observations.shape
+
+
+def test_a_callback_that_would_never_save(make_model, tmp_path):
+    callback = EveryNTimesteps(10, CallbackList([CheckpointEvery(10, tmp_path / "checkpoint")]))
+    with pytest.raises(ValueError, match="`CheckpointEvery` is not allowed in `EveryNTimesteps`"):
+        make_model().learn(30, callback)
 
 
 def test_save_freq():
