@@ -67,6 +67,17 @@ def is_checkpoint(path: str | pathlib.Path) -> bool:
         return file.read(len(b"bn-ddpg checkpoint")) == b"bn-ddpg checkpoint"
 
 
+def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
+    """
+    :param path: A checkpoint
+    :return: What it is, without a look at the rest
+    :raises FileError: if it is truncated or was altered
+    """
+    with clear_errors(path, what="is truncated or was altered"), zipfile.ZipFile(path) as archive:
+        manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
+        return manifest
+
+
 def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
     """
     :param model: The model, between two steps

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, start, wait_for
@@ -14,10 +15,11 @@ pytest.importorskip("rl_zoo3")
 
 import optuna
 import yaml
+from stable_baselines3.common.save_util import load_from_zip_file
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.zoo.search_space import NET_ARCHS
+from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NET_ARCHS
 from sb3_bn_ddpg.zoo.studies import finished_trials, open_storage
 
 pytestmark = pytest.mark.slow
@@ -178,20 +180,99 @@ main(sys.argv[1:])
 
 
 def test_ctrl_c_before_a_trial_starts(tmp_path):
-    command = [sys.executable, "-c", INTERRUPT_AT_THE_HEARTBEAT, *SEARCH, "--n-trials", "5", "--no-optim-plots", *TINY]
     # Left alive, the thread would keep the process alive
-    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    done = run_code(INTERRUPT_AT_THE_HEARTBEAT, *SEARCH, "--n-trials", "5", "--no-optim-plots", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Best of 2 finished trials" in done.stdout
     states = [trial.state for trial in only_study(f"sqlite:///{tmp_path}/logs/optuna.db").trials]
     assert states == [optuna.trial.TrialState.COMPLETE] * 2 + [optuna.trial.TrialState.FAIL]
 
 
+# A Ctrl-C in the storage's transaction: the cursor of that would live as long as the error, and keep the file locked
+INTERRUPT_IN_THE_STORAGE = """
+import signal, sys
+from sqlalchemy.engine.default import DefaultDialect
+from sb3_bn_ddpg.cli import main
+
+execute, attributes = DefaultDialect.do_execute, []
+
+def execute_and_interrupt(self, cursor, statement, *rest):
+    execute(self, cursor, statement, *rest)
+    if "INTO trial_user_attributes" in statement:
+        attributes.append(statement)
+    if len(attributes) == 4 and statement.startswith("SELECT"):
+        attributes.clear()
+        signal.raise_signal(signal.SIGINT)
+
+DefaultDialect.do_execute = execute_and_interrupt
+main(sys.argv[1:])
+"""
+
+# The second trial's worker dies after a sign of life
+KILLED_IN_THE_SECOND_TRIAL = """
+import os, signal, sys
+from optuna.storages import RDBStorage
+from sb3_bn_ddpg.cli import main
+
+record = RDBStorage.record_heartbeat
+
+def record_and_die(self, trial_id):
+    record(self, trial_id)
+    if trial_id == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RDBStorage.record_heartbeat = record_and_die
+main(sys.argv[1:])
+"""
+
+
+def run_code(code, *arguments, cwd):
+    """Run a script that ends in the command line, and return what became of it."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_ctrl_c_leaves_no_lock_in_the_storage(tmp_path):
+    done = run_code(INTERRUPT_IN_THE_STORAGE, *SEARCH, "--n-trials", "5", "--no-optim-plots", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Best of 1 finished trials" in done.stdout
+    states = [trial.state for trial in only_study(f"sqlite:///{tmp_path}/logs/optuna.db").trials]
+    assert states == [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL]
+
+
+def test_a_killed_trial_is_retried_within_the_total_number(tmp_path):
+    search = [*SEARCH, "--max-total-trials", "2", "--heartbeat-interval", "1", "--no-optim-plots", *TINY]
+    done = run_code(KILLED_IN_THE_SECOND_TRIAL, *search, cwd=tmp_path)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    time.sleep(3)  # silent for longer than twice the interval
+    assert "Best of 2 finished trials" in run(*search, cwd=tmp_path)
+    states = [trial.state for trial in only_study(f"sqlite:///{tmp_path}/logs/optuna.db").trials]
+    assert states == [getattr(optuna.trial.TrialState, name) for name in ("COMPLETE", "FAIL", "COMPLETE")]
+
+
 def test_search_of_another_algorithm(tmp_path):
-    small = ["-params", "learning_starts:50", "buffer_size:5000"]
-    output = run(*SEARCH, "--algo", "ddpg", "--n-trials", "1", "--no-optim-plots", *small, cwd=tmp_path)
+    """And a model of its best trial, with what it has tried of hindsight experience replay."""
+    (tmp_path / "own_envs.py").write_text(
+        "import gymnasium\n"
+        "kwargs = dict(n_bits=4, continuous=True, max_steps=4)\n"
+        "gymnasium.register('Own-v0', 'stable_baselines3.common.envs:BitFlippingEnv', kwargs=kwargs)\n"
+    )
+    entry = {"n_timesteps": 100, "policy": "MultiInputPolicy", "learning_starts": 50, "buffer_size": 1000}
+    her = {"replay_buffer_class": "HerReplayBuffer", "replay_buffer_kwargs": "dict(copy_info_dict=True)"}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"Own-v0": entry | her}))
+    search = [*SEARCH, "--env", "Own-v0", "--gym-packages", "own_envs", "--conf-file", "own.yml", "--algo", "ddpg"]
+    output = run(*search, "--n-trials", "1", "--no-optim-plots", cwd=tmp_path)
     assert "Best of 1 finished trials" in output
-    assert only_study(f"sqlite:///{tmp_path}/logs/optuna.db").study_name.startswith("ddpg_Pendulum-v1_")
+    study = only_study(f"sqlite:///{tmp_path}/logs/optuna.db")
+    assert study.study_name.startswith("ddpg_Own-v0_")
+    for number, command in enumerate(re.findall("bn-ddpg (train .*)", output), start=1):
+        run(*shlex.split(command), "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
+        data, _, _ = load_from_zip_file(tmp_path / f"logs/ddpg/Own-v0_{number}/Own-v0.zip")
+        buffer_kwargs = data["replay_buffer_kwargs"]
+        assert buffer_kwargs["copy_info_dict"]
+        assert {name: buffer_kwargs[name] for name in HER_PARAMETERS} == {
+            name: study.best_trial.params[name] for name in HER_PARAMETERS
+        }
 
 
 def test_ctrl_c_loses_nothing_and_the_same_command_resumes(tmp_path):

@@ -234,6 +234,7 @@ def test_a_resumed_training_is_that_of_its_folder(tmp_path):
     first = ["--conf-file", "own.yml", "--env-kwargs", "g:5.0", *TINY]
     run("train", "--env", "Pendulum-v1", "-n", "200", *first, cwd=tmp_path)
     resume = ["train", "--env", "Pendulum-v1", "-i", "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip", "-n", "200"]
+    (tmp_path / "logs/bn_ddpg/Pendulum-v1_1/best_model.zip").write_bytes(b"of the best evaluation")
     output = run(*resume, "-tb", "tensorboard", "--verbose", "0", cwd=tmp_path)
     assert "total_timesteps" not in output
     assert list((tmp_path / "tensorboard").rglob("events.*"))
@@ -242,10 +243,29 @@ def test_a_resumed_training_is_that_of_its_folder(tmp_path):
     assert configs[0] == configs[1]
     assert yaml.unsafe_load((folders[1] / "args.yml").read_text())["env_kwargs"] == {"g": 5.0}
     assert (folders[1] / "vecnormalize.pkl").exists()
+    assert (folders[1].parent / "best_model.zip").read_bytes() == b"of the best evaluation"
     enjoyed = run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200", cwd=tmp_path)
     assert "Loading running average" in enjoyed
     output = run(*resume, "-params", "gamma:0.5", cwd=tmp_path, returncode=1)
     assert "`gamma=0.5` is not allowed with a checkpoint" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], r"`-i logs/.*checkpoint\.zip` is not allowed without `-n`: its training has ended, after 600 steps"),
+        (["-n", "10", "--env-kwargs", "g:5.0"], r"`env_kwargs={'g': 5\.0}` is not allowed with a checkpoint"),
+        (["-n", "10", "-params", "normalize:True"], "`normalize=True` is not allowed with a checkpoint"),
+        (["-n", "10", "--algo", "ddpg"], r"`algo='ddpg'` is not allowed with the checkpoint .*: it is one of 'bn_ddpg'"),
+    ],
+)
+def test_what_a_resumed_training_refuses(trained, monkeypatch, arguments, message):
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    before = sorted(trained.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        cli.main(["train", "--env", "Pendulum-v1", "-i", "logs/bn_ddpg/Pendulum-v1_1/checkpoint.zip", *arguments])
+    assert sorted(trained.rglob("*")) == before  # no folder of a run that `enjoy` would take for the latest
 
 
 @pytest.mark.parametrize("which", [["--load-best"], ["--load-checkpoint", "300"]])

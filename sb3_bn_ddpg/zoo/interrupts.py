@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import gymnasium as gym
+import optuna
 
 from sb3_bn_ddpg.callbacks import CheckpointEvery
 
@@ -94,6 +95,41 @@ class Interrupts:
             yield
         finally:
             self._raises_at_once = False
+
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Within :meth:`at_once`, raise the first Ctrl-C after this."""
+        raises_at_once, self._raises_at_once = self._raises_at_once, False
+        try:
+            yield
+        finally:
+            self._raises_at_once = raises_at_once
+        if raises_at_once:
+            self.stop_if_happened()
+
+
+class UninterruptedTrial:
+    """
+    An Optuna trial in whose methods a Ctrl-C waits. Raised in the middle of a transaction it would live, in its traceback, as
+    long as Optuna writes down that the trial failed, and with it the cursor that keeps SQLite's file locked to that.
+
+    :param trial: The trial
+    :param interrupts: The Ctrl-C
+    """
+
+    def __init__(self, trial: optuna.Trial, interrupts: Interrupts) -> None:
+        self._trial, self._interrupts = trial, interrupts
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._trial, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._interrupts.held_back():
+                return value(*args, **kwargs)
+
+        return call
 
 
 class CheckpointUntilInterrupted(CheckpointEvery):

@@ -4,6 +4,7 @@ import inspect
 import io
 import math
 import shlex
+import shutil
 import sys
 import traceback
 import warnings
@@ -24,12 +25,12 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
-from sb3_bn_ddpg.checkpoint import is_checkpoint
+from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.checks import check_choice, check_number
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
-from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, left_to_parent
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
-from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs, merge_hyperparams
+from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
     WorkerRecovery,
     as_code,
@@ -44,6 +45,9 @@ from sb3_bn_ddpg.zoo.studies import (
 
 CHECKPOINT_NAME = "checkpoint.zip"
 """A training's checkpoint in its folder: RL Zoo's option -i takes files of that suffix only."""
+
+BEST_MODEL_NAME = "best_model.zip"
+"""The name that SB3's ``EvalCallback`` gives the model of the best evaluation"""
 
 CHECKPOINT_FREQ = 25_000
 """Default of ``--checkpoint-freq``"""
@@ -61,6 +65,19 @@ HYPERPARAMETER_ERRORS = (
     ValueError,
 )
 """What wrong values in a hyperparameter file lead to in RL Zoo, which looks at few of them; it evaluates some as Python."""
+
+NOISE_HYPERPARAMETERS = ("noise_type", "noise_std")
+"""RL Zoo's, which become the model's ``action_noise``"""
+ENVIRONMENT_HYPERPARAMETERS = (
+    "env_kwargs",
+    "env_wrapper",
+    "vec_env_wrapper",
+    "normalize",
+    "frame_stack",
+    "monitor_kwargs",
+    "n_envs",
+)
+"""RL Zoo's that make the training's environment, which a checkpoint holds"""
 
 NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_load_pretrained_agent"}
 """RL Zoo's functions that make the environment and load a model: their errors are not of the hyperparameter file."""
@@ -94,7 +111,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         check_number("n_eval_envs", self.n_eval_envs, low=1, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._interrupts = Interrupts()
-        self._is_resumed = algo == ALGO and self.continue_training and is_checkpoint(self.trained_agent)
+        self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
+        if self._is_resumed and algo != ALGO:
+            raise ValueError(f"`algo={algo!r}` is not allowed with the checkpoint {self.trained_agent}: it is one of {ALGO!r}")
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -127,6 +146,12 @@ class BNDDPGExperimentManager(ExperimentManager):
         :raises ValueError: if there is no such trial, or the noise is spelled in two ways at once
         """
         if self._is_resumed:
+            manifest = read_manifest(self.trained_agent)
+            if getattr(self.args, "n_timesteps", -1) <= 0 and manifest["num_timesteps"] >= manifest["total_timesteps"]:
+                raise ValueError(
+                    f"`-i {self.trained_agent}` is not allowed without `-n`: its training has ended, after "
+                    f"{manifest['num_timesteps']} steps, and for how many more it shall go on is not said"
+                )
             folder = Path(self.trained_agent).parent / self.env_name
             if (folder / "config.yml").is_file():
                 return self._resumed_hyperparameters(folder)
@@ -153,11 +178,12 @@ class BNDDPGExperimentManager(ExperimentManager):
 
     def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """
-        Read the hyperparameters of the training to resume, and the arguments of its environment unless there are new ones.
+        Read the hyperparameters of the training to resume, and the arguments of its environment.
 
         :param folder: Where it has written both
         :return: The hyperparameters, and a copy of them to save
-        :raises ValueError: if ``-params`` has another value of an argument of the model, or a number of steps
+        :raises ValueError: if the command line has another value of an argument of the model or the training's environment,
+            or ``-params`` a number of steps
         """
         self.config = str(folder / "config.yml")
         print(f"Loading hyperparameters from: {self.config}")
@@ -165,11 +191,14 @@ class BNDDPGExperimentManager(ExperimentManager):
         hyperparams: dict[str, Any] = dict(yaml.unsafe_load(Path(self.config).read_text()))
         arguments = yaml.unsafe_load((folder / "args.yml").read_text())
         given = self.custom_hyperparams or {}
-        for name in given.keys() & {*inspect.signature(BNDDPG).parameters, "noise_type", "noise_std"}:
-            if name not in hyperparams or given[name] != hyperparams[name]:
+        checked = given | ({"env_kwargs": self.env_kwargs} if self.env_kwargs else {})
+        saved = hyperparams | ({"env_kwargs": arguments["env_kwargs"]} if arguments.get("env_kwargs") else {})
+        settled = {*inspect.signature(BNDDPG).parameters, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
+        for name in checked.keys() & settled:
+            if name not in saved or checked[name] != saved[name]:
                 raise ValueError(
-                    f"`{name}={given[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
-                    f"hyperparameters in {self.config}"
+                    f"`{name}={checked[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
+                    f"hyperparameters in {self.config} and the environment as it was"
                 )
         if "n_timesteps" in given:
             raise ValueError(
@@ -193,12 +222,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         :raises ValueError: if there is no such trial
         """
         from_trial = self.load_trial(self.storage or "", self.study_name or "", trial_id)
-        if self.algo != ALGO:
-            return from_trial
         self.trial_id, self.custom_hyperparams = None, None
         with redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
             in_file, _ = super().read_hyperparameters()
-        merged = merge_hyperparams(in_file, from_trial)
+        merged = merge_hyperparams(in_file, from_trial, self._nested)
         return {key: merged[key] for key in from_trial}
 
     def load_trial(self, storage: str, study_name: str, trial_id: int | None = None, convert: bool = True) -> dict[str, Any]:
@@ -232,7 +259,15 @@ class BNDDPGExperimentManager(ExperimentManager):
         if "noise_type" in hyperparams and hyperparams["noise_type"] is None:
             # The Zoo's own algorithms: they searched with the file's noise, and do not know these two arguments
             del hyperparams["noise_type"], hyperparams["noise_std"]
+        her_kwargs = {name: hyperparams.pop(name) for name in HER_PARAMETERS if name in hyperparams}
+        if her_kwargs:  # which the Zoo's converters leave where they are no arguments
+            hyperparams["replay_buffer_kwargs"] = her_kwargs
         return hyperparams
+
+    @property
+    def _nested(self) -> tuple[str, ...]:
+        """Mappings of which a trial changes entries; the Zoo replaces the ``policy_kwargs`` of its own algorithms."""
+        return NESTED if self.algo == ALGO else ("replay_buffer_kwargs",)
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -315,6 +350,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         self.normalize = model.get_vec_normalize_env() is not None
         if getattr(self.args, "n_timesteps", -1) <= 0:
             self.n_timesteps = model.remaining_timesteps
+        # The record that evaluations have to beat is the checkpoint's, so the model that set it comes with it
+        best_model = Path(self.trained_agent).parent / BEST_MODEL_NAME
+        if best_model.is_file():
+            shutil.copy(best_model, self.save_path)
         print(f"Resuming from step {model.num_timesteps} for {self.n_timesteps} more, with the checkpoint's hyperparameters")
         return model
 
@@ -330,7 +369,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         """
         self._interrupts.stop_if_happened()
         with self._interrupts.at_once(not self._has_workers), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
-            value = super().objective(trial)
+            uninterrupted: Any = UninterruptedTrial(trial, self._interrupts)
+            value = super().objective(uninterrupted)
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")
         return value
@@ -367,6 +407,8 @@ class BNDDPGExperimentManager(ExperimentManager):
 
         def create_study_in_storage(**kwargs: Any) -> optuna.Study:
             study = create_study(**{**kwargs, "storage": storage})
+            # Optuna does so when a trial starts, but the Zoo counts those that run before, for --max-total-trials
+            optuna.storages.fail_stale_trials(study)
             if study.trials:
                 # Seeded as in the first start, the sampler would draw the same trials again
                 study.sampler.reseed_rng()
@@ -407,9 +449,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         folder.mkdir(parents=True, exist_ok=True)
         best_file = folder / "best.yml"
         from_trial = self._converted(study.best_trial.params)
-        hyperparams = self._file_hyperparams | from_trial
+        hyperparams = merge_hyperparams(self._file_hyperparams, from_trial, self._nested)
         if self.algo == ALGO:
-            hyperparams = merge_hyperparams(self._file_hyperparams, from_trial)
             _settle_noise_spelling(hyperparams, from_trial)
         if self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs

@@ -15,6 +15,8 @@ from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}
 NESTED = ("policy_kwargs", "replay_buffer_kwargs")
 """Hyperparameters that are mappings: a trial changes entries of the file's, it does not replace them."""
+HER_PARAMETERS = ("n_sampled_goal", "goal_selection_strategy")
+"""What a search varies of ``HerReplayBuffer``'s arguments"""
 
 _file_policy_kwargs: ContextVar[dict[str, Any]] = ContextVar("_file_policy_kwargs")
 
@@ -113,24 +115,25 @@ def convert_bn_ddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
             "action_layer": sampled_params["action_layer"],
         },
     }
-    her_kwargs = {key: sampled_params[key] for key in ("n_sampled_goal", "goal_selection_strategy") if key in sampled_params}
+    her_kwargs = {key: sampled_params[key] for key in HER_PARAMETERS if key in sampled_params}
     return hyperparams | ({"replay_buffer_kwargs": her_kwargs} if her_kwargs else {})
 
 
-def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any], nested: tuple[str, ...] = NESTED) -> dict[str, Any]:
     """
     Override hyperparameters, mappings entry by entry. A mapping in the Zoo's notation, a word like
     ``"dict(activation_fn=nn.ReLU)"`` that the Zoo evaluates, stays one.
 
     :param base: Hyperparameters of a file
     :param overrides: Those of a trial
+    :param nested: The mappings; of others the trial's replaces the file's
     :return: Both, the trial's before the file's
     """
     merged = base | overrides
-    for key in NESTED:
+    for key in nested:
         before = base.get(key)
         if key in overrides and isinstance(before, str):
             merged[key] = f"dict({before}, **{overrides[key]!r})"
         elif key in overrides and before is not None:
             merged[key] = {**before, **overrides[key]}
-    return {key: value for key, value in merged.items() if key not in NESTED or value}
+    return {key: value for key, value in merged.items() if key not in nested or value}
