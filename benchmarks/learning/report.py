@@ -1,6 +1,7 @@
 """The report: ``python -m benchmarks.learning.report`` draws and writes everything from the stored units alone."""
 
 import argparse
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -188,9 +189,18 @@ def return_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[st
     """
     names = present(rows, ("random", *variants))
     returns = final(rows, "return_mean").groupby(["task", "variant"]).agg(["mean", "std"])
-    cells = {key: f"{number(mean)} ± {number(std)}" for key, mean, std in returns.itertuples()}
+    cells = {key: spread(mean, std) for key, mean, std in returns.itertuples()}
     lines = [[task, *(cells.get((task, name), MISSING) for name in names)] for task in tasks]
     return table(["Return", *(VARIANTS[name].label for name in names)], lines)
+
+
+def spread(mean: float, std: float) -> str:
+    """
+    :param mean: Mean over seeds
+    :param std: Their standard deviation, NaN of a single seed
+    :return: Both, or of a single seed its value alone
+    """
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
 
 
 def interval(entry: Estimate, digits: int = 3) -> str:
@@ -323,7 +333,7 @@ def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison 
     cells = []
     for task in TUNING:
         own = returns[returns.index.get_level_values("task") == task]
-        cells.append(f"{number(own.mean())} ± {number(own.std())}" if len(own) else MISSING)
+        cells.append(spread(own.mean(), own.std()) if len(own) else MISSING)
     seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
     gain = [interval(found.gain), f"{found.p_value:.4f}"] if found else [MISSING, MISSING]
     return [label, *cells, "-".join(map(str, sorted(set(seeds)))), *gain]
