@@ -198,7 +198,7 @@ def test_errors_that_are_not_the_files_do_not_name_it(kwargs, error_type, messag
     BNDDPG("MlpPolicy", env, learning_starts=5, buffer_size=100).learn(10).save_checkpoint("other.zip")
     Path("damaged.zip").write_bytes(Path("other.zip").read_bytes()[:-100])
     with pytest.raises(error_type, match=message) as error:
-        model_of(tmp_path, entry={"buffer_size": 1000}, **kwargs)
+        model_of(tmp_path, entry={"buffer_size": 1000}, n_timesteps=10, **kwargs)
     assert "entry.yml" not in str(error.value)
 
 
@@ -206,7 +206,8 @@ def test_a_checkpoint_apart_from_its_folder_warns(tmp_path):
     path = tmp_path / "alone.zip"
     BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=5, buffer_size=100).learn(10).save_checkpoint(path)
     with pytest.warns(UserWarning, match=r"alone.zip has no Pendulum-v1/config.yml beside it: the model is the checkpoint's"):
-        assert model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path)).num_timesteps == 10
+        model = model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path), n_timesteps=10)
+    assert model.num_timesteps == 10
 
 
 # --- The search space

@@ -111,6 +111,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         check_number("n_eval_envs", self.n_eval_envs, low=1, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
         self._interrupts = Interrupts()
+        self._is_given_steps = self.n_timesteps > 0  # later, the Zoo puts the file's there
         self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
         if self._is_resumed and algo != ALGO:
             raise ValueError(f"`algo={algo!r}` is not allowed with the checkpoint {self.trained_agent}: it is one of {ALGO!r}")
@@ -147,7 +148,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         """
         if self._is_resumed:
             manifest = read_manifest(self.trained_agent)
-            if getattr(self.args, "n_timesteps", -1) <= 0 and manifest["num_timesteps"] >= manifest["total_timesteps"]:
+            if not self._is_given_steps and manifest["num_timesteps"] >= manifest["total_timesteps"]:
                 raise ValueError(
                     f"`-i {self.trained_agent}` is not allowed without `-n`: its training has ended, after "
                     f"{manifest['num_timesteps']} steps, and for how many more it shall go on is not said"
@@ -348,7 +349,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.tensorboard_log is not None:
             model.tensorboard_log = self.tensorboard_log
         self.normalize = model.get_vec_normalize_env() is not None
-        if getattr(self.args, "n_timesteps", -1) <= 0:
+        if not self._is_given_steps:
             self.n_timesteps = model.remaining_timesteps
         # The record that evaluations have to beat is the checkpoint's, so the model that set it comes with it
         best_model = Path(self.trained_agent).parent / BEST_MODEL_NAME
