@@ -101,9 +101,7 @@ def restore(venv: VecEnv, state: VecEnvState) -> None:
     names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
     if names != expected:
         raise ValueError(f"`env` with the wrappers {names} is not allowed: the checkpoint's environment has {expected}")
-    for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
-        if packed is not None:
-            _unpack([wrapper], packed, PROCESS_BOUND, beside=[*wrappers, base])
+    _unpack_wrappers(venv, state)
     try:
         if state.environments is not None and isinstance(base, DummyVecEnv):
             unpack = partial(_unpack_environments, packed=state.environments[0])
@@ -132,15 +130,12 @@ def rebuild(state: VecEnvState) -> VecEnv:
         raise ValueError("`env=None` is not allowed: the checkpoint's environment was not made from an id, pass one like it")
     make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in state.specs]
     venv: VecEnv = SubprocVecEnv(make_env) if issubclass(state.vec_env_class, SubprocVecEnv) else DummyVecEnv(make_env)
-    layers: list[VecEnv] = [venv]
     for wrapper_class, _ in reversed(state.wrappers):
         wrapper = wrapper_class.__new__(wrapper_class)
-        VecEnvWrapper.__init__(wrapper, layers[0])
-        layers.insert(0, wrapper)
-    for layer, (_, packed) in zip(layers, state.wrappers, strict=False):  # all but the innermost, which is no wrapper
-        assert packed is not None
-        _unpack([layer], packed, PROCESS_BOUND, beside=layers)
-    return layers[0]
+        VecEnvWrapper.__init__(wrapper, venv)
+        venv = wrapper
+    _unpack_wrappers(venv, state)
+    return venv
 
 
 def pack_with_references(thing: Any, venv: VecEnv) -> bytes:
@@ -251,6 +246,14 @@ def _call_or_none(base: VecEnv, function: Callable[[Any], Any]) -> list[Any]:
         return _call_in_each(base, [function] * base.num_envs)
     except StateNotOfferedError:
         return [None] * base.num_envs
+
+
+def _unpack_wrappers(venv: VecEnv, state: VecEnvState) -> None:
+    """Give the wrappers of a vectorised environment their attributes, as far as the state has them."""
+    wrappers, base = _layers(venv)
+    for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
+        if packed is not None:
+            _unpack([wrapper], packed, PROCESS_BOUND, beside=[*wrappers, base])
 
 
 # --- What is called
