@@ -124,12 +124,20 @@ def rebuild(state: VecEnvState) -> VecEnv:
 
     :param state: The state of the old one
     :return: A new one, still to be given the state
-    :raises ValueError: if they were not made from ids
+    :raises ValueError: if they were not made from ids, or something was put around or into them afterwards
     """
     if any(packed is None for _, packed in state.wrappers) or any(spec is None for spec in state.specs):
         raise ValueError("`env=None` is not allowed: the checkpoint's environment was not made from an id, pass one like it")
     make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in state.specs]
     venv: VecEnv = SubprocVecEnv(make_env) if issubclass(state.vec_env_class, SubprocVecEnv) else DummyVecEnv(make_env)
+    made = _call_or_none(venv, _classes)
+    expected = [names for packed in state.environments or () for names in pickle.loads(packed)[0]]
+    if expected and made != expected:
+        venv.close()
+        raise ValueError(
+            f"`env=None` is not allowed: from their ids, environments are made that are built of {made}, the checkpoint's are "
+            f"of {expected}: pass one like it"
+        )
     for wrapper_class, _ in reversed(state.wrappers):
         wrapper = wrapper_class.__new__(wrapper_class)
         VecEnvWrapper.__init__(wrapper, venv)
@@ -265,6 +273,10 @@ def _chain(env: gym.Env[Any, Any]) -> list[Any]:
     while isinstance(levels[-1], gym.Wrapper):
         levels.append(levels[-1].env)
     return levels
+
+
+def _classes(env: gym.Env[Any, Any]) -> list[str]:
+    return _class_names(_chain(env))
 
 
 def _class_names(levels: list[Any]) -> list[str]:

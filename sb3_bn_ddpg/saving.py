@@ -86,7 +86,7 @@ class SavingMixin(OffPolicyAlgorithm):
 
         :param path: A file of :meth:`save_checkpoint`
         :param env: An environment built as the saved one was, or its id. If None it is made anew, which needs environments
-            from ``gym.make`` (single, or of ``make_vec_env``).
+            from ``gym.make`` (single, or of ``make_vec_env``); the files of their monitors are then not continued.
         :param device: Device (cpu, cuda, ...) on which the code should be run
         :return: The model
         :raises FileError: if the file is truncated, was altered, or is no checkpoint

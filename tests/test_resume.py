@@ -238,6 +238,16 @@ def test_environment_is_made_anew_from_its_id(tmp_path):
     np.testing.assert_array_equal(resumed.env.obs_rms.mean, env.obs_rms.mean)
 
 
+def test_an_environment_that_its_id_does_not_make_is_not_made_anew(tmp_path):
+    """Gymnasium applies a time limit first, whatever it was put around."""
+    env = gym.wrappers.TimeLimit(gym.wrappers.RescaleObservation(gym.make("Pendulum-v1").unwrapped, -1.0, 1.0), 50)
+    model = BNDDPG("MlpPolicy", env, learning_starts=5, buffer_size=100, policy_kwargs=resumes.SMALL, device="cpu")
+    model.learn(20).save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match=r"`env=None` is not allowed: .*TimeLimit.*RescaleObservation.*: pass one like it"):
+        BNDDPG.resume(tmp_path / "checkpoint")
+    BNDDPG.resume(tmp_path / "checkpoint", env)
+
+
 def test_another_environment_is_refused(make_model, tmp_path):
     path = tmp_path / "checkpoint"
     make_model().learn(30).save_checkpoint(path)

@@ -21,7 +21,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
-from sb3_bn_ddpg.zoo.studies import as_code, finished_trials, load_study, open_storage
+from sb3_bn_ddpg.zoo.studies import as_code, default_study_name, finished_trials, load_study, open_storage
 
 zoo.register()
 
@@ -352,6 +352,7 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
     ("arguments", "hyperparams", "message"),
     [
         (dict(n_eval_envs=0), {}, "`n_eval_envs=0` is not allowed"),
+        (dict(algo="crossq", optimize_hyperparameters=True), {}, "`algo='crossq'` is not allowed with `--optimize`"),
         ({}, dict(nosuch=3), r"gives no usable hyperparameters with `-params nosuch:3`: TypeError: .*nosuch"),
         ({}, {}, None),
     ],
@@ -359,8 +360,8 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
 def test_mistakes_of_the_command_line_are_told_as_such(arguments, hyperparams, message, tmp_path):
     def set_up():
         kwargs = {"log_folder": str(tmp_path), "eval_freq": -1, "verbose": 0, "hyperparams": hyperparams} | arguments
-        given = Namespace(env="Pendulum-v1", hyperparams=hyperparams)
-        return exp_manager.ExperimentManager(given, "bn_ddpg", "Pendulum-v1", **kwargs).setup_experiment()
+        given, algo = Namespace(env="Pendulum-v1", hyperparams=hyperparams), kwargs.pop("algo", "bn_ddpg")
+        return exp_manager.ExperimentManager(given, algo, "Pendulum-v1", **kwargs).setup_experiment()
 
     if message is None:
         assert set_up() is not None
@@ -406,6 +407,12 @@ def test_wrong_trial(kwargs, message, tmp_path, monkeypatch):
         optuna.create_study(storage=open_storage("two.log"), study_name=f"bn_ddpg_Pendulum-v1_{name}")
     with pytest.raises(ValueError, match=message):
         model_of(tmp_path, **({"log_folder": "logs"} | kwargs))
+
+
+def test_names_of_studies_have_no_addresses():
+    """Else the same command would start a new study in each process."""
+    settings = [{"env_kwargs": {"reward": object()}} for _ in range(3)]
+    assert len({default_study_name("bn_ddpg", "Pendulum-v1", each) for each in settings}) == 1
 
 
 def test_searches_whose_trials_cannot_be_compared_are_kept_apart(tmp_path):

@@ -4,12 +4,10 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
-from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, start, wait_for
+from zoo_runs import PATIENCE, TINY, run, run_code, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -224,12 +222,6 @@ def record_and_die(self, trial_id):
 RDBStorage.record_heartbeat = record_and_die
 main(sys.argv[1:])
 """
-
-
-def run_code(code, *arguments, cwd):
-    """Run a script that ends in the command line, and return what became of it."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_ctrl_c_leaves_no_lock_in_the_storage(tmp_path):

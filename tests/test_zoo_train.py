@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from stable_baselines3.common.buffers import ReplayBuffer
-from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, start, wait_for
+from zoo_runs import ENVIRONMENT, PATIENCE, TINY, run, run_code, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -154,8 +154,8 @@ PendulumEnv.step = counting_step
 main(sys.argv[1:])
 print("stopped at", n_steps)
 """
-    command = [sys.executable, "-c", code, "train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *arguments]
-    finished = subprocess.run([*command, *TINY], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    command = ["train", "--env", "Pendulum-v1", "-n", "20000", "--eval-freq", "-1", *arguments, *TINY]
+    finished = run_code(code, *command, cwd=cwd)
     assert finished.returncode == 0, finished.stderr
     assert "stopped at 300" in finished.stdout
     return finished

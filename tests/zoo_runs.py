@@ -30,6 +30,12 @@ def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
     return output
 
 
+def run_code(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script that ends in the command line, and return what became of it."""
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+
+
 def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
     """Wait until a condition holds, as long as the processes live."""
     deadline = time.monotonic() + seconds

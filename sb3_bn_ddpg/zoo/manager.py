@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import optuna
 import yaml
 from rl_zoo3.exp_manager import ExperimentManager
-from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
@@ -94,7 +94,8 @@ class BNDDPGExperimentManager(ExperimentManager):
     :param rest: Other positional arguments of ``ExperimentManager``
     :param kwargs: Its keyword arguments. A ``config`` of None is the tuned profile if the algorithm is ``bn_ddpg``, else the
         Zoo's own file.
-    :raises ValueError: if ``trial_id`` is negative, or ``n_eval_envs`` no positive integer
+    :raises ValueError: if ``trial_id`` is negative, ``n_eval_envs`` no positive integer, a checkpoint of ``bn_ddpg`` is to be
+        resumed by another algorithm, or a search is asked for of an algorithm whose hyperparameters nothing samples
     """
 
     recovery: ClassVar[WorkerRecovery] = WorkerRecovery()
@@ -109,6 +110,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
         check_number("n_eval_envs", self.n_eval_envs, low=1, integer=True)
+        if self.optimize_hyperparameters and algo not in HYPERPARAMS_SAMPLER:
+            known = ", ".join(map(repr, HYPERPARAMS_SAMPLER))
+            raise ValueError(f"`algo={algo!r}` is not allowed with `--optimize`: hyperparameters are sampled of {known}")
         self._file_hyperparams: dict[str, Any] = {}
         self._interrupts = Interrupts()
         self._is_given_steps = self.n_timesteps > 0  # later, the Zoo puts the file's there

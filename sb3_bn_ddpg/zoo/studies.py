@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -125,8 +126,13 @@ def default_study_name(algo: str, env_name: str, objective: dict[str, Any]) -> s
     :param objective: All that determines what a trial's value means
     :return: The name
     """
-    digest = hashlib.sha256(json.dumps(objective, sort_keys=True, default=repr).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(objective, sort_keys=True, default=_described).encode()).hexdigest()[:8]
     return f"{_study_prefix(algo, env_name)}{digest}"
+
+
+def _described(value: Any) -> str:
+    """What ``repr`` says of an object but for its address, which is another one in each process."""
+    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _study_prefix(algo: str, env_name: str) -> str:
