@@ -9,7 +9,7 @@ ENV ?= Pendulum-v1
 STEPS ?= 12000
 SEED ?= 0
 
-# The speed benchmark: quick or full
+# The speed benchmark: quick, full or gpu
 SPEED := benchmarks/speed
 PROFILE ?= quick
 

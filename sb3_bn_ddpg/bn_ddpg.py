@@ -225,6 +225,23 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self.policy.critic_target = self.policy.critic
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self._learning_guard = LearningGuard(self._largest_reward)
+        self._set_up_update()
+        self._check_batch_size(self.batch_size)
+        self._update_optimizers()
+        # A copy: two models never draw from one generator, nor does a model change the user's object
+        if is_self_contained(self.action_noise):
+            self.action_noise = copy.deepcopy(self.action_noise)
+        self._set_up_action_noise()
+
+    def _set_up_update(self) -> None:
+        """
+        Gather what a gradient step works on: the layers of the networks, and settings of them, may be others since.
+
+        :raises ImportError: if ``fast_update`` is ``"compiled"`` and the extra is missing
+        """
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
+            network.forget_layers()
         self._networks = Networks(
             self.actor,
             self.critic,
@@ -233,16 +250,16 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
         )
-        self._learning_guard = LearningGuard(self._largest_reward)
         self._fast_update: FastUpdate | None = None
         self._fast_update_classes = self._find_fast_update_classes()
-        if self.actor.norm_layers or self.critic.norm_layers:
-            check_number("batch_size", self.batch_size, low=2, integer=True)  # one state has no variance
-        self._update_optimizers()
-        # A copy: two models never draw from one generator, nor does a model change the user's object
-        if is_self_contained(self.action_noise):
-            self.action_noise = copy.deepcopy(self.action_noise)
-        self._set_up_action_noise()
+
+    def _check_batch_size(self, batch_size: int) -> None:
+        """
+        :param batch_size: Size of a minibatch
+        :raises ValueError: if batch norm cannot normalise with its statistics, as one state has no variance
+        """
+        if batch_size < 2 and (self.actor.norm_layers or self.critic.norm_layers):
+            raise ValueError(f"`batch_size={batch_size!r}` is not allowed: it must be an integer >= 2 with batch norm")
 
     def _check_arguments(self) -> None:
         """
@@ -327,7 +344,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         action_shape = self.action_space.shape
         assert action_shape is not None
         if isinstance(noise, str):
-            check_choice("action_noise", noise, ("ou",))
+            if noise != "ou":
+                raise ValueError(f"`action_noise={noise!r}` is not allowed: it must be 'ou', None or an `ActionNoise`")
             noise = OrnsteinUhlenbeckNoise(np.zeros(action_shape))
         if noise is None:
             return
@@ -381,9 +399,13 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        self._fast_update = None  # is made anew: hooks, or settings of layers, may be others since
-        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
-            network.forget_layers()
+        self._check_arguments()  # attributes may have been set since
+        if self.use_target_networks != (self.actor_target is not self.actor):
+            raise ValueError(
+                f"`use_target_networks={self.use_target_networks}` is not allowed for a model that was made with "
+                f"{not self.use_target_networks}: save it, and load it with the other"
+            )
+        self._set_up_update()
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
@@ -459,9 +481,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
 
         :param gradient_steps: Number of gradient steps
         :param batch_size: Number of transitions in each of them
+        :raises ValueError: if batch norm cannot normalise so few, or a loss is not finite
         """
         if gradient_steps < 1:
             return
+        self._check_batch_size(batch_size)
         self._update_optimizers()
         # Among these gradient steps is an update of the actor whose turn it is
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay
@@ -631,7 +655,7 @@ def _check_finite(field: str, value: Any, step: int, env_index: int | None = Non
     :param value: An array with one row for each environment, a dictionary of such arrays, or None
     :param step: The environment step, for the message
     :param env_index: The environment, if the value belongs to a single one
-    :raises ValueError: if it holds NaN or an infinite number
+    :raises ValueError: if it holds NaN, an infinite number, or one that becomes infinite as float32
     """
     if isinstance(value, dict):
         for key, entry in value.items():
@@ -640,14 +664,21 @@ def _check_finite(field: str, value: Any, step: int, env_index: int | None = Non
     if value is None:
         return
     value = np.asarray(value)
-    if value.dtype.kind != "f" or np.isfinite(value).all():
+    if value.dtype.kind != "f":
+        return
+    if value.dtype.itemsize <= 4:
+        is_finite = np.isfinite(value)
+    else:  # as the networks see it
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(value.astype(np.float32))
+    if is_finite.all():
         return
     if env_index is None:
-        env_index = int(np.argwhere(~np.isfinite(value))[0, 0])
+        env_index = int(np.argwhere(~is_finite)[0, 0])
         value = value[env_index]
     raise ValueError(
-        f"`{field}={value}` of environment {env_index} at step {step} is not allowed: it must hold finite numbers only "
-        "(nothing of this step was stored)"
+        f"`{field}={value}` of environment {env_index} at step {step} is not allowed: it must hold finite numbers only, "
+        "within the range of float32 (nothing of this step was stored)"
     )
 
 

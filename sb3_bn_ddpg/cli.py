@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import runpy
 import shutil
 import sys
@@ -10,6 +11,7 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
+from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.dm_control_pixels import check_suite, import_suite
 
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     Run a command.
 
     :param argv: The command line (if None: the process's)
-    :raises SystemExit: if the command line is wrong, RL Zoo is missing, or help was asked for
+    :raises SystemExit: if the command line or a file that it names is wrong, RL Zoo is missing, or help was asked for
     """
     argv = sys.argv[1:] if argv is None else argv
     command_line = _top_parser().parse_args(argv[:1])
@@ -80,11 +82,17 @@ def main(argv: list[str] | None = None) -> None:
         fixes.enter_context(script_fixes.optional_hub_files())
         if name in ("enjoy", "record_video"):
             fixes.enter_context(script_fixes.small_replay_buffer())
-        if command.function is None:
-            runpy.run_module(command.module, run_name="__main__")
-        else:
-            script: Callable[[], None] = getattr(importlib.import_module(command.module), command.function)
-            script()
+        try:
+            if command.function is None:
+                runpy.run_module(command.module, run_name="__main__")
+            else:
+                script: Callable[[], None] = getattr(importlib.import_module(command.module), command.function)
+                script()
+        except ValueError as error:
+            # "`tau=7` is not allowed: ..." says what is wrong: where it was found helps nobody
+            if not isinstance(error, FileError) and re.match("`.*is not allowed", str(error)) is None:
+                raise
+            sys.exit(f"bn-ddpg {name}: {error}")
 
 
 def _top_parser() -> argparse.ArgumentParser:

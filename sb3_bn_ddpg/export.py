@@ -7,7 +7,10 @@ statistics of observations are in the file. Batch norm uses its running statisti
 
 import hashlib
 import json
+import logging
 import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,19 +110,32 @@ def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
         names, inputs = ["observation"], (_example(space),)
     n = th.export.Dim("n")
     dynamic_shapes: Any = ({0: n},) * len(names) if len(names) == 1 else (tuple({0: n} for _ in names),)
-    program = th.onnx.export(
-        policy.eval(),
-        inputs,
-        input_names=names,
-        output_names=["action"],
-        dynamic_shapes=dynamic_shapes,
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet("torch.onnx"):
+        program = th.onnx.export(
+            policy.eval(),
+            inputs,
+            input_names=names,
+            output_names=["action"],
+            dynamic_shapes=dynamic_shapes,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     content = program.model_proto.SerializeToString()
     with atomic_write(path) as file:
         file.write(content)
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a logger say nothing below an error: PyTorch's exporter warns of operations of packages that are not installed."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _RunningNorm(nn.Module):

@@ -14,7 +14,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
-from sb3_bn_ddpg.flat_storage import FlatStorage
+from sb3_bn_ddpg.flat_storage import FlatStorage, has_own_step, has_parameter_hooks, has_variants
 from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
@@ -39,7 +39,10 @@ class FastUpdate:
         _check_supported(nets, statistics)
         self.nets, self.statistics = nets, statistics
         # Look at everything before anything is moved
-        sequences = _parsed_networks(nets.actor, nets.critic)
+        sequences, target_sequences = (
+            _parsed_networks(actor, critic)
+            for actor, critic in ((nets.actor, nets.critic), (nets.actor_target, nets.critic_target))
+        )
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target)
         self.dtype = self.actor_storage.values.dtype
@@ -47,8 +50,7 @@ class FastUpdate:
         if nets.actor_target is nets.actor:
             self.actor_target, self.state_net_target, self.q_net_target = self.actor, self.state_net, self.q_net
         else:
-            sequences = _parsed_networks(nets.actor_target, nets.critic_target)
-            self.actor_target, self.state_net_target, self.q_net_target = (Mlp(*sequence) for sequence in sequences)
+            self.actor_target, self.state_net_target, self.q_net_target = (Mlp(*sequence) for sequence in target_sequences)
 
     def is_current(self, nets: Networks, statistics: PassStatistics) -> bool:
         """
@@ -204,13 +206,11 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
             raise UnsupportedError("a parameter is frozen")
         if network.device.type == "cpu" and any(map(th.Tensor.is_shared, network.parameters())):
             raise UnsupportedError("a parameter lies in shared memory, which other processes read")
-        if _has_hooks(network):
+        if _has_module_hooks(network) or has_parameter_hooks(network.parameters()) or has_own_step(network.optimizer):
             raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
         optimizer = network.optimizer
         # SGD, AdamW and others are not Adam itself
-        if type(optimizer) is not th.optim.Adam or any(
-            group["amsgrad"] or group["maximize"] or group.get("decoupled_weight_decay") for group in optimizer.param_groups
-        ):
+        if type(optimizer) is not th.optim.Adam or has_variants(optimizer):
             raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
         groups = [group["params"] for group in optimizer.param_groups]
         if {param for group in groups for param in group} != set(network.parameters()):
@@ -234,16 +234,13 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
         raise UnsupportedError("a pass has the statistics 'running_update'")
 
 
-def _has_hooks(network: Actor | Critic) -> bool:
+def _has_module_hooks(network: nn.Module) -> bool:
     """
     :param network: A network
-    :return: Whether autograd, its modules or its optimizer call something of the user's
+    :return: Whether its modules call something of the user's
     """
-    of_modules = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    of_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    of_optimizer = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
-    holders = [(network.modules(), of_modules), (network.parameters(), of_parameters), ([network.optimizer], of_optimizer)]
-    return any(getattr(holder, name) for some, names in holders for holder in some for name in names)
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in network.modules() for name in names)
 
 
 def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
@@ -253,6 +250,9 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
     :return: The arguments of :class:`Mlp` for the actor before its tanh, and for the critic before and after the action
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
+    for sequence in (actor.mu, critic.state_net, critic.q_net):
+        if type(sequence) is not nn.Sequential:
+            raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
     *actor_layers, last = actor.mu
     if type(last) is not nn.Tanh:
         raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
@@ -260,4 +260,8 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
+        if not {layer for layer in layers if type(layer) is nn.BatchNorm1d}.issubset(
+            [*actor.norm_layers, *critic.norm_layers]
+        ):
+            raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
     return [parse_layers(modules) for modules in (actor_layers, list(critic.state_net), list(critic.q_net))]

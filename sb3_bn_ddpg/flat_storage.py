@@ -93,16 +93,22 @@ class FlatStorage:
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
         self._norm_layers: list[Any] = [layer for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
+        self._layer_norms = [
+            module
+            for each in dict.fromkeys((network, target))
+            for module in each.modules()
+            if isinstance(module, nn.LayerNorm)
+        ]
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
     def is_current(self) -> bool:
         """
         :return: Whether parameters, statistics and optimizer state are still views of this storage, the settings of optimizer
-            and normalisation those it knows, and all parameters trained
+            and normalisation those it knows, and all parameters trained, without hooks
         """
         if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
             return False
-        if self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks:
+        if has_parameter_hooks(self.params) or has_own_step(self.optimizer) or has_variants(self.optimizer):
             return False
         if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
             return False
@@ -124,9 +130,10 @@ class FlatStorage:
 
     def _current_norm_settings(self) -> list[tuple[Any, Any]]:
         """
-        :return: Momentum and epsilon of the layers with running statistics, which a callback may change
+        :return: Momentum and epsilon of the normalisation layers, which a callback may change
         """
-        return [(layer.momentum, layer.eps) for layer in self._norm_layers]
+        settings = [(layer.momentum, layer.eps) for layer in self._norm_layers]
+        return settings + [(None, layer.eps) for layer in self._layer_norms]
 
     def count_step(self) -> list[Slice]:
         """
@@ -192,6 +199,33 @@ class FlatStorage:
             self.target_stats.lerp_(self.stats, tau)
         if sync is not None:
             self.target_counts.copy_(self.counts)
+
+
+def has_parameter_hooks(params: Iterable[th.Tensor]) -> bool:
+    """
+    :param params: Parameters
+    :return: Whether autograd calls something of the user's with their gradients
+    """
+    return any(param._backward_hooks or param._post_accumulate_grad_hooks for param in params)
+
+
+def has_own_step(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: An optimizer
+    :return: Whether its steps call something of the user's
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(hooks) or "step" in vars(optimizer)  # which wraps that of the class
+
+
+def has_variants(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: An Adam
+    :return: Whether its options make its step another one
+    """
+    return any(
+        group["amsgrad"] or group["maximize"] or group.get("decoupled_weight_decay") for group in optimizer.param_groups
+    )
 
 
 def _aligned(n: int) -> int:

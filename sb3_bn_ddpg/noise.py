@@ -10,6 +10,12 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_bn_ddpg.checks import check_number, check_schedule
 
+NOISE_STREAM = 0x0E_4015E
+"""
+Sets the noise's random numbers apart from those of the environment and its action space, which Gymnasium draws from the same
+kind of generator with the same seed: the noise would foretell the environment's own draws.
+"""
+
 
 class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
     """
@@ -39,7 +45,8 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
     :param initial_noise: State of the process at the start of an episode (if None: ``mean``'s shape of zeros)
     :param dtype: Type of the noise that is returned
     :param n_envs: Number of parallel environments (>= 1). ``BNDDPG`` sets it to its environment's.
-    :param seed: Seed of the generator (if None: ``BNDDPG`` seeds it from its own ``seed``; without that, fresh entropy)
+    :param seed: Seed of the generator, or a generator to draw from (if None: ``BNDDPG`` seeds it from its own ``seed``;
+        without that, fresh entropy)
     :raises ValueError: if an argument is out of its range, or shapes do not match
     """
 
@@ -52,7 +59,7 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
         initial_noise: NDArray[np.floating] | None = None,
         dtype: DTypeLike = np.float32,
         n_envs: int = 1,
-        seed: int | None = None,
+        seed: int | np.random.Generator | None = None,
     ) -> None:
         # VectorizedActionNoise.__init__ would build one copied noise object an environment: here one array holds them all
         self._mean = _finite_array("mean", mean)
@@ -65,8 +72,6 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
         check_number("dt", dt, low=0, low_open=True)
         if theta * dt >= 2:
             raise ValueError(f"`theta={theta!r}` times `dt={dt!r}` is not allowed: it must be < 2, or the process diverges")
-        if seed is not None:
-            check_number("seed", seed, low=0, integer=True)
         self._sigma = sigma
         self._theta = float(theta)
         self._dt = float(dt)
@@ -92,13 +97,17 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
         """Whether the generator exists, seeded by the user, by ``BNDDPG`` or by a first draw."""
         return self._rng is not None
 
-    def set_random_seed(self, seed: int | None) -> None:
+    def set_random_seed(self, seed: int | np.random.Generator | None) -> None:
         """
         Start a new generator. The state of the process stays as it is.
 
-        :param seed: Seed of the generator (if None: fresh entropy)
+        :param seed: Seed of the generator (>= 0), or a generator to draw from (if None: fresh entropy)
+        :raises ValueError: if ``seed`` is anything else
         """
-        self._rng = np.random.default_rng(seed)
+        if seed is not None and not isinstance(seed, np.random.Generator):
+            check_number("seed", seed, low=0, integer=True)
+            seed = np.random.default_rng([NOISE_STREAM, int(seed)])
+        self._rng = np.random.default_rng(seed)  # a generator is itself
 
     def set_n_envs(self, n_envs: int) -> None:
         """

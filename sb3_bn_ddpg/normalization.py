@@ -282,9 +282,11 @@ class StatisticsMixin(nn.Module):
             self.own_norm_layers, earlier, self.running_statistics(), strict=True
         ):
             momentum, eps = layer.momentum, layer.eps
-            if count == old_count or not isinstance(momentum, float) or not isinstance(eps, float):
+            if count == old_count or not isinstance(eps, float) or not isinstance(momentum, float):
                 continue
             share = 1 - (1 - momentum) ** (count - old_count)
+            if share == 0:  # they stay
+                continue
             batch_mean = old_mean + (mean - old_mean) / share
             # Rounding can leave the variance of a constant unit slightly negative
             batch_var = (old_var + (var - old_var) / share).clamp(min=0) + eps

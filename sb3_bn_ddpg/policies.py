@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch as th
 from gymnasium import spaces
@@ -36,11 +36,27 @@ SharedExtractorLoss = Literal["actor", "critic"]
 """Whose loss trains a features extractor that actor and critic share."""
 
 
+SelfNetwork = TypeVar("SelfNetwork", bound="Network")
+
+
 class Network(StatisticsMixin, BaseModel):
     """What actor and critic have in common: a features extractor, which the other one may own."""
 
     features_extractor: BaseFeaturesExtractor
     owns_features_extractor: bool
+
+    @classmethod
+    def load(cls: type[SelfNetwork], path: str, device: th.device | str = "auto") -> SelfNetwork:
+        """
+        Load a network that its ``save`` has written.
+
+        :param path: The file
+        :param device: Device on which the network should be
+        :return: The network. It normalises with the running statistics and updates nothing.
+        """
+        network = super().load(path, device)
+        network.set_training_mode(False)
+        return network
 
     @property
     def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
@@ -333,7 +349,13 @@ class BNDDPGPolicy(BasePolicy):
         shared_extractor_loss: SharedExtractorLoss = "actor",
         n_critics: int = 1,
     ) -> None:
-        check_number("n_critics", n_critics, low=1, high=1, integer=True)
+        if n_critics != 1:
+            raise ValueError(f"`n_critics={n_critics!r}` is not allowed: it must be 1, DDPG has one critic")
+        if features_extractor_class is FlattenExtractor and isinstance(observation_space, spaces.Dict):
+            raise ValueError(
+                f"`features_extractor_class={features_extractor_class.__name__}` is not allowed with {observation_space}: "
+                "MultiInputPolicy has one for a `Dict`"
+            )
         super().__init__(
             observation_space,
             action_space,

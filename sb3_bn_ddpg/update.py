@@ -319,6 +319,8 @@ def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
     :param weights: Weights of linear layers, of shape ``(out_features, in_features)`` each
     """
     for weight in weights:
+        if not weight.requires_grad:  # frozen, as it may be at any time
+            continue
         # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the in_features
         weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
 

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3 import DDPG
@@ -12,7 +13,7 @@ from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNo
 from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.td3.policies import TD3Policy
 
-from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
 
 BOX = spaces.Box(-1, 1, (2,))
 
@@ -80,7 +81,7 @@ def test_number_of_critics(make_model):
     DDPG("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, buffer_size=10)
     assert policy_kwargs["n_critics"] == 1
     make_model(policy_kwargs=policy_kwargs)
-    with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be an integer >= 1 and <= 1"):
+    with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be 1"):
         make_model(policy_kwargs=dict(n_critics=2))
 
 
@@ -124,6 +125,32 @@ def test_policy_arguments(make_model, argument, value, allowed):
 @pytest.mark.parametrize("normalization", ["layer", None])
 def test_batch_of_one_is_allowed_without_batch_norm(make_model, normalization):
     make_model(batch_size=1, policy_kwargs=dict(SMALL, normalization=normalization)).learn(30)
+
+
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_batch_of_one_after_construction(make_model, fast_update):
+    """Nothing of the networks is lost."""
+    model = make_model(fast_update=fast_update).learn(30)
+    with pytest.raises(ValueError, match=r"`batch_size=1` is not allowed: it must be an integer >= 2"):
+        model.train(2, batch_size=1)
+    model.batch_size = 1
+    with pytest.raises(ValueError, match=r"`batch_size=1` is not allowed"):
+        model.learn(30)
+    assert all(th.isfinite(tensor).all() for tensor in model.policy.state_dict().values())
+
+
+def test_attributes_set_after_construction(make_model):
+    model = make_model(fast_update=True).learn(30)
+    model.fast_update, model.target_statistics = False, "running"
+    model.learn(30, reset_num_timesteps=False)
+    assert model._fast_update is None
+    assert model._pass_statistics.target == "running"
+    model.tau = 7
+    with pytest.raises(ValueError, match="`tau=7` is not allowed"):
+        model.learn(30)
+    model.tau, model.use_target_networks = 0.1, False
+    with pytest.raises(ValueError, match="`use_target_networks=False` is not allowed for a model that was made with True"):
+        model.learn(30)
 
 
 @pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "batch_layer"])
@@ -195,6 +222,7 @@ def test_action_space_of_a_named_environment():
         (dict(initial_noise=np.zeros(3)), "broadcast"),
         (dict(n_envs=0), ">= 1"),
         (dict(seed=-1), ">= 0"),
+        (dict(seed=1.5), "integer"),
     ],
 )
 def test_noise_arguments(kwargs, allowed):
@@ -276,6 +304,21 @@ def test_first_observation(make_model):
         make_model(Env()).learn(30)
 
 
+def test_observations_beyond_float32(make_model):
+    class Env(VectorEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+
+        def _observation(self):
+            return super()._observation().astype(np.float64) * (1e40 if getattr(self, "steps", 0) == 3 else 1.0)
+
+    model = make_model(Env())
+    with pytest.raises(ValueError, match=r"`observation=.* at step 3 .* within the range of float32"):
+        model.learn(30)
+    assert model.replay_buffer.pos == 2
+
+
 def test_dictionary_observation():
     class Env(VectorEnv):
         def __init__(self) -> None:
@@ -292,6 +335,11 @@ def test_dictionary_observation():
     with pytest.raises(ValueError, match=r"`observation\['a'\]=.* of environment 0 at step 3 "):
         model.learn(30)
     assert model.replay_buffer.pos == 2
+
+
+def test_policy_class_for_vectors_with_dictionaries():
+    with pytest.raises(ValueError, match=r"`features_extractor_class=FlattenExtractor` is not allowed .*MultiInputPolicy"):
+        BNDDPG(MlpPolicy, SimpleMultiObsEnv(discrete_actions=False))
 
 
 def test_n_steps_of_dictionaries():

@@ -386,11 +386,98 @@ def test_what_a_callback_changes_of_the_normalisation_counts(make_model, path):
     assert type(model._fast_update).__name__ == CLASSES[path]
 
 
-def test_an_optimizers_hook_registered_while_learning_is_called(make_model):
-    model, calls = make_model().learn(30), []
-    model.actor.optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+def hook_of_the_optimizer(model, call):
+    model.actor.optimizer.register_step_pre_hook(call)
+
+
+def hook_of_a_parameter(model, call):
+    model.actor.mu[1].weight.register_hook(call)
+
+
+def hook_after_accumulation(model, call):
+    model.actor.mu[1].weight.register_post_accumulate_grad_hook(call)
+
+
+def wrapped_step(model, call):
+    step = model.actor.optimizer.step
+    model.actor.optimizer.step = lambda: (call(), step())
+
+
+@pytest.mark.parametrize("register", [hook_of_the_optimizer, hook_of_a_parameter, hook_after_accumulation, wrapped_step])
+@PATHS
+def test_hooks_registered_while_learning_are_called(make_model, path, register):
+    model, calls = make_model(**by(path)).learn(30), []
+    register(model, lambda *_: calls.append(1))
     model.train(2, 16)
     assert len(calls) == 2
+
+
+def with_amsgrad(model):
+    for group in model.critic.optimizer.param_groups:
+        group["amsgrad"] = True
+    for state in model.critic.optimizer.state.values():
+        state["max_exp_avg_sq"] = 100 * state["exp_avg_sq"]
+
+
+def with_maximize(model):
+    model.actor.optimizer.param_groups[0]["maximize"] = True
+
+
+def with_epsilon(model):
+    model.actor.mu[1].eps = 1.0
+
+
+@pytest.mark.parametrize("change", [with_amsgrad, with_maximize, with_epsilon])
+@PATHS
+def test_settings_changed_while_learning_count(make_model, path, change):
+    arguments, policy_kwargs = by(path), dict(SMALL, normalization="layer")
+    model, reference = (
+        make_model(**use, learning_rate=1e-3, policy_kwargs=policy_kwargs).learn(30)
+        for use in (arguments, arguments | dict(fast_update=False))
+    )
+    for each in (model, reference):
+        change(each)
+        for seed in range(5):
+            each._gradient_step(random_batch(each, seed=seed))
+    for name, value in reference.policy.state_dict().items():
+        th.testing.assert_close(model.policy.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def freeze_norms(network):
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.eval()
+            module.train = lambda mode=True, module=module: module
+
+
+@PATHS
+def test_batch_norm_that_stays_in_evaluation_mode(make_model, path):
+    model = make_model(**by(path)).learn(30)
+    for actor in (model.actor, model.actor_target):
+        freeze_norms(actor)
+    before = model.actor.mu[0].running_mean.clone()
+    model.learn(30, reset_num_timesteps=False)
+    assert th.equal(model.actor.mu[0].running_mean, before)
+
+
+class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) / 2
+
+
+@pytest.mark.parametrize("name", ["actor.mu", "critic.state_net", "critic.q_net"])
+@PATHS
+def test_modules_of_ones_own_go_by_autograd(make_model, path, name):
+    model = make_model(**by(path), verbose=1)
+    network, attribute = name.split(".")
+    for each in (network, f"{network}_target"):
+        setattr(getattr(model, each), attribute, Scaled(getattr(getattr(model, each), attribute)))
+    model.learn(30)
+    assert model._fast_update is None
 
 
 @needs_numba

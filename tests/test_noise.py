@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import VectorEnv
@@ -72,6 +73,23 @@ def test_one_seed_gives_one_sequence():
     np.random.seed(1)  # the global generator has no say
     np.testing.assert_array_equal(x, sample(second, 50))
     assert not np.array_equal(x, sample(third, 50))
+
+
+def test_noise_does_not_foretell_the_environment():
+    """Gymnasium's generators have the model's seed too: drawn from the same numbers, noise and disturbances would be alike."""
+    for seed in (0, 7):
+        generators = [gym.utils.seeding.np_random(seed)[0], gym.spaces.Box(-1, 1, (1,), seed=seed).np_random]
+        noise = OrnsteinUhlenbeckNoise(np.zeros(1), sigma=1.0, theta=0.0, seed=seed, dtype=np.float64)
+        innovations = np.diff(sample(noise, 1001).ravel())
+        for generator in generators:
+            assert abs(np.corrcoef(innovations, generator.standard_normal(1001)[1:])[0, 1]) < 0.15
+
+
+def test_a_generator_to_draw_from():
+    noises = [OrnsteinUhlenbeckNoise(np.zeros(3), seed=np.random.default_rng(seed)) for seed in (7, 7, 8)]
+    x = [sample(noise, 5) for noise in noises]
+    np.testing.assert_array_equal(x[0], x[1])
+    assert not np.array_equal(x[0], x[2])
 
 
 def test_noise_leaves_the_global_generator_alone():

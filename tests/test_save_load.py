@@ -382,8 +382,6 @@ def test_network_by_itself(make_model, tmp_path, name, cls):
     batch = random_batch(model)
     inputs = [batch.observations] + ([batch.actions] if name == "critic" else [])
     with th.no_grad():
-        for net in (network, loaded):
-            net.set_training_mode(False)
         ours, theirs = network(*inputs), loaded(*inputs)
     assert th.equal(ours[0], theirs[0])
 

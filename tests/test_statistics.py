@@ -263,6 +263,24 @@ def test_layers_exchanged_after_construction_count(make_model, fast_update):
     assert th.equal(model.actor_target.mu[1].running_mean, model.actor.mu[1].running_mean)
 
 
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_targets_follow_layers_exchanged_between_trainings(make_model, fast_update):
+    kwargs = dict(tau=0.5, learning_rate=1e-2, weight_normalization="critic")
+    model = make_model(fast_update=fast_update, policy_kwargs=dict(SMALL, activation_fn=nn.LeakyReLU), **kwargs).learn(30)
+    for critic in (model.critic, model.critic_target):
+        critic.state_net[1] = nn.Linear(4, 16, bias=False)
+        critic.q_net[-1] = nn.Linear(12, 1)
+    model.critic_target.load_state_dict(model.critic.state_dict())
+    model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=1e-3)
+    before = model.critic_target.q_net[-1].weight.clone()
+    model.learn(60, reset_num_timesteps=False)
+    moved, distance = (
+        (model.critic_target.q_net[-1].weight - other).abs().max() for other in (before, model.critic.q_net[-1].weight)
+    )
+    assert moved > distance
+    assert model.critic.state_net[1].weight.norm().item() == pytest.approx((16 / 3) ** 0.5, rel=1e-5)  # the new one's
+
+
 @pytest.mark.parametrize("kind", NORMALIZATIONS)
 @pytest.mark.parametrize("n_updates", [1, 3])
 def test_drift_by_its_definition(kind, n_updates):
@@ -276,6 +294,14 @@ def test_drift_by_its_definition(kind, n_updates):
     batch = th.distributions.Normal(x.mean(0), x.std(0))
     expected = th.distributions.kl_divergence(batch, running).mean().item()
     assert network.statistics_drift(earlier) == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_drift_of_layers_that_stay():
+    network = OneLayer("batch")
+    network.norm_layers[0].momentum = 0.0
+    earlier = network.running_statistics()
+    network.forward_with("batch_update", th.randn(50, 3))
+    assert network.statistics_drift(earlier) is None
 
 
 def test_drift_vanishes_when_statistics_agree():

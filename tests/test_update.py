@@ -423,6 +423,15 @@ def test_weight_normalization_keeps_norms_and_changes_no_output(make_model, fast
     np.testing.assert_allclose(before.detach(), after.detach(), atol=1e-3)
 
 
+def test_weight_normalization_leaves_frozen_weights(make_model):
+    model = make_model(weight_normalization="both", learning_rate=0.1)
+    weight = model.actor.mu[1].weight.requires_grad_(False)
+    before = weight.clone()
+    model.learn(40)
+    assert th.equal(weight, before)
+    assert model.actor.mu[4].weight.norm().item() == pytest.approx((12 / 3) ** 0.5, rel=1e-5)
+
+
 def test_weight_normalization_of_the_critic_alone(make_model):
     nets = make_model(weight_normalization="critic")._networks
     assert (len(nets.fixed_norm_actor_weights), len(nets.fixed_norm_critic_weights)) == (0, 1)

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import DDPG, TD3
@@ -10,7 +11,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.learning.matrix import LEARNING_STARTS, Variant
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "crossq": CrossQ, "bn_ddpg": BNDDPG}
@@ -31,4 +32,7 @@ def build(variant: Variant, env: VecEnv, seed: int) -> OffPolicyAlgorithm:
         kwargs.setdefault("fast_update", "compiled")  # falls back by itself for what it does not know
     algorithm: Any = ALGORITHMS[variant.algorithm]
     model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device="cpu", **kwargs)
+    if isinstance(model.action_noise, OrnsteinUhlenbeckNoise):
+        # The stored runs are from before seeds meant another generator; their tasks draw random numbers at resets only
+        model.action_noise.set_random_seed(np.random.default_rng(seed))
     return model

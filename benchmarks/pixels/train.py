@@ -182,6 +182,8 @@ def main() -> None:
             seed=arguments.seed,
             device="cpu",
         )
+        # The stored runs are from before seeds meant another generator
+        model.action_noise.set_random_seed(np.random.default_rng(arguments.seed))
     evaluations = Evaluations(eval_env, evaluated, arguments.eval_freq, arguments.n_eval_episodes, rows)
     interrupts = Interrupts()
     for name in (signal.SIGINT, signal.SIGTERM):
