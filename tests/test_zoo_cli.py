@@ -1,5 +1,6 @@
 """The command line: what it offers, what it refuses, and what it needs."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from zoo_runs import run
 pytest.importorskip("rl_zoo3")
 
 from sb3_bn_ddpg import cli, zoo
+from sb3_bn_ddpg.atomic_files import FileError
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,23 @@ def test_wrong_options_of_train(arguments, message, capsys):
         cli.main(["train", *arguments])
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("`tau=7` is not allowed: it must be a number"), SystemExit),
+        (FileError("entry.yml", "is no YAML"), SystemExit),
+        (ValueError("too many values to unpack"), ValueError),  # of which only the place tells anything
+    ],
+)
+def test_messages_that_say_what_is_wrong_have_no_traceback(error, expected, monkeypatch):
+    def fail():
+        raise error
+
+    monkeypatch.setattr("rl_zoo3.train.train", fail)
+    with pytest.raises(expected, match=re.escape(str(error))):
+        cli.main(["train", "--env", "Pendulum-v1"])
 
 
 def test_options_of_train_reach_the_zoo(monkeypatch):
