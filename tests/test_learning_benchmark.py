@@ -92,6 +92,12 @@ def test_every_variant_of_ours_can_be_built():
                     assert getattr(model, key) == variant.kwargs[key]
 
 
+def test_noise_draws_what_the_stored_runs_drew():
+    model = build(VARIANTS["paper"], DummyVecEnv([lambda: make_env("InvertedDoublePendulum-v5")]), seed=3)
+    drawn = 0.2 * np.random.default_rng(3).standard_normal((1, 1))
+    np.testing.assert_array_equal(model.action_noise(), drawn.astype(np.float32))
+
+
 def test_a_changed_variant_is_another_configuration_and_an_unchanged_one_is_not(monkeypatch: pytest.MonkeyPatch):
     first = config_hash(UNIT, Budget())
     assert config_hash(UNIT, Budget(steps=50_000)) == first
