@@ -666,11 +666,8 @@ def _check_finite(field: str, value: Any, step: int, env_index: int | None = Non
     value = np.asarray(value)
     if value.dtype.kind != "f":
         return
-    if value.dtype.itemsize <= 4:
-        is_finite = np.isfinite(value)
-    else:  # as the networks see it
-        with np.errstate(over="ignore"):
-            is_finite = np.isfinite(value.astype(np.float32))
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(value.astype(np.float32, copy=False))  # as the networks see it
     if is_finite.all():
         return
     if env_index is None:

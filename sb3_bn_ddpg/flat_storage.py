@@ -92,12 +92,11 @@ class FlatStorage:
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
-        self._norm_layers: list[Any] = [layer for each in dict.fromkeys((network, target)) for layer in each.norm_layers]
-        self._layer_norms = [
+        self._norm_layers: list[Any] = [
             module
             for each in dict.fromkeys((network, target))
             for module in each.modules()
-            if isinstance(module, nn.LayerNorm)
+            if module in each.norm_layers or isinstance(module, nn.LayerNorm)
         ]
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
@@ -132,8 +131,7 @@ class FlatStorage:
         """
         :return: Momentum and epsilon of the normalisation layers, which a callback may change
         """
-        settings = [(layer.momentum, layer.eps) for layer in self._norm_layers]
-        return settings + [(None, layer.eps) for layer in self._layer_norms]
+        return [(getattr(layer, "momentum", None), layer.eps) for layer in self._norm_layers]
 
     def count_step(self) -> list[Slice]:
         """

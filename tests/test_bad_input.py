@@ -81,7 +81,7 @@ def test_number_of_critics(make_model):
     DDPG("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, buffer_size=10)
     assert policy_kwargs["n_critics"] == 1
     make_model(policy_kwargs=policy_kwargs)
-    with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be 1"):
+    with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be 1, DDPG has one critic"):
         make_model(policy_kwargs=dict(n_critics=2))
 
 

@@ -113,6 +113,7 @@ def test_pages_build_without_warnings(tmp_path: Path):
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     api = (tmp_path / "api.html").read_text()
+    assert "OrnsteinUhlenbeckNoise" in api
     for cls in (BNDDPG, SavingMixin):  # also what a mixin brings
         for name, value in vars(cls).items():
             is_method = isinstance(value, (FunctionType, classmethod, property)) and not name.startswith("_")
