@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch as th
 
 pytest.importorskip("mujoco")
 pytest.importorskip("rl_zoo3")
@@ -24,12 +25,14 @@ pytest.importorskip("shimmy")
 import rl_zoo3
 import yaml
 from rliable import metrics
+from sb3_contrib import CrossQ
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from benchmarks.learning import figures, local, matrix, plots, report, step_time, store
+from benchmarks.learning import algorithms, figures, local, matrix, plots, report, step_time, store
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
+from benchmarks.learning.crossq_graph import GraphedCrossQ
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
 from benchmarks.learning.matrix import (
@@ -44,6 +47,7 @@ from benchmarks.learning.matrix import (
     Variant,
     config_hash,
 )
+from benchmarks.learning.recorder import MeanLogger
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
 from benchmarks.learning.unit import run
 from benchmarks.markdown import BEGIN, END
@@ -90,6 +94,32 @@ def test_every_variant_of_ours_can_be_built():
             for key in ("batch_size", "tau", "target_statistics", "use_target_networks"):
                 if key in variant.kwargs:
                     assert getattr(model, key) == variant.kwargs[key]
+
+
+@pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
+def test_crossq_by_graphs_is_crossq(monkeypatch: pytest.MonkeyPatch):
+    class OnTheGPU(CrossQ):
+        """Adam counts its steps in float32, as in a graph."""
+
+        def _setup_model(self) -> None:
+            super()._setup_model()
+            for optimizer in (self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer):
+                optimizer.param_groups[0]["capturable"] = True
+
+    variant = replace(VARIANTS["crossq_256"], kwargs=dict(policy_kwargs=dict(net_arch=dict(pi=[32, 32], qf=[32, 32]))))
+    found = []
+    for algorithm in (OnTheGPU, GraphedCrossQ):
+        monkeypatch.setattr(algorithms, "GraphedCrossQ", algorithm)
+        model = build(variant, DummyVecEnv([lambda: make_env(PENDULUM)]), 0, "cuda")
+        assert type(model) is algorithm
+        means = MeanLogger()
+        model.set_logger(means)
+        model.learn(LEARNING_STARTS + 60, log_interval=sys.maxsize)
+        found.append((model.policy.state_dict(), means.take()))
+    (library, logged), (graphs, logged_by_graphs) = found
+    counts = [name for name in library if name.endswith("steps")]  # of batches, which say that the warm-up is over
+    assert all(th.equal(library[name], graphs[name]) for name in library if name not in counts)
+    assert logged == logged_by_graphs
 
 
 def test_noise_draws_what_the_stored_runs_drew():

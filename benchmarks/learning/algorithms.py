@@ -10,6 +10,7 @@ from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.learning.crossq_graph import GraphedCrossQ
 from benchmarks.learning.matrix import LEARNING_STARTS, Variant
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
@@ -17,21 +18,26 @@ from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "crossq": CrossQ, "bn_ddpg": BNDDPG}
 
 
-def build(variant: Variant, env: VecEnv, seed: int) -> OffPolicyAlgorithm:
+def build(variant: Variant, env: VecEnv, seed: int, device: str = "cpu") -> OffPolicyAlgorithm:
     """
     :param variant: The contender
     :param env: The training environment
     :param seed: Seed of networks, exploration and replay sampling
-    :return: The model, on the CPU, with one torch thread
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: The model, with one torch thread
     """
     th.set_num_threads(1)
     kwargs: dict[str, Any] = copy.deepcopy(variant.kwargs)  # SB3 adds its own entries to policy_kwargs
     if "action_noise" in kwargs:
         kwargs["action_noise"] = build_action_noise(kwargs["action_noise"], env.action_space.shape or ())
-    if variant.algorithm == "bn_ddpg":
+    if variant.algorithm == "bn_ddpg" and device == "cpu":
         kwargs.setdefault("fast_update", "compiled")  # falls back by itself for what it does not know
     algorithm: Any = ALGORITHMS[variant.algorithm]
-    model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device="cpu", **kwargs)
+    if variant.algorithm == "crossq" and device == "cuda":
+        algorithm = GraphedCrossQ
+    model: OffPolicyAlgorithm = algorithm(
+        "MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device=device, **kwargs
+    )
     if isinstance(model.action_noise, OrnsteinUhlenbeckNoise):
         # The stored runs are from before seeds meant another generator; their tasks draw random numbers at resets only
         model.action_noise.set_random_seed(np.random.default_rng(seed))

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
+import torch as th
+
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.atomic_files import atomic_write
@@ -121,12 +123,13 @@ class UnitFile:
     :param folder: The results
     :param unit: The unit
     :param budget: The extent of the run
+    :param device: ``"cpu"`` or ``"cuda"``
     """
 
-    def __init__(self, folder: Path, unit: Unit, budget: Budget) -> None:
+    def __init__(self, folder: Path, unit: Unit, budget: Budget, device: str = "cpu") -> None:
         self.path = unit_path(folder, unit)
         self.partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        self.header = header(unit, budget)
+        self.header = header(unit, budget, device)
         self.rows: list[dict[str, Any]] = []
 
     def __enter__(self) -> "UnitFile":
@@ -157,20 +160,24 @@ class UnitFile:
         self.partial.unlink()
 
 
-def header(unit: Unit, budget: Budget) -> dict[str, Any]:
+def header(unit: Unit, budget: Budget, device: str) -> dict[str, Any]:
     """
     :param unit: A unit
     :param budget: The extent of the run
+    :param device: ``"cpu"`` or ``"cuda"``
     :return: What its numbers depend on
     """
     variant = VARIANTS[unit.variant]
+    machine = [processor(), f"{platform.system()} {platform.machine()}"]
+    if device == "cuda":
+        machine.append(th.cuda.get_device_name())
     return {
         "config": config_hash(unit, budget),
         "algorithm": variant.algorithm,
         "kwargs": variant.kwargs,
         "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
         "versions": versions(),
-        "machine": f"{processor()}, {platform.system()} {platform.machine()}",
+        "machine": ", ".join(machine),
     }
 
 

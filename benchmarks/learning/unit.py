@@ -15,13 +15,14 @@ from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
 
 
-def run(unit: Unit, budget: Budget, folder: Path) -> Path:
+def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     """
     Run a unit. Its file has a name of its own until the unit is complete.
 
     :param unit: The unit
     :param budget: Steps and evaluations
     :param folder: The results
+    :param device: ``"cpu"`` or ``"cuda"``
     :return: The unit's file
     """
     # Here, so that --help and the runner do without torch
@@ -33,13 +34,13 @@ def run(unit: Unit, budget: Budget, folder: Path) -> Path:
 
     variant = VARIANTS[unit.variant]
     budget = budget.of(unit.variant)
-    with UnitFile(folder, unit, budget) as file:
+    with UnitFile(folder, unit, budget, device) as file:
         if variant.algorithm == "random":
             evaluator = Evaluator(unit.task, budget.episodes)
             policy = RandomPolicy(evaluator.env.action_space, unit.seed)
             file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
         else:
-            model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed)
+            model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed, device)
             recorder = Recorder(file, unit.task, budget)
             model.set_logger(recorder.means)
             assert budget.steps is not None
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=VARIANTS, required=True, metavar="VARIANT")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--write", action="store_true", help="write the result instead of comparing it with the stored one")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for the networks (default: %(default)s)")
     add_budget_arguments(parser)
     arguments = parser.parse_args()
     unit = Unit(arguments.task, arguments.variant, arguments.seed)
@@ -80,13 +82,13 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed
 
     if arguments.write:
-        print(run(unit, budget, arguments.results))
+        print(run(unit, budget, arguments.results, arguments.device))
         return
     stored = read_unit(arguments.results, unit)
     if stored is None:
         sys.exit(f"Nothing is stored of {unit} in {arguments.results}: run it with --write")
     with tempfile.TemporaryDirectory() as folder:
-        run(unit, budget, Path(folder))
+        run(unit, budget, Path(folder), arguments.device)
         again = read_unit(Path(folder), unit)
     assert again is not None
     found = differences(stored, again)
