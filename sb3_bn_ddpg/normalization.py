@@ -86,7 +86,8 @@ class NormalizationConfig:
         norm on hidden layers) or None
     :param momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param eps: Value added to the variance for numerical stability, > 0
-    :param renorm_warmup_steps: Number of updates in which batch renormalisation behaves as batch normalisation, >= 0
+    :param renorm_warmup_steps: In so many updates, and one more (as in sb3-contrib), batch renormalisation is batch
+        normalisation, >= 0
     :param name: The argument that ``kind`` came from, for the message; only ``"normalization"`` knows ``"batch_layer"``
     :raises ValueError: if an argument is out of its range
     """
@@ -160,15 +161,15 @@ def norm_parameters(network: nn.Module) -> set[nn.Parameter]:
 def scale_free_weights(network: nn.Module) -> tuple[th.Tensor, ...]:
     """
     :param network: A network
-    :return: Weights of the linear layers that batch norm or batch renormalisation follows: what the network computes does
-        not depend on their norms
+    :return: Weights of the linear layers and convolutions that batch norm or batch renormalisation follows: what the network
+        computes does not depend on their norms
     """
     sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
     pairs = [pair for sequence in sequences for pair in pairwise(sequence)]
     return tuple(
         first.weight
         for first, second in pairs
-        if isinstance(first, nn.Linear) and isinstance(second, (_BatchNorm, BatchRenorm))
+        if isinstance(first, (nn.Linear, nn.Conv2d)) and isinstance(second, (_BatchNorm, BatchRenorm))
     )
 
 

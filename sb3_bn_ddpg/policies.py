@@ -96,7 +96,7 @@ class Actor(Network, BasePolicy):
     :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"``, ``"batch_layer"`` or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
-    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param renorm_warmup_steps: Updates, less one, before batch renormalisation differs from batch normalisation, >= 0
     :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
     :param owns_features_extractor: Whether the features extractor is the actor's, to train and to update the statistics of
     """
@@ -190,7 +190,7 @@ class Critic(Network):
     :param normalization: ``"batch"``, ``"batch_renorm"``, ``"layer"``, ``"batch_layer"`` or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
-    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param renorm_warmup_steps: Updates, less one, before batch renormalisation differs from batch normalisation, >= 0
     :param final_init: The output layer's weights and biases are drawn from U[-final_init, final_init], > 0
     :param action_layer: The hidden layer, counted from 1, at which the action enters: 2 in the paper, 1 joins state and
         action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.
@@ -311,7 +311,7 @@ class BNDDPGPolicy(BasePolicy):
         ``"layer"`` (on hidden layers only), ``"batch_layer"`` (batch norm on the state, layer norm on hidden layers) or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance for numerical stability, > 0
-    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param renorm_warmup_steps: Updates, less one, before batch renormalisation differs from batch normalisation, >= 0
     :param final_init: The output layers' weights and biases are drawn from U[-final_init, final_init], > 0
     :param action_layer: The hidden layer of the critic, counted from 1, at which the action enters: 2 in the paper,
         1 joins state and action at the input as SB3 does. In a critic of fewer hidden layers it is the last one.

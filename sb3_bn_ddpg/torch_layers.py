@@ -35,7 +35,7 @@ class PaperCNN(PaperExtractor):
         (``nn.BatchNorm2d``), ``"batch_renorm"``, ``"layer"`` (over all channels and places of an image) or None
     :param norm_momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param norm_eps: Value added to the variance, > 0
-    :param renorm_warmup_steps: Updates before batch renormalisation differs from batch normalisation, >= 0
+    :param renorm_warmup_steps: Updates, less one, before batch renormalisation differs from batch normalisation, >= 0
     :param activation_fn: Activation function
     :param normalized_image: Whether the images are scaled already, and may be of any type and bounds
     :param features_dim: Number of units of a fully connected layer with a tanh after the convolutions (if None: none).

@@ -316,12 +316,12 @@ def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
     nothing that a network computes; but weights that grow learn ever more slowly
     (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
 
-    :param weights: Weights of linear layers, of shape ``(out_features, in_features)`` each
+    :param weights: Weights of linear layers and convolutions, whose first dimension is the outputs'
     """
     for weight in weights:
         if not weight.requires_grad:  # frozen, as it may be at any time
             continue
-        # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the in_features
+        # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the fan-in
         weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
 
 

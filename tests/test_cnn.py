@@ -55,6 +55,18 @@ def test_layers():
     assert [m.out_features for m in policy.actor.mu if isinstance(m, nn.Linear)] == [200, 200, 1]
 
 
+def test_weight_normalization_keeps_the_norms_of_convolutions():
+    model = make_model(weight_normalization="both", learning_rate=0.1, policy_kwargs=SMALL_CNN | CONV_BATCH_NORM)
+    networks = (model.policy.actor, model.policy.critic)
+    weights = [module.weight for net in networks for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert len(weights) == 6
+    before = [weight.detach().clone() for weight in weights]
+    gradient_step(model._networks, image_batch(model), 0.99, 0.5, PassStatistics())
+    for weight, old in zip(weights, before, strict=True):
+        assert not th.equal(weight, old)
+        assert th.linalg.vector_norm(weight).item() == pytest.approx((32 / 3) ** 0.5, rel=1e-5)
+
+
 def test_number_of_parameters():
     # "about 430,000 parameters" a network (section 7)
     policy = make_policy()
