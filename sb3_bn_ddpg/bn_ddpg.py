@@ -445,9 +445,11 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self.action_noise.update_progress(self._current_progress_remaining)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
-        self._is_collecting = True
+        self._is_collecting, self._is_stopped = True, False
         try:
-            return super().collect_rollouts(*args, **kwargs)
+            rollout = super().collect_rollouts(*args, **kwargs)
+            self._is_stopped = not rollout.continue_training
+            return rollout
         finally:
             self._is_collecting = False
 
@@ -642,7 +644,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
         networks += ["_networks", "_fast_update", "_fast_update_classes", "_pass_statistics", "_learning_guard"]
-        networks += ["_is_collecting"]
+        networks += ["_is_collecting", "_is_stopped"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

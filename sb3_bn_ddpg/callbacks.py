@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from stable_baselines3.common.callbacks import BaseCallback, EventCallback
 
+from sb3_bn_ddpg.checkpoint import cut_off_episodes
 from sb3_bn_ddpg.checks import check_number
 from sb3_bn_ddpg.environment_state import capture
 
@@ -19,7 +20,9 @@ class CheckpointEvery(BaseCallback):
 
     An environment that does not offer its state resumes with a new episode. If there is one of it, checkpoints then wait for
     an episode's end, and the running training resets it once more there: so it takes the same steps as a resumed
-    one, if resetting depends on nothing but the environment's ``np_random``.
+    one, if resetting depends on nothing but the environment's ``np_random``. (With rollouts of several steps, ``train_freq``,
+    it is the end of the rollout in which an episode ended; the next one is cut off there. A ``Monitor`` that does not allow
+    early resets is reset by nobody else: checkpoints then do not wait, and a resumed training takes other steps.)
 
     :param save_freq: Steps of the training (all environments together) between two checkpoints, >= 1
     :param path: The file
@@ -38,6 +41,7 @@ class CheckpointEvery(BaseCallback):
         self._saved_at = 0
         self._is_between_steps = True
         self._waits_for_episode = False
+        self._has_episode_ended = False  # since a checkpoint is due
 
     def _on_training_start(self) -> None:
         if isinstance(self.parent, EventCallback):
@@ -49,32 +53,40 @@ class CheckpointEvery(BaseCallback):
         self._is_between_steps = True
         # Of several environments, episodes end at different times
         self._waits_for_episode = self.model.n_envs == 1 and capture(self.training_env).not_offered is not None
+        if self._waits_for_episode and self.training_env.has_attr("allow_early_resets"):
+            self._waits_for_episode = all(self.training_env.get_attr("allow_early_resets"))
+        self._has_episode_ended = False
 
     def _on_rollout_start(self) -> None:
         # Here the last transition is stored and trained on: learn would begin in the same state
         self._is_between_steps = True
         if self.model.num_timesteps // self.save_freq == self._saved_at // self.save_freq:
+            self._has_episode_ended = False
             return
-        if self._waits_for_episode and not all(self.locals.get("dones", [True])):
-            return
-        self._save()
-        if self._waits_for_episode:
+        if not self._waits_for_episode:
+            self._save()
+        elif self._has_episode_ended:
+            cut_off_episodes(self.model.replay_buffer)
+            self._save()
             self.model.begin_episodes()
 
     def _on_step(self) -> bool:
         self._is_between_steps = False  # the environment has made its step, which is not stored yet
+        self._has_episode_ended |= bool(self.locals["dones"].any())
         return True
 
     def _on_rollout_end(self) -> None:
         self._is_between_steps = True
 
     def _on_training_end(self) -> None:
-        if self._is_between_steps and self.model.num_timesteps > self._saved_at:
+        # Where a callback ended the training, the last step is lost. After an error, as RL Zoo calls it too, nothing is saved
+        if (self._is_between_steps or self.model._is_stopped) and self.model.num_timesteps > self._saved_at:
             self._save()
 
     def _save(self) -> None:
         """Write a checkpoint, and go on as a resumed training does."""
         self.model.save_checkpoint(self.path)
         self._saved_at = self.model.num_timesteps
+        self._has_episode_ended = False
         if self.verbose >= 1:
             print(f"Checkpoint of {self._saved_at} steps in {self.path}")

@@ -15,6 +15,7 @@ import random
 import re
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -270,8 +271,8 @@ def _trimmed(buffer: Any) -> Any:
     small = copy.copy(buffer)
 
     def trim(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: trim(entry) for key, entry in value.items()}
+        if type(value) is dict:
+            return _changed(value, trim)
         if not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) != buffer.buffer_size:
             return value
         # Objects have no zeros; memory-optimised buffers have one row more than their position says
@@ -290,8 +291,8 @@ def _expanded(buffer: Any) -> Any:
     """
 
     def expand(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: expand(entry) for key, entry in value.items()}
+        if type(value) is dict:
+            return _changed(value, expand)
         if not isinstance(value, _Trimmed):
             return value
         array = np.zeros((value.length, *value.rows.shape[1:]), dtype=value.rows.dtype)
@@ -300,6 +301,16 @@ def _expanded(buffer: Any) -> Any:
 
     vars(buffer).update({name: expand(value) for name, value in vars(buffer).items()})
     return buffer
+
+
+def _changed(entries: dict[Any, Any], change: Callable[[Any], Any]) -> dict[Any, Any]:
+    """
+    :param entries: A dictionary
+    :param change: What becomes of an entry
+    :return: The changed dictionary; the same one if no entry becomes another, for it may have a meaning to its owner
+    """
+    changed = {key: change(entry) for key, entry in entries.items()}
+    return entries if all(changed[key] is entry for key, entry in entries.items()) else changed
 
 
 def cut_off_episodes(buffer: Any) -> None:

@@ -41,6 +41,7 @@ class SavingMixin(OffPolicyAlgorithm):
     _callback: BaseCallback | None = None
     _is_within_step: bool = False  # whether an action was chosen whose transition is not stored
     _is_collecting: bool = False  # whether a rollout is running
+    _is_stopped: bool = False  # whether a callback ended the last one, in the middle of a step
     _pending_callback_states: Any = None
 
     # --- Checkpoints
@@ -67,7 +68,7 @@ class SavingMixin(OffPolicyAlgorithm):
             )
         if self._has_lost_a_step:
             checkpoint.cut_off_episodes(self.replay_buffer)
-            self.begin_episodes()
+            self._last_obs = None  # learn resets the environment
         checkpoint.write_checkpoint(self, path)  # type: ignore[arg-type]
 
     @classmethod

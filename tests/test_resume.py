@@ -1,14 +1,17 @@
 """A training that is interrupted and resumed in another process ends with the same bits as one that was not."""
 
 import warnings
-from typing import ClassVar
+from collections import defaultdict
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import VectorEnv
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize, VecVideoRecorder
@@ -183,15 +186,67 @@ def test_a_wrapper_that_hides_its_state_keeps_that_of_no_other(make_model, tmp_p
     resumed.learn(10, reset_num_timesteps=False)
 
 
-def test_remaining_timesteps(make_model, tmp_path):
-    class Stop(BaseCallback):
-        def _on_step(self) -> bool:
-            return self.num_timesteps < 45
+class StopAt(BaseCallback):
+    """Ends a training, in the middle of a step as all callbacks do."""
 
-    model = make_model().learn(100, [CheckpointEvery(20, tmp_path / "checkpoint"), Stop()])
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.step
+
+
+def test_remaining_timesteps(make_model, tmp_path):
+    model = make_model().learn(100, [CheckpointEvery(20, tmp_path / "checkpoint"), StopAt(45)])
     assert model.remaining_timesteps == 55
     resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
-    assert (resumed.num_timesteps, resumed.remaining_timesteps) == (40, 60)
+    assert (resumed.num_timesteps, resumed.remaining_timesteps) == (45, 55)
+
+
+class HidesItsState(VectorEnv):
+    """Its simulator cannot be pickled."""
+
+    def __init__(self, ep_length: int = 25) -> None:
+        super().__init__(ep_length=ep_length)
+        self.simulator = (number for number in range(1))
+
+
+class RecordedCheckpoints(CheckpointEvery):
+    """Knows when it wrote."""
+
+    def _save(self) -> None:
+        super()._save()
+        self.times = [*getattr(self, "times", []), self.model.num_timesteps]
+
+
+@pytest.mark.parametrize(
+    ("train_freq", "ep_length", "times"),
+    [
+        (1, 25, [50, 100, 150, 200]),
+        (16, 25, [64, 128, 160, 208]),  # an episode ends in the rollouts before
+        (8, 27, [56, 112, 168, 200]),
+        ((1, "episode"), 27, [54, 108, 162, 216]),
+    ],
+)
+def test_checkpoints_of_an_environment_that_hides_its_state_come_with_any_train_freq(
+    make_model, tmp_path, train_freq, ep_length, times
+):
+    callback = RecordedCheckpoints(50, tmp_path / "checkpoint")
+    model = make_model(HidesItsState(ep_length), train_freq=train_freq).learn(200, callback)
+    assert callback.times == times
+    with pytest.warns(UserWarning, match="starts with a new episode"):
+        resumed = BNDDPG.resume(tmp_path / "checkpoint", HidesItsState(ep_length))
+    buffers = (model.replay_buffer, resumed.replay_buffer)
+    assert all(buffer.dones[buffer.pos - 1] for buffer in buffers[1:])
+    for name in ("observations", "actions", "rewards", "timeouts"):
+        np.testing.assert_array_equal(*(getattr(buffer, name)[: times[-2]] for buffer in buffers))
+
+
+def test_a_monitor_that_forbids_resets_is_not_reset(make_model, tmp_path):
+    callback = RecordedCheckpoints(30, tmp_path / "checkpoint")
+    make_model(Monitor(HidesItsState(), allow_early_resets=False)).learn(100, [callback, StopAt(95)])
+    assert callback.times == [30, 60, 90, 95]
 
 
 def test_callbacks_go_on(make_model, tmp_path):
@@ -284,6 +339,28 @@ def test_other_versions_are_told(make_model, tmp_path, monkeypatch):
     monkeypatch.setattr("sb3_bn_ddpg.checkpoint.version", lambda name: "99")
     with pytest.warns(UserWarning, match=r"need not give the same numbers: .*torch .* then, 99 now"):
         BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+
+
+class CountingBuffer(ReplayBuffer):
+    """Has dictionaries of its own, one of them by two names."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.counts: dict[int, int] = defaultdict(int)
+        self.plain: dict[str, int] = {}
+        self.same = self.plain
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        self.counts[self.pos] += 1
+        super().add(*args, **kwargs)
+
+
+def test_dictionaries_of_a_replay_buffer_stay_what_they_are(make_model, tmp_path):
+    make_model(replay_buffer_class=CountingBuffer).learn(30).save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+    assert resumed.replay_buffer.same is resumed.replay_buffer.plain
+    resumed.learn(5, reset_num_timesteps=False)
+    assert dict(resumed.replay_buffer.counts) == dict.fromkeys(range(35), 1)
 
 
 def test_checkpoints_of_large_empty_buffers_are_small(make_model, tmp_path):

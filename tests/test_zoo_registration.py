@@ -7,7 +7,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.vec_env import VecNormalize
 
 pytest.importorskip("rl_zoo3")
 
@@ -108,6 +110,7 @@ def test_other_algorithms_keep_their_files(tmp_path):
         ),
         ({"action_noise": None}, None),
         ({"noise_type": None, "noise_std": 0.3}, None),
+        ({"noise_type": " normal ", "noise_std": [0.3]}, NormalActionNoise(np.zeros(1), np.full(1, 0.3))),
     ],
 )
 def test_noise_of_a_file(entry, expected, tmp_path):
@@ -171,6 +174,14 @@ def test_noise_of_the_command_line_replaces_the_files(file_noise, command_line, 
             {"noise_type": "white"},
             "`noise_type='white'` is not allowed: it must be one of 'normal', 'ornstein-uhlenbeck', 'ou'",
         ),
+        (
+            {"action_noise": {"type": "normal", "sigma": [0.1, 0.2]}},
+            r"`action_noise\['sigma'\]=\[0.1, 0.2\]` is not allowed: it must be a number or fit actions of shape \(1,\)",
+        ),
+        (
+            {"noise_type": "normal", "noise_std": [0.1, "a"]},
+            r"`noise_std\[1\]='a'` is not allowed: it must be a finite number >= 0",
+        ),
         ({"noise_type": "normal"}, "`noise_std=None` is not allowed: it must be a finite number >= 0"),
         ({"noise_std": 0.1}, "`noise_std=0.1` is not allowed without `noise_type`"),
         ({"noise_type": "ou", "action_noise": "ou"}, "`action_noise='ou'` is not allowed beside `noise_type='ou'`"),
@@ -208,6 +219,22 @@ def test_a_checkpoint_apart_from_its_folder_warns(tmp_path):
     with pytest.warns(UserWarning, match=r"alone.zip has no Pendulum-v1/config.yml beside it: the model is the checkpoint's"):
         model = model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path), n_timesteps=10)
     assert model.num_timesteps == 10
+
+
+def test_a_resumed_run_begins_with_the_best_model_and_its_statistics(tmp_path):
+    old = tmp_path / "old"
+    (old / "Pendulum-v1").mkdir(parents=True)
+    env = VecNormalize(make_vec_env("Pendulum-v1"))
+    model = BNDDPG("MlpPolicy", env, learning_starts=5, buffer_size=100).learn(10)
+    model.save_checkpoint(old / "checkpoint.zip")
+    model.save(old / "best_model.zip")
+    env.save(old / "Pendulum-v1/vecnormalize.pkl")
+    entry = {"buffer_size": 1000, "normalize": True}
+    manager = manager_of(tmp_path, entry=entry, trained_agent=str(old / "checkpoint.zip"), n_timesteps=10)
+    with pytest.warns(UserWarning, match="has no Pendulum-v1/config.yml beside it"):
+        manager.setup_experiment()
+    for name in ("best_model.zip", "Pendulum-v1/vecnormalize.pkl"):
+        assert (Path(manager.save_path) / name).read_bytes() == (old / name).read_bytes()
 
 
 # --- The search space
@@ -312,6 +339,29 @@ def test_trial_of_the_zoos_ddpg_can_be_trained(noise_type, expected, tmp_path):
     model = model_of(tmp_path, algo="ddpg", entry=entry, trial_id=0)
     assert model.action_noise._sigma == expected
     assert model.gamma == 0.99
+
+
+class MatrixActions(gym.ActionWrapper):
+    """Pendulum with six numbers for an action."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.action_space = gym.spaces.Box(-2.0, 2.0, (2, 3))
+
+    def action(self, action):
+        return action[0, :1]
+
+
+gym.register("MatrixActions-v0", lambda: MatrixActions(gym.make("Pendulum-v1")), max_episode_steps=200)
+
+
+@pytest.mark.parametrize("noise_type", ["ou", "normal"])
+def test_noise_of_actions_in_two_dimensions(tmp_path, noise_type):
+    entry = {"buffer_size": 1000, "noise_type": noise_type, "noise_std": 0.3}
+    manager = manager_of(tmp_path, "MatrixActions-v0", entry=entry)
+    assert manager.setup_experiment()[0].action_noise().shape[-2:] == (2, 3)
+    sampled = [hyperparams["action_noise"] for hyperparams, _ in trials(8, n_actions=manager.n_actions)]
+    assert {np.shape(noise())[-2:] for noise in sampled if noise is not None} == {(2, 3)}
 
 
 def test_threads_do_not_share_policy_kwargs():

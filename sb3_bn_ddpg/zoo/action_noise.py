@@ -25,8 +25,9 @@ def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
     has the arguments of :class:`~sb3_bn_ddpg.OrnsteinUhlenbeckNoise`, ``{type: normal, sigma: ...}`` is white noise;
     sigma is required for the latter only, and ``type`` is ``ou`` if left out.
 
-    The sigma of ``ou`` is a number or list of numbers >= 0, ``"lin_0.2"`` (falls linearly to 0, as the Zoo's learning rates
-    do) or the mapping ``{start: 0.2, end: 0.05, end_fraction: 0.5}``, which stays at ``end`` after that share of the training.
+    A sigma is a number or list of numbers >= 0, one for each entry of an action. That of ``ou`` may also be ``"lin_0.2"``,
+    which falls linearly to 0, as the Zoo's learning rates do, or the mapping ``{start: 0.2, end: 0.05, end_fraction: 0.5}``,
+    which stays at ``end`` after that share of the training.
 
     :param value: The mapping, or anything else that ``BNDDPG`` takes, which is returned as it is
     :param action_shape: Shape of one action
@@ -48,11 +49,29 @@ def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
     mean = np.zeros(action_shape)
     if noise_type == "normal":
         sigma = arguments.get("sigma")
-        check_number("action_noise['sigma']", sigma, low=0)
-        return NormalActionNoise(mean, np.full(action_shape, sigma))
+        check_numbers("action_noise['sigma']", sigma)
+        try:
+            return NormalActionNoise(mean, np.broadcast_to(np.asarray(sigma, dtype=np.float64), mean.shape).copy())
+        except ValueError:
+            raise ValueError(
+                f"`action_noise['sigma']={sigma!r}` is not allowed: it must be a number or fit actions of shape {mean.shape}"
+            ) from None
     if "sigma" in arguments:
         arguments["sigma"] = _sigma(arguments["sigma"])
     return OrnsteinUhlenbeckNoise(mean, **arguments)
+
+
+def check_numbers(name: str, value: Any) -> None:
+    """
+    :param name: Name of the hyperparameter, for the message
+    :param value: A number >= 0 or a list of such, nested as an action is
+    :raises ValueError: if it is anything else
+    """
+    if isinstance(value, (list, tuple)) and value:
+        for index, entry in enumerate(value):
+            check_numbers(f"{name}[{index}]", entry)
+    else:
+        check_number(name, value, low=0)
 
 
 def _sigma(value: Any) -> Any:

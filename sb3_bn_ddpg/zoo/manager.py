@@ -27,7 +27,7 @@ from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.checks import check_choice, check_number
-from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
+from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, check_numbers, parse_linear_schedule
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
@@ -48,6 +48,9 @@ CHECKPOINT_NAME = "checkpoint.zip"
 
 BEST_MODEL_NAME = "best_model.zip"
 """The name that SB3's ``EvalCallback`` gives the model of the best evaluation"""
+
+STATISTICS_NAME = "vecnormalize.pkl"
+"""The name that RL Zoo gives the statistics of ``VecNormalize``, in the folder of the run's configuration"""
 
 CHECKPOINT_FREQ = 25_000
 """Default of ``--checkpoint-freq``"""
@@ -291,6 +294,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         if self.algo == ALGO:
             _translate_noise_type(hyperparams)
         hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
+        if self.algo == ALGO:
+            self.n_actions: Any = env.action_space.shape  # for the sampler, where the Zoo has the first dimension alone
         if "action_noise" in hyperparams and env.action_space.shape is not None:
             hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
         return hyperparams
@@ -359,6 +364,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         best_model = Path(self.trained_agent).parent / BEST_MODEL_NAME
         if best_model.is_file():
             shutil.copy(best_model, self.save_path)
+            statistics = best_model.parent / Path(self.params_path).name / STATISTICS_NAME
+            if statistics.is_file():
+                shutil.copy(statistics, self.params_path)
         print(f"Resuming from step {model.num_timesteps} for {self.n_timesteps} more, with the checkpoint's hyperparameters")
         return model
 
@@ -552,10 +560,13 @@ def _translate_noise_type(hyperparams: dict[str, Any]) -> None:
             )
         return
     noise_type = hyperparams["noise_type"]
+    if isinstance(noise_type, str):
+        noise_type = noise_type.strip()
     check_choice("noise_type", noise_type, (*ZOO_NOISE_TYPES, "ou", None))
     if noise_type in ZOO_NOISE_TYPES:
-        check_number("noise_std", hyperparams.get("noise_std"), low=0)
+        check_numbers("noise_std", hyperparams.get("noise_std"))
+    if noise_type == "ornstein-uhlenbeck":
         return
     del hyperparams["noise_type"]
     sigma = {"sigma": hyperparams.pop("noise_std")} if "noise_std" in hyperparams else {}
-    hyperparams["action_noise"] = None if noise_type is None else {"type": "ou", **sigma}
+    hyperparams["action_noise"] = None if noise_type is None else {"type": noise_type, **sigma}
