@@ -51,6 +51,21 @@ def check_number(
         raise ValueError(f"`{name}={value!r}` is not allowed: it must be {allowed}")
 
 
+def check_numbers(name: str, value: Any) -> None:
+    """
+    Check that an argument is a number >= 0 or a list of such, nested at will.
+
+    :param name: Name of the argument, for the message
+    :param value: What was passed
+    :raises ValueError: if it is anything else
+    """
+    if isinstance(value, (list, tuple)) and value:
+        for index, entry in enumerate(value):
+            check_numbers(f"{name}[{index}]", entry)
+    else:
+        check_number(name, value, low=0)
+
+
 def check_choice(name: str, value: Any, allowed: Collection[Any]) -> None:
     """
     Check that an argument is one of a few values.

@@ -9,7 +9,7 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_bn_ddpg.checks import check_choice, check_number
+from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
 
 NOISE_KEYS = {"ou": ("sigma", "theta", "dt", "initial_noise"), "normal": ("sigma",)}
@@ -59,19 +59,6 @@ def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
     if "sigma" in arguments:
         arguments["sigma"] = _sigma(arguments["sigma"])
     return OrnsteinUhlenbeckNoise(mean, **arguments)
-
-
-def check_numbers(name: str, value: Any) -> None:
-    """
-    :param name: Name of the hyperparameter, for the message
-    :param value: A number >= 0 or a list of such, nested as an action is
-    :raises ValueError: if it is anything else
-    """
-    if isinstance(value, (list, tuple)) and value:
-        for index, entry in enumerate(value):
-            check_numbers(f"{name}[{index}]", entry)
-    else:
-        check_number(name, value, low=0)
 
 
 def _sigma(value: Any) -> Any:

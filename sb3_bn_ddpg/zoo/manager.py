@@ -26,8 +26,8 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
-from sb3_bn_ddpg.checks import check_choice, check_number
-from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, check_numbers, parse_linear_schedule
+from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
+from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
