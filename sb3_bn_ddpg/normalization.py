@@ -27,8 +27,9 @@ What one forward pass does with the statistics of a network's batch normalisatio
 
 - ``"running"``: normalise with the running statistics, update nothing;
 - ``"batch"``: normalise with the statistics of this batch, update nothing;
-- ``"running_update"``: first update the running statistics from this batch, then normalise with them: no gradient flows
-  through them;
+- ``"running_update"``: first update the running statistics from this batch, in a pass of ``"batch_update"``, so that each
+  layer's are of inputs that the layers before it normalised by the batch; then normalise with them: no gradient flows through
+  them;
 - ``"batch_update"``: normalise with the statistics of this batch, and update the running ones from it (PyTorch's
   training mode).
 """
