@@ -318,7 +318,8 @@ def test_it_learns_from_images(kind, sharing):
         learning_starts=300,
         policy_kwargs=policy_kwargs,
     )
-    assert learns(model, 2500, lambda: evaluate_policy(model, BarEnv(), n_eval_episodes=10, warn=False)[0] / 10 > -0.2)
+    # Most seeds need 1,000 steps; the slowest of four is at 0.21 off after 2,500, at 0.13 after 3,500
+    assert learns(model, 5000, lambda: evaluate_policy(model, BarEnv(), n_eval_episodes=10, warn=False)[0] / 10 > -0.2)
 
 
 def test_wrong_spaces_are_named():
