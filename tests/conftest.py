@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_bn_ddpg import BNDDPG
@@ -82,6 +83,21 @@ def make_model() -> Callable[..., BNDDPG]:
         return BNDDPG("MlpPolicy", VectorEnv() if env is None else env, **(arguments | kwargs))
 
     return make
+
+
+class StopAt(BaseCallback):
+    """Ends a training in the middle of a step, as a callback does or Ctrl-C."""
+
+    def __init__(self, step, interrupts=False):
+        super().__init__()
+        self.step, self.interrupts = step, interrupts
+
+    def _on_step(self):
+        if self.num_timesteps < self.step:
+            return True
+        if self.interrupts:
+            raise KeyboardInterrupt
+        return False
 
 
 def learns(model: BNDDPG, total_timesteps: int, reached: Callable[[], bool], every: int = 500) -> bool:

@@ -5,7 +5,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import VectorEnv
+from conftest import StopAt, VectorEnv
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -39,21 +39,6 @@ class CountingEnv(gym.Env):
 
     def _observation(self):
         return np.array([100 * self.episode + self.steps], np.float32)
-
-
-class StopAt(BaseCallback):
-    """Ends a training in the middle of a step, as a callback does or Ctrl-C."""
-
-    def __init__(self, step, interrupts=False):
-        super().__init__()
-        self.step, self.interrupts = step, interrupts
-
-    def _on_step(self):
-        if self.num_timesteps < self.step:
-            return True
-        if self.interrupts:
-            raise KeyboardInterrupt
-        return False
 
 
 def assert_within_episodes(model):

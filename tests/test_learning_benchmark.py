@@ -28,6 +28,7 @@ from rliable import metrics
 from sb3_contrib import CrossQ
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
+from test_fast_update import needs_cuda
 
 from benchmarks.learning import algorithms, figures, local, matrix, plots, report, step_time, store
 from benchmarks.learning.algorithms import build
@@ -96,7 +97,7 @@ def test_every_variant_of_ours_can_be_built():
                     assert getattr(model, key) == variant.kwargs[key]
 
 
-@pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
+@needs_cuda
 def test_crossq_by_graphs_is_crossq(monkeypatch: pytest.MonkeyPatch):
     class OnTheGPU(CrossQ):
         """Adam counts its steps in float32, as in a graph."""
