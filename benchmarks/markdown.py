@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+from sb3_bn_ddpg.atomic_files import atomic_write
+
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
 """Around the part of a page that a report replaces."""
 
@@ -40,5 +42,5 @@ def replace_results(page: Path, parts: Iterable[str]) -> None:
     """
     text = page.read_text() if page.exists() else f"{BEGIN}\n{END}\n"
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after)
+    with atomic_write(page) as file:
+        file.write((before + BEGIN + "\n\n" + "\n\n".join(parts) + "\n\n" + END + after).encode())

@@ -260,6 +260,20 @@ def test_a_failing_unit_is_reported_and_the_others_go_on(tmp_path: Path):
     assert outcomes[units[1]].error == ""
 
 
+def test_what_another_runner_has_stored_meanwhile_is_not_run_again(tmp_path: Path):
+    units = [Unit(PENDULUM, "random", seed) for seed in range(3)]
+    outcomes = run_units(units, Budget(), tmp_path, workers=1, nice=0)
+    assert next(outcomes).unit == units[0]
+    synthetic(tmp_path, units[2:], Budget())
+    assert [outcome.unit for outcome in outcomes] == units[1:2]
+
+
+def test_a_file_says_which_kind_of_processor_it_is_from(results: Path):
+    stored = read_unit(results, UNIT)
+    assert stored is not None
+    assert f" ({th.backends.cpu.get_cpu_capability()}" in stored.header["machine"]
+
+
 def test_a_package_that_is_missing_is_left_out_of_the_versions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store, "PACKAGES", ("numpy", "no-such-package"))
     assert store.versions() == {"python": platform.python_version(), "numpy": np.__version__}
@@ -356,7 +370,7 @@ def test_figures_by_hand(tmp_path: Path):
     assert figures.final_matrix(rows, "sb3_ddpg", TUNING).shape == (2, 3)
     step_times = pd.Series({(task, "sb3_ddpg"): 0.002 for task in TUNING})
     seconds, scores = figures.over_time(rows, step_times, "sb3_ddpg", TUNING, np.array([0.0, 10.0, 21.0]))
-    assert list(seconds) == [0.0, 10.0]
+    assert list(seconds) == [0.0, 10.0, 20.0]  # its end
     steps, by_step = figures.curve_matrix(rows, "sb3_ddpg", TUNING)
     np.testing.assert_allclose(scores[:, :, 1], by_step[:, :, list(steps).index(5_000)])
 
@@ -393,13 +407,13 @@ def test_verdicts():
 def test_without_a_random_policy_there_are_no_scores_to_compare(tmp_path: Path):
     units = [Unit(task, variant, seed) for task in TASKS for variant in ("tuned", "sb3_ddpg", "random") for seed in range(3)]
     synthetic(tmp_path / "whole", units, SHORT)
-    whole = report.comparisons(figures.read(tmp_path / "whole", SHORT))
+    whole = report.comparisons(figures.read(tmp_path / "whole", SHORT), report.COMPARISONS, report.SCOPES)
     assert {(one, other) for one, other, _ in whole} == {("tuned", "sb3_ddpg")}
     found = whole["tuned", "sb3_ddpg", "all"]
     assert found.seeds == (3, 3)
     assert (found.gain.value > 0) == (found.mean_gain > 0)
     synthetic(tmp_path / "part", [unit for unit in units if unit.variant != "random"], SHORT)
-    assert report.comparisons(figures.read(tmp_path / "part", SHORT)) == {}
+    assert report.comparisons(figures.read(tmp_path / "part", SHORT), report.COMPARISONS, report.SCOPES) == {}
 
 
 def test_a_mean_counts_what_the_interquartile_mean_trims():
@@ -427,12 +441,19 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step_time.write(tmp_path, [(PENDULUM, "sb3_td3", 0, 2, 0.2)])  # one alone leaves the others
     assert set(step_time.read(tmp_path)[PENDULUM].index) == {"sb3_ddpg", "paper", "sb3_td3"}
     assert step_time.read(tmp_path / "nothing").empty
+    text = step_time.conditions_text(tmp_path)
+    assert f"SB3 DDPG, paper (both), SB3 TD3 on {store.machine('cpu')}, PyTorch {th.__version__}, source " in text
+    assert "not recorded" not in text
+    path = tmp_path / step_time.FILE
+    pd.read_csv(path).drop(columns=list(step_time.CONDITIONS)).to_csv(path, index=False)  # as older ones
+    assert "Measured: the others on a machine that was not recorded." in step_time.conditions_text(tmp_path)
 
 
-def test_a_file_that_is_no_unit_is_run_anew(tmp_path: Path):
+@pytest.mark.parametrize("content", [b"", b"# {}\n", b"[1]\n", b"\xff\n"])
+def test_a_file_that_is_no_unit_is_run_anew(content: bytes, tmp_path: Path):
     path = unit_path(tmp_path, UNIT)
     path.parent.mkdir(parents=True)
-    path.touch()
+    path.write_bytes(content)
     assert not is_done(tmp_path, UNIT, Budget())
     assert figures.read(tmp_path, Budget()).empty
 

@@ -156,11 +156,13 @@ def over_time(
     :param variant: A variant
     :param tasks: Tasks
     :param seconds: Points in time
-    :return: Those points that every task's runs reach, and scores there, of shape ``(n_seeds, n_tasks, n_points)``
+    :return: Those points that every task's runs reach and the last such moment, and scores there, of shape
+        ``(n_seeds, n_tasks, n_points)``
     """
     steps, scores = curve_matrix(rows, variant, tasks)
     clocks = [steps * step_times[task, variant] for task in tasks]
-    points = seconds[seconds <= min(clock[-1] for clock in clocks)]
+    end = min(clock[-1] for clock in clocks)
+    points = np.append(seconds[seconds < end], end)
     by_time = [[np.interp(points, clock, run) for clock, run in zip(clocks, seed, strict=True)] for seed in scores]
     return points, np.array(by_time)
 

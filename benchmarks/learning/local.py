@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from benchmarks.learning.matrix import Budget, Unit
+from benchmarks.learning.store import is_done
 from benchmarks.speed.worker import thread_variables
 
 REPOSITORY = Path(__file__).parents[2]
@@ -133,7 +134,7 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
     :param nice: How much to give way to other processes, 0 to 19
     :return: The units' outcomes, in the order in which they end
     """
-    waiting = iter(units)
+    waiting = (unit for unit in units if not is_done(folder, unit, budget))  # another runner may have been here
     running: list[Process] = []
     try:
         while True:

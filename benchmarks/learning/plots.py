@@ -25,6 +25,7 @@ from benchmarks.learning.figures import (
     seeds_of,
 )
 from benchmarks.learning.matrix import TASKS, VARIANTS
+from sb3_bn_ddpg.atomic_files import atomic_write
 
 mpl.use("Agg")
 mpl.rcParams.update(
@@ -68,9 +69,9 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     :param name: Its name without extension
     :return: Markdown that shows it
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
-    figure.savefig(folder / f"{name}.svg", metadata={"Date": None})
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        with atomic_write(folder / f"{name}.{kind}") as file:
+            figure.savefig(file, format=kind, metadata=metadata)
     plt.close(figure)
     return f"![{name}]({folder.name}/{name}.png)\n\n[As SVG]({folder.name}/{name}.svg)"
 
@@ -92,7 +93,7 @@ def grid(n_rows: int, n_columns: int, sharey: bool = False) -> tuple[Figure, np.
     )
 
 
-def legend(figure: Figure, panels: np.ndarray, columns: int) -> None:
+def legend(figure: Figure, panels: np.ndarray, columns: int = 3) -> None:
     """
     One legend below all panels.
 
@@ -134,7 +135,7 @@ def plot_returns(rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFra
         axes.set(title=f"{task}{', held out' if declared.held_out else ''}", xlabel="environment steps", ylabel="return")
     for axes in panels.flat[len(TASKS) :]:
         axes.set_visible(False)
-    legend(figure, panels, len(variants) + 2)
+    legend(figure, panels)
     return figure
 
 
@@ -178,28 +179,28 @@ def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
                 "linear" if column in ("q_estimate", "actor_saturation") else "symlog" if column == "overestimation" else "log"
             )
             axes.set(title=task, xlabel="environment steps", ylabel=STATISTICS[column] if axes is line[0] else "")
-    legend(figure, panels, len(variants))
+    legend(figure, panels)
     return figure
 
 
-def plot_targets(rows: pd.DataFrame, task: str, variants: Sequence[str], largest_q: float) -> Figure:
+def plot_targets(rows: pd.DataFrame, task: str, variants: dict[str, str], largest_q: float) -> Figure:
     """
     Returns beside what the critic takes them for: means over seeds and their range.
 
     :param rows: The stored evaluations
     :param task: The task
-    :param variants: The curves
+    :param variants: The curves, and what each is called
     :param largest_q: The largest value that a state of the task can have
     :return: The figure
     """
     figure, panels = grid(1, 2)
-    for axes, column, label in zip(panels[0], ("return_mean", "q_value"), ("return", STATISTICS["q_estimate"]), strict=True):
-        for variant in variants:
+    for axes, column, unit in zip(panels[0], ("return_mean", "q_value"), ("return", STATISTICS["q_estimate"]), strict=True):
+        for variant, label in variants.items():
             own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
-            sns.lineplot(own, x="step", y=column, ax=axes, label=VARIANTS[variant].label, errorbar=("pi", 100))
-        axes.set(title=task, xlabel="environment steps", ylabel=label, yscale="log")
+            sns.lineplot(own, x="step", y=column, ax=axes, label=label, errorbar=("pi", 100))
+        axes.set(title=task, xlabel="environment steps", ylabel=unit, yscale="log")
     panels[0, 1].axhline(largest_q, color="black", linewidth=0.8, linestyle=":", label="largest possible Q")
-    legend(figure, panels, len(variants) + 1)
+    legend(figure, panels)
     return figure
 
 
@@ -240,7 +241,7 @@ def plot_aggregate(rows: pd.DataFrame, step_times: pd.Series, variants: Sequence
     panels[0, 0].set(xlabel="environment steps", ylabel="interquartile mean of scores")
     panels[0, 1].set(xlabel="CPU seconds of training")
     figure.set_size_inches(10, 4.5)
-    legend(figure, panels, 3)
+    legend(figure, panels)
     return figure
 
 

@@ -41,6 +41,10 @@ from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 
 PIXELS = Path(__file__).parents[1] / "pixels" / "results"
+PIXELS_CAPTION = (
+    " The curve from pixels is of other settings (layer norm on the hidden layers, other rates; see the page on pixels), and "
+    "its steps are the task's, three an action."
+)
 CONTENDERS = ("tuned", "paper", *PEERS)
 COMPARISONS = (
     ("paper", "paper_no_norm"),
@@ -55,9 +59,17 @@ COMPARISONS = (
 )
 """Each asks whether the first is better than the second."""
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
+WIDE_COMPARISONS, WIDE_SCOPES = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024")), {"both": WIDE_TASKS}
+"""The same where CrossQ's own wide critics have run."""
 SHORT_EPISODES, LARGEST_Q = "InvertedDoublePendulum-v5", 9.35 / (1 - 0.99)
 """Where the variances of states and next states differ most, and what a pendulum that stays up for good is worth."""
-TARGETS = ("ablation_base", "ablation_targets_copied", "ablation_action_first", "ablation_no_norm", "tuned")
+TARGETS = {
+    "ablation_base": "base: batch norm, target networks",
+    "ablation_targets_copied": "targets' statistics running, copied",
+    "ablation_action_first": "action at the critic's first layer",
+    "ablation_no_norm": "no normalisation",
+    "tuned": VARIANTS["tuned"].label,
+}
 
 
 def main() -> None:
@@ -83,7 +95,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     pictures = page.with_suffix("")
     if len(rows):
         everything = tuple(TASKS)
-        compared = comparisons(rows)
+        compared = comparisons(rows, COMPARISONS, SCOPES)
         parts += ["## In one table", comparison_table(compared)]
         pixels, step_times = read_pixels(PIXELS), step_time.read(folder)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
@@ -97,9 +109,10 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             ]
         parts += improvements(compared, pictures)
         if len(step_times):
-            parts += ["### CPU time of a step", time_table(step_times)]
+            parts += ["### CPU time of a step", time_table(step_times), step_time.conditions_text(folder)]
         if present(rows, ["crossq_1024"]):
             parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
+            parts.append(comparison_table(comparisons(rows, WIDE_COMPARISONS, WIDE_SCOPES)))
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += ["## Machine and versions", header_text(folder, all_units(), budget)]
@@ -128,12 +141,15 @@ def section(
     return [
         f"## {title}",
         plots.save(plots.plot_returns(rows, variants, pixels), pictures, name),
+        "Means over seeds; the bands, 95 % of bootstrap samples of these, are too narrow with so few runs."
+        + (PIXELS_CAPTION if pixels is not None and len(pixels) else ""),
         "Scores at the end, average / best of the seeds, as in the paper's Table 1:",
         score_table(rows, variants, tuple(TASKS)),
         "Returns at the end, mean ± standard deviation over seeds:",
         return_table(rows, variants, tuple(TASKS)),
         "What the algorithms logged, means over seeds and their range. The value of the evaluated policy is its mean reward "
-        "a step times the discounted number of steps left, so a rough one; Q far above it is overestimation:",
+        "a step times the discounted number of steps left, so a rough one; Q far above it is overestimation. Q is that of "
+        "stored actions, of DDPG and TD3 that of the actor's own:",
         plots.save(plots.plot_statistics(rows, present(rows, variants)), pictures, f"{name}_logged"),
     ]
 
@@ -212,6 +228,14 @@ def interval(entry: Estimate, digits: int = 3) -> str:
     return f"{entry.value:.{digits}f} [{entry.low:.{digits}f}, {entry.high:.{digits}f}]"
 
 
+def p_text(p_value: float) -> str:
+    """
+    :param p_value: A p-value
+    :return: Its digits, as far as so many random exchanges tell them apart
+    """
+    return f"{p_value:.4f}" if p_value >= 0.001 else "< 0.001"
+
+
 def verdict(comparison: Comparison) -> str:
     """
     :param comparison: One variant beside another
@@ -222,14 +246,21 @@ def verdict(comparison: Comparison) -> str:
     return "**better**" if comparison.gain.value > 0 else "**worse**"
 
 
-def comparisons(rows: pd.DataFrame) -> dict[tuple[str, str, str], Comparison]:
+def comparisons(
+    rows: pd.DataFrame, pairs: Iterable[tuple[str, str]], scopes: dict[str, tuple[str, ...]]
+) -> dict[tuple[str, str, str], Comparison]:
     """
     :param rows: The stored evaluations
+    :param pairs: Pairs of variants
+    :param scopes: Tasks, by the name that they have together
     :return: The answers to the questions that have seeds enough, by the two variants and the name of their tasks
     """
-    keys = [(one, other, scope) for one, other in COMPARISONS for scope in SCOPES]
-    found = {(one, other, scope): compare(rows, one, other, SCOPES[scope]) for one, other, scope in keys}
-    return {key: comparison for key, comparison in found.items() if comparison is not None}
+    return {
+        (one, other, scope): found
+        for one, other in pairs
+        for scope, tasks in scopes.items()
+        if (found := compare(rows, one, other, tasks)) is not None
+    }
 
 
 def comparison_table(compared: dict[tuple[str, str, str], Comparison]) -> str:
@@ -248,10 +279,10 @@ def comparison_table(compared: dict[tuple[str, str, str], Comparison]) -> str:
                 scope,
                 f"{found.seeds[0]}, {found.seeds[1]}",
                 interval(found.gain),
-                f"{found.p_value:.4f}",
+                p_text(found.p_value),
                 verdict(found),
                 interval(found.probability, 2),
-                f"{found.mean_gain:.3f} ({found.mean_p_value:.4f})",
+                f"{found.mean_gain:.3f} ({p_text(found.mean_p_value)})",
             ]
         )
     return table([*columns, "difference of means (p)"], lines)
@@ -270,7 +301,7 @@ def improvements(compared: dict[tuple[str, str, str], Comparison], pictures: Pat
     }
     if not entries:
         return []
-    label = "probability of improvement, all tasks (red: decided)"
+    label = "probability of improvement, all tasks (red: the interquartile means differ, p < 0.05)"
     return [plots.save(plots.plot_forest({"": entries}, 0.5, label), pictures, "improvement")]
 
 
@@ -317,7 +348,7 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
     if sections:
         label = "difference of interquartile means from the base (red: decided)"
         parts.append(plots.save(plots.plot_forest(sections, 0, label), pictures, "ablation"))
-    own = present(rows[rows["task"] == SHORT_EPISODES], TARGETS)
+    own = {name: TARGETS[name] for name in present(rows[rows["task"] == SHORT_EPISODES], TARGETS)}
     parts.append(plots.save(plots.plot_targets(rows, SHORT_EPISODES, own, LARGEST_Q), pictures, "targets"))
     lines = [_ablation_line(rows, "base", "ablation_base", None)]
     for factor, values in FACTORS.items():
@@ -335,7 +366,7 @@ def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison 
         own = returns[returns.index.get_level_values("task") == task]
         cells.append(spread(own.mean(), own.std()) if len(own) else MISSING)
     seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
-    gain = [interval(found.gain), f"{found.p_value:.4f}"] if found else [MISSING, MISSING]
+    gain = [interval(found.gain), p_text(found.p_value)] if found else [MISSING, MISSING]
     return [label, *cells, "-".join(map(str, sorted(set(seeds)))), *gain]
 
 

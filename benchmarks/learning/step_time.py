@@ -8,6 +8,7 @@ The clocks of the runs themselves are not comparable: work beside them slows the
 import argparse
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -18,11 +19,13 @@ from tqdm import tqdm
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
 from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
-from benchmarks.learning.store import RESULTS
+from benchmarks.learning.store import RESULTS, machine, source_hash
 from sb3_bn_ddpg.atomic_files import atomic_write
 
 FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
+CONDITIONS = ("machine", "torch", "source")
+"""Columns that say what a row was measured with: ``source`` is a digest of this package's code."""
 MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS)))
 WARM_UP = 2_000
 """Steps before the first round: 1,000 have no update, and Adam's moments of inactive units become denormal in the others."""
@@ -72,6 +75,7 @@ def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
     """
     path = folder / FILE
     measured = pd.DataFrame(rows, columns=list(FIELDS))
+    measured = measured.assign(**dict(zip(CONDITIONS, (machine("cpu"), version("torch"), source_hash()), strict=True)))
     if path.exists():
         stored = pd.read_csv(path, float_precision="round_trip")
         own = ["task", "variant"]
@@ -89,6 +93,21 @@ def read(folder: Path) -> pd.Series:
     path = folder / FILE
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=FIELDS)
     return (rows["cpu_seconds"] / rows["steps"]).groupby([rows["task"], rows["variant"]]).median()
+
+
+def conditions_text(folder: Path) -> str:
+    """
+    :param folder: The results
+    :return: What was measured with what, a sentence
+    """
+    rows = pd.read_csv(folder / FILE).reindex(columns=[*FIELDS, *CONDITIONS])
+    known = rows.dropna(subset=CONDITIONS[0]).groupby(list(CONDITIONS))["variant"].unique()
+    parts = [
+        f"{', '.join(VARIANTS[name].label for name in names)} on {machine}, PyTorch {torch}, source {source}"
+        for (machine, torch, source), names in known.items()
+    ]
+    parts += ["the others on a machine that was not recorded"] if rows[CONDITIONS[0]].isna().any() else []
+    return f"BNDDPG's by its compiled update, the peers' by PyTorch. Measured: {'; '.join(parts)}."
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple, TextIO
 import torch as th
 
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
-from benchmarks.speed.machine import processor
+from benchmarks.speed.machine import processor, processor_kind
 from sb3_bn_ddpg.atomic_files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
-PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "numba", "scipy", "gymnasium", "mujoco")
-PACKAGES += ("dm-control", "shimmy")
+PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "numba", "llvmlite", "scipy", "gymnasium")
+PACKAGES += ("mujoco", "dm-control", "shimmy")
 CLOCKS = ("wall_seconds", "cpu_seconds")
 """The columns that a second run does not repeat."""
 
@@ -73,7 +73,7 @@ def is_done(folder: Path, unit: Unit, budget: Budget) -> bool:
     with path.open() as file:
         try:
             return bool(_stored_header(file)["config"] == config_hash(unit, budget))
-        except json.JSONDecodeError:  # none of ours: it is run anew
+        except (ValueError, KeyError, TypeError):  # none of ours: it is run anew
             return False
 
 
@@ -168,17 +168,25 @@ def header(unit: Unit, budget: Budget, device: str) -> dict[str, Any]:
     :return: What its numbers depend on
     """
     variant = VARIANTS[unit.variant]
-    machine = [processor(), f"{platform.system()} {platform.machine()}"]
-    if device == "cuda":
-        machine.append(th.cuda.get_device_name())
     return {
         "config": config_hash(unit, budget),
         "algorithm": variant.algorithm,
         "kwargs": variant.kwargs,
         "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
         "versions": versions(),
-        "machine": ", ".join(machine),
+        "machine": machine(device),
     }
+
+
+def machine(device: str) -> str:
+    """
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: What of the machine makes a difference to numbers
+    """
+    parts = [f"{processor()} ({processor_kind()})", f"{platform.system()} {platform.machine()}"]
+    if device == "cuda":
+        parts.append(th.cuda.get_device_name())
+    return ", ".join(parts)
 
 
 def versions() -> dict[str, str]:

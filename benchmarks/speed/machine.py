@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ def write_machine(folder: Path, names: list[str], device: str) -> None:
     :param device: ``"cpu"`` or ``"cuda"``
     """
     rows = [
-        ("Processor", processor()),
+        ("Processor", f"{processor()} ({processor_kind()})"),
         ("Cores for this process", str(cores())),
         ("Memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
         ("System", f"{platform.system()} {platform.machine()}"),
@@ -58,3 +59,17 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
+
+
+def processor_kind() -> str:
+    """
+    Numba and PyTorch choose their instructions by it, and so the last bits of sums; a model's name may be that of several.
+
+    :return: PyTorch's set of vector instructions, and the microarchitecture that Numba compiles for if it is there
+    """
+    kinds = [th.backends.cpu.get_cpu_capability()]
+    with suppress(ImportError):
+        from llvmlite import binding
+
+        kinds.append(binding.get_host_cpu_name())
+    return ", ".join(kinds)
