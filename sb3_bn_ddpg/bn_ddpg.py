@@ -273,6 +273,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_schedule("learning_rate", self.learning_rate)
         check_schedule("critic_learning_rate", self.critic_learning_rate)
         check_number("buffer_size", self.buffer_size, low=1, integer=True)
+        learning_starts: Any = self.learning_starts
+        if isinstance(learning_starts, float) and learning_starts.is_integer():  # 1e4, as scripts for SB3 have it
+            self.learning_starts = int(learning_starts)
         check_number("learning_starts", self.learning_starts, low=0, integer=True)
         check_number("batch_size", self.batch_size, low=1, integer=True)
         check_number("tau", self.tau, low=0, high=1)

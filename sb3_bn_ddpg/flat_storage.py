@@ -92,6 +92,12 @@ class FlatStorage:
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
+        self._places = [
+            (module._parameters, name, param)
+            for each in dict.fromkeys((network, target))
+            for module in each.modules()
+            for name, param in module._parameters.items()
+        ]
         self._norm_layers: list[Any] = [
             module
             for each in dict.fromkeys((network, target))
@@ -106,6 +112,8 @@ class FlatStorage:
             and normalisation those it knows, and all parameters trained, without hooks
         """
         if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+            return False
+        if any(parameters.get(name) is not param for parameters, name, param in self._places):
             return False
         if has_parameter_hooks(self.params) or has_own_step(self.optimizer) or has_variants(self.optimizer):
             return False

@@ -89,7 +89,7 @@ def _largest_stored_reward(model: "BNDDPG") -> float:
     :return: The largest absolute reward in its replay buffer, as the update sees it (normalised, if ``VecNormalize`` does
         that); infinite if a buffer of another kind keeps them in its own way
     """
-    buffer: Any = model.replay_buffer
+    buffer: Any = getattr(model, "replay_buffer", None)  # deleted, to free its memory
     if not isinstance(getattr(buffer, "rewards", None), np.ndarray):
         return math.inf
     rewards = buffer.rewards[: buffer.size()]

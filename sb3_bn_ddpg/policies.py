@@ -416,6 +416,12 @@ class BNDDPGPolicy(BasePolicy):
         self.actor_target = self.make_actor()
         self.critic = self.make_critic(self.actor.features_extractor if self.share_features_extractor else None)
         self.critic_target = self.make_critic(self.actor_target.features_extractor if self.share_features_extractor else None)
+        for maker, network, network_type in (("make_actor", self.actor, Actor), ("make_critic", self.critic, Critic)):
+            if not isinstance(network, network_type):
+                raise ValueError(
+                    f"`{maker}()={type(network).__module__}.{type(network).__name__}(...)` is not allowed: it must be "
+                    f"a sb3_bn_ddpg.policies.{network_type.__name__} or of a subclass, whose passes are told their statistics"
+                )
         # "Initialize target network Q' and mu' with weights" of the online networks (Algorithm 1)
         self.actor_target.load_state_dict(self.actor.state_dict())
         self.critic_target.load_state_dict(self.critic.state_dict())

@@ -251,7 +251,7 @@ class SavingMixin(OffPolicyAlgorithm):
         path = existing_file(path, "pkl")
         if isinstance(path, pathlib.Path):
             _check_pickle(path)
-        before = self.replay_buffer
+        before = getattr(self, "replay_buffer", None)  # deleted, to free its memory
         try:
             with clear_errors(path):
                 super().load_replay_buffer(path, truncate_last_traj)

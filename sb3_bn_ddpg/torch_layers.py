@@ -116,6 +116,8 @@ class PaperCombinedExtractor(PaperExtractor):
     :param renorm_warmup_steps: See :class:`PaperCNN`
     :param activation_fn: See :class:`PaperCNN`
     :param normalized_image: See :class:`PaperCNN`
+    :param cnn_output_dim: Number of units of a layer behind each image's convolutions, as of SB3's ``CombinedExtractor``
+        (if None: no such layer)
     :raises ValueError: if the space is no dictionary, or an argument is out of its range
     """
 
@@ -129,7 +131,10 @@ class PaperCombinedExtractor(PaperExtractor):
         renorm_warmup_steps: int = 100_000,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalized_image: bool = False,
+        cnn_output_dim: int | None = None,
     ) -> None:
+        if cnn_output_dim is not None:
+            check_number("cnn_output_dim", cnn_output_dim, low=1, integer=True)
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(
                 f"`observation_space={observation_space}` is not allowed: it must be a dictionary of spaces; "
@@ -148,6 +153,7 @@ class PaperCombinedExtractor(PaperExtractor):
                     renorm_warmup_steps,
                     activation_fn,
                     normalized_image,
+                    features_dim=cnn_output_dim,
                 )
                 extractors[key], dim = cnn, cnn.features_dim
             else:

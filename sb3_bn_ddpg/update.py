@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
@@ -83,12 +82,12 @@ class Networks:
         """Whether actor and critic have one features extractor."""
         return not (self.actor.owns_features_extractor and self.critic.owns_features_extractor)
 
-    @cached_property
+    @property
     def online_parameters(self) -> list[nn.Parameter]:
         """Actor's and critic's, each once: those of a shared features extractor belong to both."""
         return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
 
-    @cached_property
+    @property
     def target_parameters(self) -> list[nn.Parameter]:
         """The counterparts of ``online_parameters``."""
         return list(dict.fromkeys([*self.actor_target.parameters(), *self.critic_target.parameters()]))

@@ -10,8 +10,10 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
-from stable_baselines3.td3.policies import TD3Policy
+from stable_baselines3.td3.policies import Actor, TD3Policy
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
 
@@ -30,6 +32,7 @@ BOX = spaces.Box(-1, 1, (2,))
         ("critic_weight_decay", -1e-2, ">= 0"),
         ("buffer_size", 0, ">= 1"),
         ("learning_starts", -1, ">= 0"),
+        ("learning_starts", 2.5, "an integer"),
         ("batch_size", 0, ">= 1"),
         ("batch_size", 1, ">= 2"),
         ("batch_size", 2.5, "an integer"),
@@ -65,6 +68,33 @@ def test_arguments(make_model, argument, value, allowed):
     assert allowed in message
     if not callable(value):
         assert repr(value[1] if argument == "train_freq" and value else value)[:40] in message
+
+
+def test_a_whole_number_of_random_steps_may_be_a_float(make_model):
+    """``learning_starts=1e4`` stands in many a script for SB3, which only compares it."""
+    model = make_model(learning_starts=2e1)
+    assert repr(model.learning_starts) == "20"
+    model.learning_starts = np.float64(30.0)
+    model.learn(31)
+    assert model._n_updates == 1
+
+
+@pytest.mark.parametrize("maker", ["make_actor", "make_critic"])
+def test_networks_of_another_library(maker):
+    """The recipe of SB3's documentation for a policy of one's own, with SB3's networks in it."""
+
+    class OtherPolicy(MlpPolicy):
+        def make_features(self, dim):
+            space = spaces.Box(-1, 1, (4,))
+            network_type = Actor if maker == "make_actor" else ContinuousCritic
+            return network_type(space, BOX, [4], FlattenExtractor(space), 4)
+
+    setattr(OtherPolicy, maker, lambda self, features_extractor=None: self.make_features(4))
+    network = "Actor" if maker == "make_actor" else "Critic"
+    with pytest.raises(
+        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.policies.{network} "
+    ):
+        BNDDPG(OtherPolicy, VectorEnv())
 
 
 def test_policies_of_another_algorithm(make_model, tmp_path):

@@ -133,6 +133,17 @@ def test_sb3s_combined_extractor_still_fits():
     model.learn(30)
 
 
+def test_sb3s_size_of_image_features():
+    """``cnn_output_dim`` of SB3's extractor, which is allowed, and without effect, where there is no image."""
+    policy_kwargs = dict(SMALL, features_extractor_kwargs=dict(cnn_output_dim=7))
+    model = make_model(DictEnv(MIXTURES["image and vector"]), policy_kwargs=policy_kwargs)
+    assert model.actor.features_extractor.features_dim == 7 + VECTOR.shape[0]
+    model.learn(30)
+    make_model(DictEnv(MIXTURES["vectors"]), policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match=r"`cnn_output_dim=0` is not allowed: it must be an integer >= 1"):
+        make_model(DictEnv(MIXTURES["vectors"]), policy_kwargs=dict(features_extractor_kwargs=dict(cnn_output_dim=0)))
+
+
 class AsDict(gym.ObservationWrapper):
     def __init__(self, env) -> None:
         super().__init__(env)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, VectorEnv, random_batch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
@@ -642,6 +643,27 @@ def test_changed_momentum(make_model, path):
     batch = random_batch(model)
     model._gradient_step(batch)
     assert th.allclose(layer.running_mean, batch.observations.mean(dim=0), atol=1e-5)
+
+
+@PATHS
+@pytest.mark.parametrize("network", ["actor", "actor_target"])
+def test_an_exchanged_parameter(make_model, path, network):
+    """The optimizer has the old one still: as by autograd, neither is trained."""
+    model = make_model(**by(path))
+
+    class Exchange(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 40:
+                layer = getattr(model, network).mu[1]
+                self.old, layer.weight = layer.weight, nn.Parameter(layer.weight.detach().clone())
+                self.values = layer.weight.detach().clone()
+            return True
+
+    callback = Exchange()
+    model.learn(60, callback=callback)
+    new = getattr(model, network).mu[1].weight
+    assert th.equal(callback.old, callback.values)
+    assert th.equal(new, callback.values) == (network == "actor")  # a target follows the online network
 
 
 @PATHS

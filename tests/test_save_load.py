@@ -297,12 +297,16 @@ def test_an_error_of_the_file_comes_out_as_it_is(make_model, error):
     BNDDPG.load(file)
 
 
-def test_replay_buffer(make_model, tmp_path):
+@pytest.mark.parametrize("how", ["none", "deleted"])
+def test_replay_buffer(make_model, tmp_path, how):
     model = make_model()
     model.learn(60)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
     expected = model.replay_buffer
     model.replay_buffer = None
+    if how == "deleted":  # as users of SB3 free its memory
+        del model.replay_buffer
+    model.save(tmp_path / "model")
     model.load_replay_buffer(tmp_path / "buffer.pkl")
     assert model.replay_buffer.pos == expected.pos == 60
     np.testing.assert_array_equal(model.replay_buffer.observations, expected.observations)

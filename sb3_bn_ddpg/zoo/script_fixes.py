@@ -65,7 +65,7 @@ def names_of_folders() -> Iterator[None]:
 def small_replay_buffer() -> Iterator[None]:
     """
     Let ``enjoy`` and ``record_video`` load a model without the memory of its replay buffer, as the Zoo does for the off-policy
-    algorithms that it lists by name.
+    algorithms that it lists by name. (Not ``push_to_hub``: it saves the loaded model, whose ``buffer_size`` then stayed 1.)
     """
     algorithm = ALGOS[ALGO]
     # Loading is all that these two scripts ask of an algorithm
