@@ -446,7 +446,7 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "not recorded" not in text
     path = tmp_path / step_time.FILE
     pd.read_csv(path).drop(columns=list(step_time.CONDITIONS)).to_csv(path, index=False)  # as older ones
-    assert "Measured: the others on a machine that was not recorded." in step_time.conditions_text(tmp_path)
+    assert "Measured: on a machine that was not recorded." in step_time.conditions_text(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"# {}\n", b"[1]\n", b"\xff\n"])

@@ -106,7 +106,8 @@ def conditions_text(folder: Path) -> str:
         f"{', '.join(VARIANTS[name].label for name in names)} on {machine}, PyTorch {torch}, source {source}"
         for (machine, torch, source), names in known.items()
     ]
-    parts += ["the others on a machine that was not recorded"] if rows[CONDITIONS[0]].isna().any() else []
+    if rows[CONDITIONS[0]].isna().any():
+        parts.append(f"{'the others ' if parts else ''}on a machine that was not recorded")
     return f"BNDDPG's by its compiled update, the peers' by PyTorch. Measured: {'; '.join(parts)}."
 
 
