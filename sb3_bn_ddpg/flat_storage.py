@@ -91,18 +91,12 @@ class FlatStorage:
         # Running means and variances in one tensor, counters in another
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
-        self._of_target = [] if target is network else [target_params[names[param]] for param in self.params]
+        modules = [(each, module) for each in dict.fromkeys((network, target)) for module in each.modules()]
         self._places = [
-            (module._parameters, name, param)
-            for each in dict.fromkeys((network, target))
-            for module in each.modules()
-            for name, param in module._parameters.items()
+            (module._parameters, name, param) for _, module in modules for name, param in module._parameters.items()
         ]
         self._norm_layers: list[Any] = [
-            module
-            for each in dict.fromkeys((network, target))
-            for module in each.modules()
-            if module in each.norm_layers or isinstance(module, nn.LayerNorm)
+            module for each, module in modules if module in each.norm_layers or isinstance(module, nn.LayerNorm)
         ]
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
@@ -131,7 +125,7 @@ class FlatStorage:
         """
         :return: Where the parameters and statistics of both networks lie, which assigning to them would change
         """
-        tensors: list[th.Tensor] = [*self.params, *self._of_target]
+        tensors: list[th.Tensor] = [param for _, _, param in self._places if param is not None]
         tensors += [buffer for layer in self._norm_layers for buffer in layer._buffers.values() if buffer is not None]
         return [tensor.data_ptr() for tensor in tensors]
 

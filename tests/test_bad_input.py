@@ -79,22 +79,21 @@ def test_a_whole_number_of_random_steps_may_be_a_float(make_model):
     assert model._n_updates == 1
 
 
-@pytest.mark.parametrize("maker", ["make_actor", "make_critic"])
-def test_networks_of_another_library(maker):
+@pytest.mark.parametrize(
+    ("maker", "network_type", "network"), [("make_actor", Actor, "Actor"), ("make_critic", ContinuousCritic, "Critic")]
+)
+def test_networks_of_another_library(maker, network_type, network):
     """The recipe of SB3's documentation for a policy of one's own, with SB3's networks in it."""
 
-    class OtherPolicy(MlpPolicy):
-        def make_features(self, dim):
-            space = spaces.Box(-1, 1, (4,))
-            network_type = Actor if maker == "make_actor" else ContinuousCritic
-            return network_type(space, BOX, [4], FlattenExtractor(space), 4)
+    def make(self, features_extractor=None):
+        space = spaces.Box(-1, 1, (4,))
+        return network_type(space, BOX, [4], FlattenExtractor(space), 4)
 
-    setattr(OtherPolicy, maker, lambda self, features_extractor=None: self.make_features(4))
-    network = "Actor" if maker == "make_actor" else "Critic"
+    other_policy = type("OtherPolicy", (MlpPolicy,), {maker: make})
     with pytest.raises(
         ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.policies.{network} "
     ):
-        BNDDPG(OtherPolicy, VectorEnv())
+        BNDDPG(other_policy, VectorEnv())
 
 
 def test_policies_of_another_algorithm(make_model, tmp_path):

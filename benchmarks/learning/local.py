@@ -125,7 +125,8 @@ def give_way(process: int, niceness: int) -> None:
 
 def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int, nice: int) -> Iterator[Outcome]:
     """
-    Run units, as many at a time as there are workers. Leaving the loop early ends those that run.
+    Run units, as many at a time as there are workers, but for those that are stored when their turn comes. Leaving the loop
+    early ends those that run.
 
     :param units: The units
     :param budget: The extent of the run
@@ -134,7 +135,7 @@ def run_units(units: Iterable[Unit], budget: Budget, folder: Path, workers: int,
     :param nice: How much to give way to other processes, 0 to 19
     :return: The units' outcomes, in the order in which they end
     """
-    waiting = (unit for unit in units if not is_done(folder, unit, budget))  # another runner may have been here
+    waiting = (unit for unit in units if not is_done(folder, unit, budget))  # by another runner
     running: list[Process] = []
     try:
         while True:

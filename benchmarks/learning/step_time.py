@@ -8,7 +8,6 @@ The clocks of the runs themselves are not comparable: work beside them slows the
 import argparse
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
 from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
-from benchmarks.learning.store import RESULTS, machine, source_hash
+from benchmarks.learning.store import RESULTS, machine, source_hash, versions
 from sb3_bn_ddpg.atomic_files import atomic_write
 
 FILE = "step_time.csv"
@@ -75,7 +74,7 @@ def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
     """
     path = folder / FILE
     measured = pd.DataFrame(rows, columns=list(FIELDS))
-    measured = measured.assign(**dict(zip(CONDITIONS, (machine("cpu"), version("torch"), source_hash()), strict=True)))
+    measured = measured.assign(machine=machine("cpu"), torch=versions()["torch"], source=source_hash())
     if path.exists():
         stored = pd.read_csv(path, float_precision="round_trip")
         own = ["task", "variant"]
@@ -101,12 +100,12 @@ def conditions_text(folder: Path) -> str:
     :return: What was measured with what, a sentence
     """
     rows = pd.read_csv(folder / FILE).reindex(columns=[*FIELDS, *CONDITIONS])
-    known = rows.dropna(subset=CONDITIONS[0]).groupby(list(CONDITIONS))["variant"].unique()
+    known = rows.groupby(list(CONDITIONS))["variant"].unique()
     parts = [
-        f"{', '.join(VARIANTS[name].label for name in names)} on {machine}, PyTorch {torch}, source {source}"
-        for (machine, torch, source), names in known.items()
+        f"{', '.join(VARIANTS[name].label for name in names)} on {where}, PyTorch {torch}, source {source}"
+        for (where, torch, source), names in known.items()
     ]
-    if rows[CONDITIONS[0]].isna().any():
+    if rows["machine"].isna().any():
         parts.append(f"{'the others ' if parts else ''}on a machine that was not recorded")
     return f"BNDDPG's by its compiled update, the peers' by PyTorch. Measured: {'; '.join(parts)}."
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TextIO
 import torch as th
 
 from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
-from benchmarks.speed.machine import processor, processor_kind
+from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.atomic_files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
@@ -183,7 +183,7 @@ def machine(device: str) -> str:
     :param device: ``"cpu"`` or ``"cuda"``
     :return: What of the machine makes a difference to numbers
     """
-    parts = [f"{processor()} ({processor_kind()})", f"{platform.system()} {platform.machine()}"]
+    parts = [processor(), f"{platform.system()} {platform.machine()}"]
     if device == "cuda":
         parts.append(th.cuda.get_device_name())
     return ", ".join(parts)

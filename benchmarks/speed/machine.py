@@ -25,7 +25,7 @@ def write_machine(folder: Path, names: list[str], device: str) -> None:
     :param device: ``"cpu"`` or ``"cuda"``
     """
     rows = [
-        ("Processor", f"{processor()} ({processor_kind()})"),
+        ("Processor", processor()),
         ("Cores for this process", str(cores())),
         ("Memory", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"),
         ("System", f"{platform.system()} {platform.machine()}"),
@@ -52,8 +52,12 @@ def cores() -> int:
 
 def processor() -> str:
     """
-    :return: The processor's model
+    :return: The processor's model and, as that name may be of several, its kind
     """
+    return f"{_model_name()} ({_kind()})"
+
+
+def _model_name() -> str:
     if os.path.exists("/proc/cpuinfo"):  # elsewhere, platform knows it
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -61,9 +65,9 @@ def processor() -> str:
     return platform.processor()
 
 
-def processor_kind() -> str:
+def _kind() -> str:
     """
-    Numba and PyTorch choose their instructions by it, and so the last bits of sums; a model's name may be that of several.
+    PyTorch and Numba choose their instructions by it, and so the last bits of sums.
 
     :return: PyTorch's set of vector instructions, and the microarchitecture that Numba compiles for if it is there
     """
