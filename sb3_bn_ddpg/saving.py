@@ -318,10 +318,11 @@ class SavingMixin(OffPolicyAlgorithm):
 
     def _attach_replay_buffer(self) -> None:
         """Tell a replay buffer from a file, or from before, what this model has: its environment, its device."""
-        if isinstance(self.replay_buffer, ReplayBuffer):
-            self.replay_buffer.device = self.device
-        if isinstance(self.replay_buffer, HerReplayBuffer) and self.env is not None:
-            self.replay_buffer.env = self.env
+        buffer = getattr(self, "replay_buffer", None)  # deleted, to free its memory
+        if isinstance(buffer, ReplayBuffer):
+            buffer.device = self.device
+        if isinstance(buffer, HerReplayBuffer) and self.env is not None:
+            buffer.env = self.env
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """

@@ -307,6 +307,7 @@ def test_replay_buffer(make_model, tmp_path, how):
     if how == "deleted":  # as users of SB3 free its memory
         del model.replay_buffer
     model.save(tmp_path / "model")
+    model.set_env(model.get_env())
     model.load_replay_buffer(tmp_path / "buffer.pkl")
     assert model.replay_buffer.pos == expected.pos == 60
     np.testing.assert_array_equal(model.replay_buffer.observations, expected.observations)
