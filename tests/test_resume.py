@@ -149,6 +149,8 @@ class VideoEnv(VectorEnv):
 
 
 def test_a_wrapper_that_refers_to_what_it_wraps(make_model, tmp_path):
+    pytest.importorskip("moviepy")  # the recorder asks for it, though it records nothing here
+
     def make_env():
         return VecVideoRecorder(VecNormalize(make_vec_env(VideoEnv)), str(tmp_path), lambda step: False)
 
