@@ -442,7 +442,7 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert set(step_time.read(tmp_path)[PENDULUM].index) == {"sb3_ddpg", "paper", "sb3_td3"}
     assert step_time.read(tmp_path / "nothing").empty
     text = step_time.conditions_text(tmp_path)
-    assert f"SB3 DDPG, paper (both), SB3 TD3 on {store.machine('cpu')}, PyTorch {th.__version__}, source " in text
+    assert f"SB3 DDPG, paper (both), SB3 TD3 on {store.machine('cpu')}, PyTorch {store.versions()['torch']}, source " in text
     assert "not recorded" not in text
     path = tmp_path / step_time.FILE
     pd.read_csv(path).drop(columns=list(step_time.CONDITIONS)).to_csv(path, index=False)  # as older ones
