@@ -293,7 +293,7 @@ def plot_forest(sections: dict[str, dict[str, tuple[Estimate, bool]]], neutral: 
     for tick in axes.get_yticklabels():
         if tick.get_text() in sections:
             tick.set_fontweight("bold")
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlabel(label)
     figure.set_size_inches(8, 0.28 * len(names) + 1)
     return figure
