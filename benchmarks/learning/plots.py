@@ -294,6 +294,6 @@ def plot_forest(sections: dict[str, dict[str, tuple[Estimate, bool]]], neutral: 
         if tick.get_text() in sections:
             tick.set_fontweight("bold")
     axes.set_ylim(len(names) - 0.5, -0.5)
-    figure.supxlabel(label, fontsize="medium")  # of the axes' own width only a half is left beside the names
+    figure.supxlabel(label, fontsize="medium")  # not the axes': beside long names they are narrower than it
     figure.set_size_inches(8, 0.28 * len(names) + 1)
     return figure
