@@ -545,6 +545,9 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     line = next(line for line in text.splitlines() if line.startswith("| BNDDPG, tuned > SB3 DDPG? | all"))
     assert "| 0.0050 | **better** | 1.00 [1.00, 1.00] |" in line
     assert line.endswith("(0.0050) |")
+    # What ran on two tasks only is compared on these
+    assert "| BNDDPG, tuned > tuned, target networks for batch norm? | both | 5, 3 |" in text
+    assert "| BNDDPG, tuned > CrossQ, critics of 1024? | both | 5, 3 |" in text
 
 
 @pytest.mark.slow

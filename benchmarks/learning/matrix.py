@@ -225,17 +225,24 @@ def _tuned() -> dict[str, Any]:
 VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
 
 
-def _tuned_with(label: str, normalization: str | None) -> Variant:
+def _tuned_with(label: str, normalization: str | None, **changes: Any) -> Variant:
     kwargs = VARIANTS["tuned"].kwargs
-    return Variant(label, "bn_ddpg", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | dict(normalization=normalization)))
+    policy_kwargs = kwargs["policy_kwargs"] | dict(normalization=normalization)
+    return Variant(label, "bn_ddpg", kwargs | dict(policy_kwargs=policy_kwargs) | changes)
 
 
 VARIANTS["tuned_no_norm"] = _tuned_with("tuned, no normalisation", None)
 VARIANTS["tuned_layer_norm"] = _tuned_with("tuned, layer norm", "layer")
+# tau as SB3's DDPG and TD3 have it; without normalisation there are no statistics for the target to choose between
+VARIANTS["tuned_targets"] = _tuned_with(
+    "tuned, target networks for batch norm", None, use_target_networks=True, tau=0.005, target_statistics="batch"
+)
 
 TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
+NORM_TASKS = ("HalfCheetah-v5", "Hopper-v5")
+"""Where the tuned profile is furthest ahead of itself without batch norm."""
 WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cartpole-swingup-v0")
 
 
@@ -255,6 +262,7 @@ GROUPS: dict[str, Group] = {
     ),
     "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
     "tuned_norms": Group("Does batch norm help the tuned profile?", _cells(TUNED_NORMS[1:]), 5),
+    "tuned_targets": Group("And would target networks do as well?", _cells(["tuned_targets"], NORM_TASKS), 3),
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""

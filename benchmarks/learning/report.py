@@ -28,6 +28,7 @@ from benchmarks.learning.matrix import (
     FACTORS,
     FIGURE2,
     HELD_OUT,
+    NORM_TASKS,
     PEERS,
     TASKS,
     TUNED_NORMS,
@@ -59,8 +60,10 @@ COMPARISONS = (
 )
 """Each asks whether the first is better than the second."""
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
-WIDE_COMPARISONS, WIDE_SCOPES = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024")), {"both": WIDE_TASKS}
+WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
+TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
+"""The same where the tuned profile has run with target networks in the place of batch norm."""
 SHORT_EPISODES, LARGEST_Q = "InvertedDoublePendulum-v5", 9.35 / (1 - 0.99)
 """Where the variances of states and next states differ most, and what a pendulum that stays up for good is worth."""
 TARGETS = {
@@ -100,6 +103,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         pixels, step_times = read_pixels(PIXELS), step_time.read(folder)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
         parts += section(rows, "The tuned profile, with and without its batch norm", TUNED_NORMS, pictures, "tuned_norms")
+        parts += two_tasks(rows, "Target networks in the place of batch norm", TARGETS_COMPARISONS, NORM_TASKS)
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
@@ -110,9 +114,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         parts += improvements(compared, pictures)
         if len(step_times):
             parts += ["### CPU time of a step", time_table(step_times), step_time.conditions_text(folder)]
-        if present(rows, ["crossq_1024"]):
-            parts += ["## CrossQ's wide critics", score_table(rows, ("crossq_1024", "crossq_256", "tuned"), WIDE_TASKS)]
-            parts.append(comparison_table(comparisons(rows, WIDE_COMPARISONS, WIDE_SCOPES)))
+        parts += two_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS)
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += ["## Machine and versions", header_text(folder, all_units(), budget)]
@@ -317,6 +319,20 @@ def time_table(step_times: pd.Series) -> str:
         ratios = milliseconds.div(milliseconds["tuned"], axis=0).median()
         lines.append(["times the tuned profile's, median of the tasks", *(f"{ratios[name]:.2f}" for name in names)])
     return table(["ms", *(VARIANTS[name].label for name in names)], lines)
+
+
+def two_tasks(rows: pd.DataFrame, title: str, pairs: Sequence[tuple[str, str]], tasks: tuple[str, ...]) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param title: Its title
+    :param pairs: Pairs of variants
+    :param tasks: Two tasks, the only ones that one of the variants has run on
+    :return: Scores and comparisons on these; nothing unless all variants are stored
+    """
+    variants = tuple(dict.fromkeys(variant for pair in pairs for variant in pair))
+    if set(variants) - set(present(rows, variants)):
+        return []
+    return [f"## {title}", score_table(rows, variants, tasks), comparison_table(comparisons(rows, pairs, {"both": tasks}))]
 
 
 def split(rows: pd.DataFrame) -> list[str]:
