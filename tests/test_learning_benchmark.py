@@ -546,7 +546,7 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     assert "| 0.0050 | **better** | 1.00 [1.00, 1.00] |" in line
     assert line.endswith("(0.0050) |")
     # What ran on two tasks only is compared on these
-    assert "| BNDDPG, tuned > tuned, target networks for batch norm? | both | 5, 3 |" in text
+    assert "| BNDDPG, tuned > tuned, target networks for batch norm? | both | 5, 5 |" in text
     assert "| BNDDPG, tuned > CrossQ, critics of 1024? | both | 5, 3 |" in text
 
 

@@ -262,7 +262,7 @@ GROUPS: dict[str, Group] = {
     ),
     "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
     "tuned_norms": Group("Does batch norm help the tuned profile?", _cells(TUNED_NORMS[1:]), 5),
-    "tuned_targets": Group("And would target networks do as well?", _cells(["tuned_targets"], NORM_TASKS), 3),
+    "tuned_targets": Group("And would target networks do as well?", _cells(["tuned_targets"], NORM_TASKS), 5),
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""
