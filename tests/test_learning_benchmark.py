@@ -548,6 +548,7 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     # What ran on two tasks only is compared on these
     assert "| BNDDPG, tuned > tuned, target networks for batch norm? | both | 5, 5 |" in text
     assert "| BNDDPG, tuned > CrossQ, critics of 1024? | both | 5, 3 |" in text
+    assert "| layer norm > none? | tuning | 3, 3 |" in text
 
 
 @pytest.mark.slow

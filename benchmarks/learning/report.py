@@ -64,6 +64,12 @@ WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
 """The same where the tuned profile has run with target networks in the place of batch norm."""
+NORM_COMPARISONS = (
+    ("ablation_layer_norm", "ablation_no_norm"),
+    ("ablation_renorm", "ablation_no_norm"),
+    ("ablation_renorm", "ablation_layer_norm"),
+)
+"""The same of the ablation's normalisations, beside its own comparisons with the base."""
 SHORT_EPISODES, LARGEST_Q = "InvertedDoublePendulum-v5", 9.35 / (1 - 0.99)
 """Where the variances of states and next states differ most, and what a pendulum that stays up for good is worth."""
 TARGETS = {
@@ -372,7 +378,10 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
             _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, compared[name]) for name in present(rows, values)
         ]
     columns = ["Final return", *TUNING, "seeds", "difference of interquartile means from the base", "p"]
-    return [*parts, table(columns, lines)]
+    parts.append(table(columns, lines))
+    if among := comparisons(rows, NORM_COMPARISONS, {"tuning": TUNING}):
+        parts += ["The other normalisations among themselves:", comparison_table(among)]
+    return parts
 
 
 def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison | None) -> list[str]:
