@@ -188,12 +188,14 @@ def test_float32(monkeypatch, path, name):
         if isinstance(module, nn.ReLU):
             module.register_forward_pre_hook(lambda _, inputs: nearest.append(inputs[0].abs().min().item()))
     compared = 0
-    for batch in batches(fast, 20, double=False):
+    for batch in batches(fast, 30, double=False):
         nearest.clear()
         # A copy, for PyTorch's optimizers take over the very tensors that they load
         reference.set_parameters(copy.deepcopy(fast.get_parameters()))
         assert_same_report(fast._gradient_step(batch), reference._gradient_step(batch), rtol=1e-4, atol=1e-5)
-        if min(nearest) < 1e-6:  # rounding decides whether this unit is on, and so a whole row of a gradient
+        # What rounds otherwise may have a unit on that the reference has off, and with it a whole row of a gradient: on one
+        # processor the reference's input of a ReLU was 0 exactly. Another batch is compared instead.
+        if path is not True and min(nearest) < 1e-6:
             continue
         compared += 1
         for network in ("actor", "critic"):
@@ -205,7 +207,9 @@ def test_float32(monkeypatch, path, name):
                 # critic's weights (see above), and the actor's gradient comes after them.
                 tolerance = (1e-4 if path is True else 0.05) * scale + 1e-7
                 np.testing.assert_allclose(param.grad.cpu(), reference_param.grad.cpu(), rtol=1e-3, atol=tolerance)
-    assert compared >= 10
+        if compared == 20:
+            break
+    assert compared == 20
 
 
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
