@@ -24,10 +24,11 @@ from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
+from sb3_bn_ddpg.normalization import scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.space_checks import check_spaces, value_errors
+from sb3_bn_ddpg.statistics import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step, on_device
 
 DIAGNOSTICS_INTERVAL = 10
@@ -86,9 +87,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         graph.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
-        (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
+        (see :data:`~sb3_bn_ddpg.statistics.Statistics`). The paper keeps running statistics for "exploration or
         evaluation", so the default is the minibatch of next states. ``"joint"``, only without target networks, takes states
-        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`).
+        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -241,7 +242,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :raises ImportError: if ``fast_update`` is ``"compiled"`` and the extra is missing
         """
         for network in (self.actor, self.critic, self.actor_target, self.critic_target):
-            network.forget_layers()
+            network.find_layers()
         self._networks = Networks(
             self.actor,
             self.critic,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
-"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`."""
+"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`."""
 WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU = range(8)
 """
 Columns of a network's table, whose row 0 is its input and row k its k-th linear layer with what follows it: number of

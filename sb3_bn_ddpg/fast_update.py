@@ -15,8 +15,8 @@ from torch import nn
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
 from sb3_bn_ddpg.flat_storage import FlatStorage, has_own_step, has_parameter_hooks, has_variants
-from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
+from sb3_bn_ddpg.statistics import Statistics
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
 DENORMAL_INTERVAL = 100
@@ -260,7 +260,7 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
-        if not {layer for layer in layers if type(layer) is nn.BatchNorm1d}.issubset(
+        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d)}.issubset(
             [*actor.norm_layers, *critic.norm_layers]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")

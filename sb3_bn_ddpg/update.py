@@ -12,18 +12,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg.checks import check_choice
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.policies import Actor, Critic
+from sb3_bn_ddpg.statistics import Statistics, StatisticsSync, TargetStatistics
 
 
 @dataclass(frozen=True)
 class PassStatistics:
     """
     Which batch-norm statistics each forward pass of a gradient step normalises with and updates
-    (see :data:`~sb3_bn_ddpg.normalization.Statistics`). Acting and predicting always use running statistics.
+    (see :data:`~sb3_bn_ddpg.statistics.Statistics`). Acting and predicting always use running statistics.
 
     :param target: Actor and critic in the TD target (the target networks, or the online ones if there are none);
-        see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`
+        see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`
     :param target_sync: How running statistics reach the target networks
     :param critic_loss: The critic in its own loss
     :param actor_loss_actor: The actor in its loss
