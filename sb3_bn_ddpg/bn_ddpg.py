@@ -616,8 +616,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :param schedule_timesteps: Number of environment steps, those of earlier calls included, after which schedules end
             (>= 1). If None, they end with this call; give it if this call is a part of a longer training.
         :return: The trained model
-        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not
-        :raises EnvironmentFailureError: if the environment raises an error, or its process dies
+        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not. (What
+            the environment itself raises comes out as it is, with a note of the step and of the environment.)
+        :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of an earlier step
         """
         if schedule_timesteps is not None:
             check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
