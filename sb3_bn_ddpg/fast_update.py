@@ -36,13 +36,10 @@ class FastUpdate:
     """
 
     def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
-        _check_supported(nets, statistics)
-        self.nets, self.statistics = nets, statistics
         # Look at everything before anything is moved
-        sequences, target_sequences = (
-            _parsed_networks(actor, critic)
-            for actor, critic in ((nets.actor, nets.critic), (nets.actor_target, nets.critic_target))
-        )
+        sequences, target_sequences = self.parsed(nets, statistics)
+        self.nets, self.statistics = nets, statistics
+        self.modules = nets.modules
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target)
         self.dtype = self.actor_storage.values.dtype
@@ -52,6 +49,29 @@ class FastUpdate:
         else:
             self.actor_target, self.state_net_target, self.q_net_target = (Mlp(*sequence) for sequence in target_sequences)
 
+    @classmethod
+    def parsed(cls, nets: Networks, statistics: PassStatistics) -> tuple[list[MlpArguments], list[MlpArguments]]:
+        """
+        :param nets: The networks
+        :param statistics: Which batch-norm statistics each pass normalises with and updates
+        :return: The arguments of :class:`Mlp` for each part of the online networks, and of the targets
+        :raises UnsupportedError: if networks, optimizers or statistics are others than this class knows
+        """
+        _check_supported(nets, statistics)
+        return _parsed_networks(nets.actor, nets.critic), _parsed_networks(nets.actor_target, nets.critic_target)
+
+    def fits(self, nets: Networks, statistics: PassStatistics) -> bool:
+        """
+        Look at everything anew, as a new object would.
+
+        :param nets: The networks of the model
+        :param statistics: The model's choice of statistics
+        :return: Whether this object still serves: no module is another one, and its storage is still theirs
+        :raises UnsupportedError: if networks, optimizers or statistics are others than this class knows
+        """
+        self.parsed(nets, statistics)
+        return self.is_current(nets, statistics) and nets.modules == self.modules
+
     def is_current(self, nets: Networks, statistics: PassStatistics) -> bool:
         """
         :param nets: The networks of the model
@@ -59,7 +79,7 @@ class FastUpdate:
         :return: Whether this object still holds their storage: not after an optimizer's state was loaded, for example
         """
         return (
-            nets is self.nets
+            nets.is_same_as(self.nets)
             and statistics == self.statistics
             and self.actor_storage.is_current()
             and self.critic_storage.is_current()

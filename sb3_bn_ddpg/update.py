@@ -1,6 +1,7 @@
 """One gradient step of DDPG: Algorithm 1 of the paper, from the sampled transitions to the target networks."""
 
 import math
+import operator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
@@ -71,6 +72,27 @@ class Networks:
     critic_target: Critic
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules of all of them, in order."""
+        return [module for net in (self.actor, self.critic, self.actor_target, self.critic_target) for module in net.modules()]
+
+    def is_same_as(self, other: "Networks") -> bool:
+        """
+        :param other: Other networks
+        :return: Whether these are the same objects
+        """
+        ours, theirs = (
+            [
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target),
+                *nets.fixed_norm_actor_weights,
+                None,
+                *nets.fixed_norm_critic_weights,
+            ]
+            for nets in (self, other)
+        )
+        return len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
 
     @property
     def actor_parameters(self) -> list[nn.Parameter]:
