@@ -598,12 +598,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :return: The fast update, holding the storage of the networks as they are now; None if they are not supported
         """
         nets, statistics, kept = self._networks, self._pass_statistics, self._fast_update
-        if (
-            self._is_fast_update_checked
-            and self._fast_update_classes
-            and kept is not None
-            and kept.is_current(nets, statistics)
-        ):
+        if self._is_fast_update_checked and not self._fast_update_classes:
+            return None
+        if self._is_fast_update_checked and kept is not None and kept.is_current(nets, statistics):
             return kept
         said = []
         while self._fast_update_classes:

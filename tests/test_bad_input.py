@@ -405,7 +405,7 @@ def test_nan_that_a_features_extractor_leaves_out():
 @pytest.mark.parametrize("allow", [None, False])
 def test_nan_that_is_not_allowed(make_model, allow):
     kwargs = dict(policy_kwargs=WITHOUT_NAN) if allow is False else {}
-    with pytest.raises(ValueError, match="`observation=.*nan.* of environment 0 at step 0 is not allowed"):
+    with pytest.raises(ValueError, match=r"`observation=.*nan.* of environment 0 at step 0 is not allowed"):
         make_model(NeighboursEnv(), allow_nan_observations=allow, **kwargs).learn(60)
 
 
