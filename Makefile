@@ -13,7 +13,7 @@ SEED ?= 0
 SPEED := benchmarks/speed
 PROFILE ?= quick
 
-.PHONY: help train test test-lowest check docs format constraints bench-speed bench-learning clean
+.PHONY: help train test test-kernels test-lowest check docs format constraints bench-speed bench-learning clean
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,10 @@ test: $(VENV)/ready-to-test ## Run the tests
 test-lowest: $(LOWEST)/core/ready $(LOWEST)/zoo/ready ## Run the tests with the lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(LOWEST)/core/bin/python -m pytest -n auto $(ARGS)
 	OMP_NUM_THREADS=1 $(LOWEST)/zoo/bin/python -m pytest -n auto $(ARGS)
+
+# What two ways of calculating give must agree with any processor's kernels: once more with those of older ones
+test-kernels: $(VENV)/ready-to-test ## Run the numerical comparisons with the kernels of other processors
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernel_sets.py -n auto -m numerics $(ARGS)
 
 check: $(VENV)/ready-to-test ## Formatting, lint and types; fails on any finding
 	$(BIN)/ruff format --check .

@@ -392,17 +392,18 @@ def adam(optimizer, settings):  # type: ignore[no-untyped-def]
     """
     flats, bounds = optimizer[:4], optimizer[4]
     dtype = flats[0].dtype.type
-    one = dtype(1)
     for g in range(bounds.shape[0]):
         # Slices, counted from 0: an index that might be negative keeps the loop from being vectorised
         start, end = bounds[g, 0], bounds[g, 1]
         values, grads, first, second = flats[0][start:end], flats[1][start:end], flats[2][start:end], flats[3][start:end]
         rate, root, beta1, beta2 = dtype(settings[g, 0]), dtype(settings[g, 1]), dtype(settings[g, 2]), dtype(settings[g, 3])
+        # In float32, 1 - 0.999 would be wrong in its fifth digit
+        rest1, rest2 = dtype(1 - settings[g, 2]), dtype(1 - settings[g, 3])
         eps, decay = dtype(settings[g, 4]), dtype(settings[g, 5])
         for i in range(values.size):
             grad = grads[i] + decay * values[i]
-            first[i] = beta1 * first[i] + (one - beta1) * grad
-            second[i] = beta2 * second[i] + (one - beta2) * grad * grad
+            first[i] = beta1 * first[i] + rest1 * grad
+            second[i] = beta2 * second[i] + rest2 * grad * grad
             values[i] -= rate * first[i] / (np.sqrt(second[i]) * root + eps)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
@@ -111,6 +112,13 @@ def learns(model: BNDDPG, total_timesteps: int, reached: Callable[[], bool], eve
     return True
 
 
+class DoubleExtractor(FlattenExtractor):
+    """SB3 hands observations over in float32; some comparisons are in float64."""
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return super().forward(observations).double()
+
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -137,3 +145,8 @@ def random_batch(model: Any, size: int = 32, seed: int = 0) -> ReplayBufferSampl
         dones=(normal(size, 1) > 1).float(),
         rewards=normal(size, 1),
     )
+
+
+def as_double(batch: ReplayBufferSamples) -> ReplayBufferSamples:
+    """The batch in float64."""
+    return type(batch)(*(None if entry is None else entry.double() for entry in batch))

@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, VectorEnv, random_batch, with_modes
+from conftest import SMALL, DoubleExtractor, VectorEnv, as_double, random_batch, with_modes
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
+import sb3_bn_ddpg.fast_update as fast_update_module
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.policies import Critic, MlpPolicy
 from sb3_bn_ddpg.update import (
@@ -41,16 +42,20 @@ def sb3_pair(fast_update: bool) -> tuple[BNDDPG, DDPG]:
     """BNDDPG without batch norm, laid out as SB3's networks, and SB3's DDPG, with the same weights."""
     common = dict(learning_rate=1e-3, tau=0.05, gamma=0.97, buffer_size=100, device="cpu", seed=1)
     env = VectorEnv(obs_dim=5, action_dim=3)
+    # In float64, in which two libraries agree whatever the processor
+    extractor = dict(features_extractor_class=DoubleExtractor)
     model = BNDDPG(
         "MlpPolicy",
         env,
         critic_learning_rate=1e-3,
         critic_weight_decay=0.0,
         fast_update=fast_update,
-        policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init=0.5),
+        policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init=0.5, **extractor),
         **common,
     )
-    sb3 = DDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[24, 16]), **common)
+    sb3 = DDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[24, 16], **extractor), **common)
+    for algorithm in (model, sb3):
+        algorithm.policy.double()
     assert len(model.critic.state_net) == 0
     for name in ("actor", "actor_target", "critic", "critic_target"):
         ours, theirs = getattr(model, name).state_dict(), getattr(sb3, name).state_dict()
@@ -60,10 +65,10 @@ def sb3_pair(fast_update: bool) -> tuple[BNDDPG, DDPG]:
         generator = th.Generator().manual_seed(5)
         for target in (algorithm.actor_target, algorithm.critic_target):
             for param in target.parameters():
-                param.data += 0.1 * th.randn(param.shape, generator=generator)
+                param.data += 0.1 * th.randn(param.shape, generator=generator, dtype=th.float64)
     for algorithm in (model, sb3):
         algorithm.learn(0)  # sets up the logger
-        algorithm.replay_buffer = FixedBuffer(random_batch(model, size=48))
+        algorithm.replay_buffer = FixedBuffer(as_double(random_batch(model, size=48)))
     return model, sb3
 
 
@@ -74,28 +79,37 @@ def assert_same_weights(model: BNDDPG, sb3: DDPG, **tolerance: float) -> None:
             np.testing.assert_allclose(value.numpy(), expected.numpy(), err_msg=f"{name}.{key}", **tolerance)
 
 
+@pytest.fixture
+def double(monkeypatch):
+    """The fast update knows the features extractor of the comparisons in float64."""
+    monkeypatch.setattr(fast_update_module, "FlattenExtractor", DoubleExtractor)
+
+
+@pytest.mark.numerics
 @pytest.mark.parametrize("fast_update", [False, True])
-def test_one_gradient_step_equals_sb3s(fast_update):
+def test_one_gradient_step_equals_sb3s(double, fast_update):
     model, sb3 = sb3_pair(fast_update)
     before = copy.deepcopy(model.policy.state_dict())
     model.train(gradient_steps=1, batch_size=48)
     sb3.train(gradient_steps=1, batch_size=48)
-    assert_same_weights(model, sb3, rtol=1e-5, atol=1e-6)
+    assert_same_weights(model, sb3, rtol=1e-9, atol=1e-12)
     # Adam's first step moves every parameter by about the learning rate: nothing may have stood still
     for key, value in model.policy.state_dict().items():
         moved = (value - before[key]).abs().max().item()
         assert moved > 1e-5, key
 
 
+@pytest.mark.numerics
 @pytest.mark.parametrize("policy_delay", [1, 3])
 @pytest.mark.parametrize("fast_update", [False, True])
-def test_ten_gradient_steps_equal_sb3s(fast_update, policy_delay):
+def test_ten_gradient_steps_equal_sb3s(double, fast_update, policy_delay):
     """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does, delayed as in its TD3."""
     model, sb3 = sb3_pair(fast_update)
     model.policy_delay = sb3.policy_delay = policy_delay
     model.train(gradient_steps=10, batch_size=48)
     sb3.train(gradient_steps=10, batch_size=48)
-    assert_same_weights(model, sb3, rtol=1e-3, atol=2e-5)
+    assert_same_weights(model, sb3, rtol=1e-8, atol=1e-10)
+    assert (model._fast_update is not None) == fast_update
 
 
 @pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
@@ -123,18 +137,11 @@ def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
     model.train(gradient_steps=1, batch_size=48)
     sb3.train(gradient_steps=1, batch_size=48)
     with pytest.raises(AssertionError):
-        assert_same_weights(model, sb3, rtol=1e-5, atol=1e-6)
+        assert_same_weights(model, sb3, rtol=1e-9, atol=1e-12)
 
 
 def q_of_batch(nets: Networks, batch: ReplayBufferSamples) -> th.Tensor:
     return nets.critic(batch.observations, batch.actions)[0]
-
-
-class DoubleExtractor(FlattenExtractor):
-    """SB3 hands observations over in float32; finite differences need float64."""
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        return super().forward(observations).double()
 
 
 def double_networks(**kwargs) -> tuple[Networks, ReplayBufferSamples]:
