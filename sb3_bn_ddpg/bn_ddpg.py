@@ -51,7 +51,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param learning_rate: Learning rate of the actor (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param buffer_size: Size of the replay buffer, in transitions (>= 1)
     :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
-        starts (>= 0)
+        starts (0 or a negative number: none)
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
     :param gamma: The discount factor, in [0, 1]
@@ -276,7 +276,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         learning_starts: Any = self.learning_starts
         if isinstance(learning_starts, float) and learning_starts.is_integer():  # 1e4, as scripts for SB3 have it
             self.learning_starts = int(learning_starts)
-        check_number("learning_starts", self.learning_starts, low=0, integer=True)
+        check_number("learning_starts", self.learning_starts, integer=True)
         check_number("batch_size", self.batch_size, low=1, integer=True)
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
