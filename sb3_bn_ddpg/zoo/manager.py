@@ -30,6 +30,7 @@ from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
+from sb3_bn_ddpg.zoo.python_files import imported
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
     WorkerRecovery,
@@ -177,12 +178,25 @@ class BNDDPGExperimentManager(ExperimentManager):
             from_trial.pop("action_noise", None)
         overrides = from_trial | from_command_line
         self.custom_hyperparams = overrides
-        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        hyperparams, saved_hyperparams = self._read_file()
         if self.algo == ALGO:
             for each in (hyperparams, saved_hyperparams):
                 _settle_noise_spelling(each, overrides)
         self._file_hyperparams = dict(saved_hyperparams)
         return hyperparams, saved_hyperparams
+
+    def _read_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: What the Zoo reads: the hyperparameters of the file and the command line, and a copy of them to save
+        """
+        config = self.config
+        if not config.endswith(".py"):
+            return super().read_hyperparameters()
+        with imported(config) as self.config:
+            try:
+                return super().read_hyperparameters()
+            finally:
+                self.config = config
 
     def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -232,7 +246,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         from_trial = self.load_trial(self.storage or "", self.study_name or "", trial_id)
         self.trial_id, self.custom_hyperparams = None, None
         with redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
-            in_file, _ = super().read_hyperparameters()
+            in_file, _ = self._read_file()
         merged = merge_hyperparams(in_file, from_trial, self._nested)
         return {key: merged[key] for key in from_trial}
 
@@ -467,7 +481,9 @@ class BNDDPGExperimentManager(ExperimentManager):
             _settle_noise_spelling(hyperparams, from_trial)
         if self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs
-        write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
+        left_out = write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
+        if vars(self.args).get("env_kwargs"):  # which the commands have too
+            left_out = [name for name in left_out if name != "env_kwargs"]
         files = [best_file, *(write_plots(study, folder) if with_plots else [])]
 
         best = study.best_trial
@@ -476,7 +492,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         print("\nWritten: " + " ".join(str(file) for file in files))
         try:
             from_file, from_study = self._training_commands(study, best_file, hyperparams)
-            print(f"Train with it: {from_file}\nor:            {from_study}")
+            if left_out:
+                print(f"{best_file} cannot hold {', '.join(left_out)}, which no text stands for\nTrain with it: {from_study}")
+            else:
+                print(f"Train with it: {from_file}\nor:            {from_study}")
         except ValueError as error:
             print(f"No command trains with it: {error}")
         sys.stdout.flush()
@@ -487,7 +506,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :param best_file: The file with the best trial's hyperparameters
         :param hyperparams: These
         :return: The commands that train with them, from the file and from the study, in the search's environment
-        :raises ValueError: if a value cannot be written as text
+        :raises ValueError: if a value of the command line cannot be written as text
         """
         given = vars(self.args)
         train = ["bn-ddpg", "train", "--algo", self.algo, "--env", self.env_name.gym_id]
@@ -500,10 +519,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         if given.get("conf_file"):
             from_study += ["--conf-file", given["conf_file"]]
         # Over the trial a command line has the last word, in the search the trial had it: with the trial's values
-        params = {name: as_code(value) for name, value in hyperparams.items()}
-        params = {name: code for name, code in params.items() if name in (given.get("hyperparams") or {})}
-        if params:
-            from_study += ["-params", *(f"{name}:{code}" for name, code in params.items())]
+        names = [name for name in hyperparams if name in (given.get("hyperparams") or {})]
+        if names:
+            from_study += ["-params", *(f"{name}:{as_code(hyperparams[name])}" for name in names)]
         return (
             shlex.join([*train, "--conf-file", str(best_file), *environment]),
             shlex.join([*train, *from_study, *environment]),
