@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
@@ -500,6 +501,49 @@ def test_search_with_what_no_text_stands_for(python_file, tmp_path, capsys):
 
 
 # --- Searches that go wrong
+
+
+class Unstable(PendulumEnv):
+    """A simulation that says, in the first trial, that it has left its bounds."""
+
+    steps = 0
+    error: type[Exception] = AssertionError
+
+    def step(self, action):
+        Unstable.steps += 1
+        if Unstable.steps == 60:
+            raise self.error("unstable simulation")
+        return super().step(action)
+
+
+gym.register("Unstable-v0", Unstable, max_episode_steps=20)
+
+
+@pytest.mark.parametrize(("algo", "error"), [("bn_ddpg", AssertionError), ("bn_ddpg", ValueError), ("ddpg", AssertionError)])
+def test_a_trial_whose_environment_raises_is_pruned_and_the_search_goes_on(algo, error, tmp_path, monkeypatch, capsys):
+    """If it raises what the Zoo prunes for."""
+    monkeypatch.setattr(Unstable, "steps", 0)
+    monkeypatch.setattr(Unstable, "error", error)
+    entry = {"learning_starts": 50, "buffer_size": 1000}
+    kwargs = dict(optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, no_optim_plots=True, pruner="none")
+    search = manager_of(tmp_path, "Unstable-v0", algo, entry=entry, **kwargs)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    study = load_study(None, None, str(tmp_path / "logs"), algo, "Unstable-v0")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
+    output = capsys.readouterr().out
+    assert "unstable simulation\n============\nSampled hyperparams:" in output
+    assert "Best of 1 finished trials" in output
+
+
+def test_what_the_zoo_does_not_prune_for_ends_a_search_as_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(Unstable, "steps", 0)
+    monkeypatch.setattr(Unstable, "error", ConnectionError)
+    kwargs = dict(optimize_hyperparameters=True, n_trials=3, n_eval_episodes=1, no_optim_plots=True, pruner="none")
+    search = manager_of(tmp_path, "Unstable-v0", entry={"learning_starts": 50, "buffer_size": 1000}, **kwargs)
+    search.setup_experiment()
+    with pytest.raises(ConnectionError, match="unstable simulation"):
+        search.hyperparameters_optimization()
 
 
 def test_a_search_that_cannot_train_says_so(tmp_path):
