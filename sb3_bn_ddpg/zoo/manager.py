@@ -15,12 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import optuna
 import yaml
+from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.atomic_files import FileError
@@ -28,8 +32,8 @@ from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
-from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
-from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, EnvWrapper, Interrupts, UninterruptedTrial, left_to_parent
+from sb3_bn_ddpg.zoo.profiles import ALGO, PROFILES, profile_path
 from sb3_bn_ddpg.zoo.python_files import imported
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
@@ -83,7 +87,10 @@ ENVIRONMENT_HYPERPARAMETERS = (
 )
 """RL Zoo's that make the training's environment, which a checkpoint holds"""
 
-NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_load_pretrained_agent"}
+DEFAULTS = {"default_dict": "dictionaries", "default_images": "images"}
+"""Entries of the profiles beside ``default``, for environments without one of their own, and what their observations are"""
+
+NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_observation_space", "_load_pretrained_agent"}
 """RL Zoo's functions that make the environment and load a model: their errors are not of the hyperparameter file."""
 
 
@@ -189,7 +196,14 @@ class BNDDPGExperimentManager(ExperimentManager):
         """
         :return: What the Zoo reads: the hyperparameters of the file and the command line, and a copy of them to save
         """
-        config = self.config
+        config, env_name = self.config, self.env_name
+        if config in map(str, map(profile_path, PROFILES)):
+            entry = self._default_entry(yaml.safe_load(Path(config).read_text()))
+            self.env_name = SimpleNamespace(gym_id=entry or env_name.gym_id)  # the entry that the Zoo looks for
+            try:
+                return super().read_hyperparameters()
+            finally:
+                self.env_name = env_name
         if not config.endswith(".py"):
             return super().read_hyperparameters()
         with imported(config) as self.config:
@@ -197,6 +211,37 @@ class BNDDPGExperimentManager(ExperimentManager):
                 return super().read_hyperparameters()
             finally:
                 self.config = config
+
+    def _default_entry(self, profile: dict[str, Any]) -> str | None:
+        """
+        :param profile: The entries of a profile
+        :return: The one whose policy fits the environment's observations, for an environment that has none of its own
+        """
+        if self.env_name.gym_id in profile:
+            return None
+        given = self.custom_hyperparams or {}
+        env_kwargs = self.env_kwargs or given.get("env_kwargs") or {}
+        space = self._observation_space(get_wrapper_class(given), env_kwargs)
+        if isinstance(space, spaces.Dict):
+            entry = "default_dict"
+        elif is_image_space(space) and given.get("policy", "CnnPolicy") == "CnnPolicy":
+            entry = "default_images"
+        else:
+            return None
+        print(f"Observations are {DEFAULTS[entry]}: using the hyperparameters of {entry!r}")
+        return entry
+
+    def _observation_space(self, wrapper: EnvWrapper | None, env_kwargs: dict[str, Any]) -> spaces.Space[Any]:
+        """
+        :param wrapper: What wraps the environment
+        :param env_kwargs: The environment's arguments
+        :return: The observations of the environment in its wrapper
+        """
+        env: gym.Env[Any, Any] = gym.spec(self.env_name.gym_id).make(**env_kwargs)
+        try:
+            return (env if wrapper is None else wrapper(env)).observation_space
+        finally:
+            env.close()
 
     def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """
