@@ -23,6 +23,7 @@ from sb3_bn_ddpg.cuda_graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
+from sb3_bn_ddpg.hindsight import check_finished_episode, check_first_episode
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
 from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
@@ -51,7 +52,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param learning_rate: Learning rate of the actor (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param buffer_size: Size of the replay buffer, in transitions (>= 1)
     :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
-        starts (0 or a negative number: none)
+        starts (0 or a negative number: none). With ``HerReplayBuffer``, at least as many as the first episode takes.
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
     :param gamma: The discount factor, in [0, 1]
@@ -228,6 +229,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         self._learning_guard = LearningGuard(self._largest_reward)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
+        if self.num_timesteps == 0:  # what a loaded model has learnt from may be loaded too
+            check_first_episode(self)
         self._update_optimizers()
         # A copy: two models never draw from one generator, nor does a model change the user's object
         if is_self_contained(self.action_noise):
@@ -424,6 +427,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self._show_hidden_noise()
         if self.action_noise is not noise:  # a callback's
             self._set_up_action_noise()
+        check_first_episode(self, until=self._total_timesteps)
         # The first steps must not see the progress at which an earlier call of learn ended
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -491,6 +495,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if gradient_steps < 1:
             return
         self._check_batch_size(batch_size)
+        check_finished_episode(self)
         self._update_optimizers()
         # Among these gradient steps is an update of the actor whose turn it is
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay

@@ -556,6 +556,30 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
     assert not list(tmp_path.glob("logs/bn_ddpg/CartPole-v1*"))
 
 
+gym.register(
+    "Goals-v0",
+    "stable_baselines3.common.envs:BitFlippingEnv",
+    max_episode_steps=30,
+    kwargs=dict(continuous=True, max_steps=99),
+)
+
+
+@pytest.mark.parametrize("learning_starts", [20, 30])
+def test_a_search_with_goals_does_not_start_within_the_first_episode(learning_starts, tmp_path):
+    """Else each trial would be pruned, one after another."""
+    entry = {"policy": "MultiInputPolicy", "replay_buffer_class": "HerReplayBuffer", "n_timesteps": 40, "buffer_size": 1000}
+    kwargs = dict(optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, no_optim_plots=True)
+    search = manager_of(tmp_path, "Goals-v0", entry=entry | {"learning_starts": learning_starts}, **kwargs)
+    search.setup_experiment()
+    if learning_starts < 30:
+        with pytest.raises(ValueError, match="`learning_starts=20` is not allowed with HerReplayBuffer"):
+            search.hyperparameters_optimization()
+    else:
+        search.hyperparameters_optimization()
+    study = load_study(None, None, str(tmp_path / "logs"), "bn_ddpg", "Goals-v0")
+    assert [trial.state.name for trial in study.trials] == (["FAIL"] if learning_starts < 30 else ["COMPLETE"] * 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "hyperparams", "message"),
     [
