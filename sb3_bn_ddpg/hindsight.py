@@ -3,22 +3,13 @@
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.her import HerReplayBuffer
 
-ONE_STEP_A_STEP = {
-    Monitor.step,
-    OrderEnforcing.step,
-    PassiveEnvChecker.step,
-    gym.Wrapper.step,
-    gym.ActionWrapper.step,
-    gym.ObservationWrapper.step,
-    gym.RewardWrapper.step,
-}
-"""Methods of wrappers that take one step of what they wrap. Another one may take several, as those that repeat actions do."""
+REPEATING = ("AtariPreprocessing", "MaxAndSkipObservation")
+"""Gymnasium's wrappers of whose steps each takes several of what they wrap"""
 
 
 def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) -> None:
@@ -90,9 +81,12 @@ def _time_limit(env: gym.Env[Any, Any]) -> int | None:
     :return: After how many of its steps an episode is cut off, None if that is not known
     """
     while isinstance(env, gym.Wrapper):
-        if isinstance(env, TimeLimit):
-            return env._max_episode_steps
-        if type(env).step not in ONE_STEP_A_STEP:
+        limit = vars(env).get("_max_episode_steps")  # TimeLimit's; RL Zoo replaces that class by one of its own
+        if isinstance(limit, int):
+            return limit
+        (owner, *_) = (cls for cls in type(env).__mro__ if "step" in vars(cls))
+        is_gymnasiums = owner.__module__.startswith("gymnasium.") and owner.__name__ not in REPEATING
+        if owner is not Monitor and not is_gymnasiums:  # it may repeat actions
             return None
         env = env.env
     return None

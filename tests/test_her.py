@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from conftest import SMALL, learns
 from gymnasium import spaces
+from gymnasium.wrappers import RecordEpisodeStatistics
 from stable_baselines3 import DDPG, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -114,6 +115,11 @@ class LongSteps(gym.Wrapper):
         return self.env.step(action)
 
 
+class SameObservation(gym.ObservationWrapper):
+    def observation(self, observation):
+        return observation
+
+
 class EndsEarly(gym.Wrapper):
     """Terminates after ten steps."""
 
@@ -141,6 +147,11 @@ gym.register("PointGoal-v0", PointGoal, max_episode_steps=25, kwargs=dict(max_st
         (limited, dict(learning_starts=23), "`learning_starts=23` .* up to 25 steps"),
         (lambda: gym.make("PointGoal-v0"), dict(learning_starts=0), "`learning_starts=0` .* up to 25 steps"),
         (lambda: "PointGoal-v0", dict(learning_starts=0), "`learning_starts=0` .* up to 25 steps"),
+        (
+            lambda: RecordEpisodeStatistics(SameObservation(limited())),
+            dict(learning_starts=10),
+            "`learning_starts=10` .* up to 25 steps",
+        ),
         (limited, dict(learning_starts=2, train_freq=8), "`learning_starts=2` .* up to 25 steps"),
         (
             lambda: VecNormalize(make_vec_env(limited, n_envs=2)),
