@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
@@ -22,13 +23,15 @@ from sb3_bn_ddpg.checks import check_choice, check_installed, check_number, chec
 from sb3_bn_ddpg.cuda_graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
+from sb3_bn_ddpg.finite_numbers import check_observation, check_transition
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
 from sb3_bn_ddpg.hindsight import check_finished_episode, check_first_episode
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics, scale_free_weights
+from sb3_bn_ddpg.normalization import scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.saving import SavingMixin
 from sb3_bn_ddpg.space_checks import check_spaces, value_errors
+from sb3_bn_ddpg.statistics import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, averages, gradient_step, on_device
 
 DIAGNOSTICS_INTERVAL = 10
@@ -85,11 +88,14 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
         up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
         graph.
+    :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
+        training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
+        warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
-        (see :data:`~sb3_bn_ddpg.normalization.Statistics`). The paper keeps running statistics for "exploration or
+        (see :data:`~sb3_bn_ddpg.statistics.Statistics`). The paper keeps running statistics for "exploration or
         evaluation", so the default is the minibatch of next states. ``"joint"``, only without target networks, takes states
-        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`).
+        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -118,6 +124,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     }
     policy: BNDDPGPolicy
     _schedule_timesteps: int | None = None
+    _fast_update: FastUpdate | None = None
+    _said_of_fast_update: tuple[str, ...] | list[str] = ()
     _learned_normalized: bool = False  # whether the last training's observations were those of VecNormalize
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
@@ -149,6 +157,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         use_target_networks: bool = True,
         weight_normalization: Literal["critic", "both"] | None = None,
         fast_update: bool | Literal["compiled"] = True,
+        allow_nan_observations: bool | None = None,
         target_statistics: TargetStatistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
@@ -197,6 +206,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         self.use_target_networks = use_target_networks
         self.weight_normalization = weight_normalization
         self.fast_update = fast_update
+        self.allow_nan_observations = allow_nan_observations
         self.target_statistics = target_statistics
         self.target_statistics_sync = target_statistics_sync
         self.critic_loss_statistics = critic_loss_statistics
@@ -226,15 +236,16 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self.policy.critic_target = self.policy.critic
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
+        self._check_features_extractor()
         self._learning_guard = LearningGuard(self._largest_reward)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
         if self.num_timesteps == 0:  # what a loaded model has learnt from may be loaded too
             check_first_episode(self)
         self._update_optimizers()
-        # A copy: two models never draw from one generator, nor does a model change the user's object
-        if is_self_contained(self.action_noise):
-            self.action_noise = copy.deepcopy(self.action_noise)
+        # A copy: two models never draw from one generator. All other noises stay the user's objects, as in SB3
+        if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
+            self.action_noise = self.action_noise.copy_for_model()
         self._set_up_action_noise()
 
     def _set_up_update(self) -> None:
@@ -244,7 +255,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :raises ImportError: if ``fast_update`` is ``"compiled"`` and the extra is missing
         """
         for network in (self.actor, self.critic, self.actor_target, self.critic_target):
-            network.forget_layers()
+            network.find_layers()
         self._networks = Networks(
             self.actor,
             self.critic,
@@ -253,8 +264,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
         )
-        self._fast_update: FastUpdate | None = None
         self._fast_update_classes = self._find_fast_update_classes()
+        self._is_fast_update_checked = False
 
     def _check_batch_size(self, batch_size: int) -> None:
         """
@@ -263,6 +274,17 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         """
         if batch_size < 2 and (self.actor.norm_layers or self.critic.norm_layers):
             raise ValueError(f"`batch_size={batch_size!r}` is not allowed: it must be an integer >= 2 with batch norm")
+
+    def _check_features_extractor(self) -> None:
+        """
+        :raises ValueError: if it would hand NaN on to the networks
+        """
+        extractor = type(self.actor.features_extractor)
+        if self.allow_nan_observations and extractor in (FlattenExtractor, CombinedExtractor, NatureCNN):
+            raise ValueError(
+                f"`allow_nan_observations=True` is not allowed with the features extractor {extractor.__name__}, which hands "
+                "NaN on to the networks: name one that leaves them out, by `policy_kwargs=dict(features_extractor_class=...)`"
+            )
 
     def _check_arguments(self) -> None:
         """
@@ -306,6 +328,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
+        check_choice("allow_nan_observations", self.allow_nan_observations, (True, False, None))
         frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
         unit = getattr(unit, "value", unit)  # SB3 takes the members of its TrainFrequencyUnit as well, and makes them of words
         check_number("train_freq", frequency, low=1, integer=True)
@@ -431,7 +454,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         # The first steps must not see the progress at which an earlier call of learn ended
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        _check_finite("observation", self._last_obs, self.num_timesteps)
+        check_observation(self, self.allow_nan_observations, self._last_obs)
         self._is_within_step = False
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
@@ -474,13 +497,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         infos: list[dict[str, Any]],
     ) -> None:
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
-        _check_finite("reward", reward, self.num_timesteps)
-        _check_finite("observation", new_obs, self.num_timesteps)
-        if self._vec_normalize_env is not None:  # it clips infinite numbers, but what the buffer stores is not normalised
-            _check_finite("reward", self._vec_normalize_env.get_original_reward(), self.num_timesteps)
-            _check_finite("observation", self._vec_normalize_env.get_original_obs(), self.num_timesteps)
-        for index in np.flatnonzero(dones):
-            _check_finite("terminal_observation", infos[index].get("terminal_observation"), self.num_timesteps, int(index))
+        check_transition(self, self.allow_nan_observations, new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         self._is_within_step = False
 
@@ -585,18 +602,27 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         """
         :return: The fast update, holding the storage of the networks as they are now; None if they are not supported
         """
-        nets, statistics = self._networks, self._pass_statistics
-        if self._fast_update_classes and self._fast_update is not None and self._fast_update.is_current(nets, statistics):
-            return self._fast_update
+        nets, statistics, kept = self._networks, self._pass_statistics, self._fast_update
+        if self._is_fast_update_checked and not self._fast_update_classes:
+            return None
+        if self._is_fast_update_checked and kept is not None and kept.is_current(nets, statistics):
+            return kept
+        said = []
         while self._fast_update_classes:
             try:
-                self._fast_update = self._fast_update_classes[0](nets, statistics)
-                return self._fast_update
+                if type(kept) is not self._fast_update_classes[0] or not kept.fits(nets, statistics):
+                    self._fast_update = self._fast_update_classes[0](nets, statistics)
+                break
             except UnsupportedError as reason:
                 self._fast_update_classes.pop(0)
-                if self.verbose >= 1:
-                    print(f"Updating {'without compiled code' if self._fast_update_classes else 'by autograd'}: {reason}")
-        return None
+                said.append(f"Updating {'without compiled code' if self._fast_update_classes else 'by autograd'}: {reason}")
+        else:
+            self._fast_update = None
+        # Not at each call of learn again
+        if self.verbose >= 1 and said != self._said_of_fast_update:
+            print(*said, sep="\n", end="\n" if said else "")
+        self._said_of_fast_update, self._is_fast_update_checked = said, True
+        return self._fast_update
 
     def learn(
         self: SelfBNDDPG,
@@ -620,8 +646,9 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         :param schedule_timesteps: Number of environment steps, those of earlier calls included, after which schedules end
             (>= 1). If None, they end with this call; give it if this call is a part of a longer training.
         :return: The trained model
-        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not
-        :raises EnvironmentFailureError: if the environment raises an error, or its process dies
+        :raises ValueError: if the environment returns a reward or an observation that is not finite, or a loss is not. (What
+            the environment itself raises comes out as it is, with a note of the step and of the environment.)
+        :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of an earlier step
         """
         if schedule_timesteps is not None:
             check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
@@ -651,42 +678,13 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
-        networks += ["_networks", "_fast_update", "_fast_update_classes", "_pass_statistics", "_learning_guard"]
+        networks += ["_networks", "_fast_update", "_fast_update_classes", "_is_fast_update_checked", "_said_of_fast_update"]
+        networks += ["_pass_statistics", "_learning_guard"]
         networks += ["_is_collecting", "_is_stopped"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-
-def _check_finite(field: str, value: Any, step: int, env_index: int | None = None) -> None:
-    """
-    :param field: What the value is, for the message
-    :param value: An array with one row for each environment, a dictionary of such arrays, or None
-    :param step: The environment step, for the message
-    :param env_index: The environment, if the value belongs to a single one
-    :raises ValueError: if it holds NaN, an infinite number, or one that becomes infinite as float32
-    """
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            _check_finite(f"{field}[{key!r}]", entry, step, env_index)
-        return
-    if value is None:
-        return
-    value = np.asarray(value)
-    if value.dtype.kind != "f":
-        return
-    with np.errstate(over="ignore"):
-        is_finite = np.isfinite(value.astype(np.float32, copy=False))  # as the networks see it
-    if is_finite.all():
-        return
-    if env_index is None:
-        env_index = int(np.argwhere(~is_finite)[0, 0])
-        value = value[env_index]
-    raise ValueError(
-        f"`{field}={value}` of environment {env_index} at step {step} is not allowed: it must hold finite numbers only, "
-        "within the range of float32 (nothing of this step was stored)"
-    )
 
 
 def _gradient_norm(optimizer: th.optim.Optimizer) -> float:

@@ -6,15 +6,17 @@ depth. Layer norm is the normalisation without running statistics. Matrix produc
 assignment to a slice takes Numba seconds to compile, for the text of its error.
 """
 
+import pickle
+import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
-"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`."""
+"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`."""
 WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU = range(8)
 """
 Columns of a network's table, whose row 0 is its input and row k its k-th linear layer with what follows it: number of
@@ -57,11 +59,50 @@ class Memory(NamedTuple):
     places: NDArray[np.int64]
 
 
+_has_warned = False
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, once a machine. Sums may be reordered; NaN and infinity stay what they are."""
-    decorate: Any = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-    kernel: Callable[..., Any] = decorate(function)
-    return kernel
+    kernel: Any = numba.njit(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})(function)
+    try:
+        kernel.enable_caching()
+    except RuntimeError as reason:  # neither beside this file nor in the user's folder
+        _say_that_nothing_is_kept(reason)
+    else:
+        kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
+        kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
+    return cast(Callable[..., Any], kernel)
+
+
+def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Numba's cache, whose files may be unreadable, and whose disk may be full: it goes on without them."""
+
+    def function(*args: Any) -> Any:
+        try:
+            return use_cache(*args)
+        except (OSError, EOFError, pickle.UnpicklingError) as reason:
+            _say_that_nothing_is_kept(reason)
+            return None
+
+    return function
+
+
+def _say_that_nothing_is_kept(reason: Exception) -> None:
+    """
+    Warn, once a process.
+
+    :param reason: What Numba says
+    """
+    global _has_warned
+    if _has_warned:
+        return
+    _has_warned = True
+    warnings.warn(
+        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for some fifteen '
+        f"seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
+        stacklevel=2,
+    )
 
 
 @compiled

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
 from sb3_bn_ddpg import compiled_kernels as kernels
-from sb3_bn_ddpg.fast_mlp import Mlp, NormReLU, UnsupportedError
+from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, NormReLU, UnsupportedError
 from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.flat_storage import ALIGNMENT, FlatStorage
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo
@@ -41,10 +41,6 @@ class CompiledUpdate(FastUpdate):
 
     def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
         super().__init__(nets, statistics)
-        if self.actor_storage.values.device.type != "cpu":
-            raise UnsupportedError(f"the device is {nets.actor.device}")
-        if nets.fixed_norm_actor_weights or nets.fixed_norm_critic_weights:
-            raise UnsupportedError("there is weight normalization")
         actor, critic = self.actor_storage, self.critic_storage
         state_dim, joined_dim = (mlp.weights[0].shape[1] for mlp in (self.actor, self.q_net))
         self.online = (
@@ -63,6 +59,15 @@ class CompiledUpdate(FastUpdate):
         self.n = 0
         # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
+
+    @classmethod
+    def parsed(cls, nets: Networks, statistics: PassStatistics) -> tuple[list[MlpArguments], list[MlpArguments]]:
+        """As ``FastUpdate.parsed``."""
+        if nets.actor.device.type != "cpu":
+            raise UnsupportedError(f"the device is {nets.actor.device}")
+        if nets.fixed_norm_actor_weights or nets.fixed_norm_critic_weights:
+            raise UnsupportedError("there is weight normalization")
+        return super().parsed(nets, statistics)
 
     def _set_batch_size(self, n: int) -> None:
         self.n = n

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch as th
 
-from sb3_bn_ddpg.fast_mlp import UnsupportedError
+from sb3_bn_ddpg.fast_mlp import MlpArguments, UnsupportedError
 from sb3_bn_ddpg.fast_update import FastUpdate
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, on_device
 
@@ -46,10 +46,15 @@ class CudaGraphUpdate(FastUpdate):
     """
 
     def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
-        if nets.actor.device.type != "cuda":
-            raise UnsupportedError(f"the device is {nets.actor.device}")
         super().__init__(nets, statistics)
         self.kinds: dict[Hashable, Recording | None] = {}
+
+    @classmethod
+    def parsed(cls, nets: Networks, statistics: PassStatistics) -> tuple[list[MlpArguments], list[MlpArguments]]:
+        """As ``FastUpdate.parsed``."""
+        if nets.actor.device.type != "cuda":
+            raise UnsupportedError(f"the device is {nets.actor.device}")
+        return super().parsed(nets, statistics)
 
     def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool) -> th.Tensor:
         storages = (self.actor_storage, self.critic_storage)

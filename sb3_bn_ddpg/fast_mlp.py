@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch as th
 from torch import nn
 
-from sb3_bn_ddpg.normalization import Statistics
+from sb3_bn_ddpg.norm_layers import BatchNorm1d
+from sb3_bn_ddpg.statistics import Statistics
 
 Norm = nn.BatchNorm1d | nn.LayerNorm
 MlpArguments = tuple[Norm | None, list[tuple[nn.Linear, Norm | None]], bool]
@@ -207,7 +208,7 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     :raises UnsupportedError: if there is a layer that it does not know
     """
     for module in modules:
-        if type(module) not in (nn.Linear, nn.BatchNorm1d, nn.LayerNorm, nn.ReLU):
+        if type(module) not in (nn.Linear, BatchNorm1d, nn.BatchNorm1d, nn.LayerNorm, nn.ReLU):
             raise UnsupportedError(f"there is a layer {type(module).__name__}")
         if isinstance(module, Norm) and (module.weight is None or module.bias is None):
             raise UnsupportedError(f"the layer {module} has no gamma or beta")

@@ -15,8 +15,8 @@ from torch import nn
 
 from sb3_bn_ddpg.fast_mlp import Mlp, MlpArguments, UnsupportedError, parse_layers
 from sb3_bn_ddpg.flat_storage import FlatStorage, has_own_step, has_parameter_hooks, has_variants
-from sb3_bn_ddpg.normalization import Statistics
 from sb3_bn_ddpg.policies import Actor, Critic
+from sb3_bn_ddpg.statistics import Statistics
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
 DENORMAL_INTERVAL = 100
@@ -36,13 +36,10 @@ class FastUpdate:
     """
 
     def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
-        _check_supported(nets, statistics)
-        self.nets, self.statistics = nets, statistics
         # Look at everything before anything is moved
-        sequences, target_sequences = (
-            _parsed_networks(actor, critic)
-            for actor, critic in ((nets.actor, nets.critic), (nets.actor_target, nets.critic_target))
-        )
+        sequences, target_sequences = self.parsed(nets, statistics)
+        self.nets, self.statistics = nets, statistics
+        self.modules = nets.modules
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target)
         self.dtype = self.actor_storage.values.dtype
@@ -52,6 +49,29 @@ class FastUpdate:
         else:
             self.actor_target, self.state_net_target, self.q_net_target = (Mlp(*sequence) for sequence in target_sequences)
 
+    @classmethod
+    def parsed(cls, nets: Networks, statistics: PassStatistics) -> tuple[list[MlpArguments], list[MlpArguments]]:
+        """
+        :param nets: The networks
+        :param statistics: Which batch-norm statistics each pass normalises with and updates
+        :return: The arguments of :class:`Mlp` for each part of the online networks, and of the targets
+        :raises UnsupportedError: if networks, optimizers or statistics are others than this class knows
+        """
+        _check_supported(nets, statistics)
+        return _parsed_networks(nets.actor, nets.critic), _parsed_networks(nets.actor_target, nets.critic_target)
+
+    def fits(self, nets: Networks, statistics: PassStatistics) -> bool:
+        """
+        Look at everything anew, as a new object would.
+
+        :param nets: The networks of the model
+        :param statistics: The model's choice of statistics
+        :return: Whether this object still serves: no module is another one, and its storage is still theirs
+        :raises UnsupportedError: if networks, optimizers or statistics are others than this class knows
+        """
+        self.parsed(nets, statistics)
+        return self.is_current(nets, statistics) and nets.modules == self.modules
+
     def is_current(self, nets: Networks, statistics: PassStatistics) -> bool:
         """
         :param nets: The networks of the model
@@ -59,7 +79,7 @@ class FastUpdate:
         :return: Whether this object still holds their storage: not after an optimizer's state was loaded, for example
         """
         return (
-            nets is self.nets
+            nets.is_same_as(self.nets)
             and statistics == self.statistics
             and self.actor_storage.is_current()
             and self.critic_storage.is_current()
@@ -260,7 +280,7 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
-        if not {layer for layer in layers if type(layer) is nn.BatchNorm1d}.issubset(
+        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d)}.issubset(
             [*actor.norm_layers, *critic.norm_layers]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")

@@ -22,7 +22,7 @@ RELABELED_SAMPLE = 10_000
 
 
 class EnvironmentFailureError(RuntimeError):
-    """An environment raised an error, or the process it runs in died; the error itself is this one's cause."""
+    """The processes of an environment were interrupted in the middle of a step: their answers no longer fit the questions."""
 
 
 class LearningGuard:
@@ -154,39 +154,64 @@ def _innermost(env: VecEnv | None) -> VecEnv | None:
 @contextmanager
 def environment_failures(model: "BNDDPG") -> Iterator[None]:
     """
-    Say of an error that comes out of the training environment which one it was and when.
+    Note on an error that comes out of the training environment where it happened. Its class stays what it is: scripts that
+    catch their simulator's exceptions, RL Zoo and Optuna go by it.
 
     :param model: The model that learns
-    :raises EnvironmentFailureError: if the environment raised an error, or its process died
     """
     try:
         yield
     except Exception as error:
         frame = _environment_frame(error.__traceback__, model.env)
-        if frame is None:
-            raise
-        if dead := _dead_processes(model.env):
-            what = f"the process of environment {dead[0][0]} died (exit code {dead[0][1]}; its own output says why)"
-        elif "env_idx" in frame:
-            what = f"environment {frame['env_idx']} raised {type(error).__name__}: {error}"
-        else:
-            what = f"an environment raised {type(error).__name__}: {error}"
-        raise EnvironmentFailureError(f"At step {model.num_timesteps} {what}") from error
+        if frame is not None:
+            if dead := _dead_processes(model.env):
+                what = f"the process of environment {dead[0][0]} died (exit code {dead[0][1]}; its own output says why)"
+            elif "env_idx" in frame:
+                what = f"environment {frame['env_idx']} raised this"
+            else:
+                what = f"the environment ({type(frame['self']).__name__}) raised this"
+            add_note(error, f"At step {model.num_timesteps} of the training, {what}.")
+        raise
+
+
+class _Note(Exception):
+    """Says something about the exception that it is the cause of, for Python 3.10."""
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """
+    Add a line to what a traceback says of an exception.
+
+    :param error: The exception
+    :param note: The line. Where exceptions have no notes, in Python 3.10, it is the first in the chain of causes.
+    """
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+        return
+    error.__notes__ = [*getattr(error, "__notes__", []), note]
+    while (earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        error = earlier
+    error.__cause__ = _Note(note)
 
 
 def _environment_frame(traceback: TracebackType | None, env: VecEnv | None) -> dict[str, Any] | None:
     """
     :param traceback: Where an error came through
     :param env: The training environment
-    :return: The local variables of the call of its innermost layer, None if the error came through none
+    :return: The local variables of the call of its innermost layer that the error came through, None if it came through none
     """
-    env = _innermost(env)
+    layers = [env]
+    while isinstance(layers[-1], VecEnvWrapper):
+        layers.append(layers[-1].venv)
+    found = None
     while traceback is not None:
-        local_variables = traceback.tb_frame.f_locals
-        if local_variables.get("self") is env and traceback.tb_frame.f_code.co_name in ("reset", "step_async", "step_wait"):
-            return local_variables
+        frame = traceback.tb_frame
+        if frame.f_code.co_name in ("reset", "step_async", "step_wait"):
+            caller = frame.f_locals.get("self")
+            if any(caller is layer for layer in layers):
+                found = frame.f_locals
         traceback = traceback.tb_next
-    return None
+    return found
 
 
 def _dead_processes(env: VecEnv | None) -> list[tuple[int, int | None]]:

@@ -1,5 +1,7 @@
 """The exploration noise of DDPG: the Ornstein-Uhlenbeck process of the paper's section 3."""
 
+import copy
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +17,10 @@ NOISE_STREAM = 0x0E_4015E
 Sets the noise's random numbers apart from those of the environment and its action space, which Gymnasium draws from the same
 kind of generator with the same seed: the noise would foretell the environment's own draws.
 """
+
+
+PARAMETERS = frozenset({"_mean", "_sigma", "_theta", "_dt", "_dtype", "initial_noise"})
+"""Attributes that are set at construction."""
 
 
 class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
@@ -87,6 +93,28 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
             self.set_random_seed(seed)
         self.set_n_envs(n_envs)
 
+    def copy_for_model(self) -> "OrnsteinUhlenbeckNoise":
+        """
+        :return: A copy with its own generator. From then on, whoever changes a parameter of the original is warned that the
+            model's noise stays as it is.
+        """
+        copied = copy.deepcopy(self)
+        vars(copied).pop("_was_copied", None)
+        self._was_copied = True
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray) and value is not self.noise_prev:
+                value.setflags(write=False)  # there is no way to warn of a change within
+        return copied
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in PARAMETERS and vars(self).get("_was_copied"):
+            warnings.warn(
+                f"`{name}` is changed of the noise that was passed to a model, which has a copy of its own: change "
+                "`model.action_noise` instead, or pass a schedule as `sigma`",
+                stacklevel=2,
+            )
+        super().__setattr__(name, value)
+
     @property
     def sigma(self) -> NDArray[np.floating]:
         """The scale of the noise at the present progress: an array of the shape of one action, or of shape ``()``."""
@@ -149,12 +177,12 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
         :return: The noise, of shape ``(n_envs, *action_shape)``
         """
         if self._rng is None:
-            self.set_random_seed(None)
-        assert self._rng is not None
-        drift = self._theta * (self._mean - self.noise_prev) * self._dt
-        diffusion = self.sigma * np.sqrt(self._dt) * self._rng.standard_normal(self.noise_prev.shape)
-        self.noise_prev = self.noise_prev + drift + diffusion
-        return self.noise_prev.astype(self._dtype)
+            self._rng = np.random.default_rng()
+        with np.errstate(under="ignore"):  # where sigma is zero, the noise decays
+            drift = self._theta * (self._mean - self.noise_prev) * self._dt
+            diffusion = self.sigma * np.sqrt(self._dt) * self._rng.standard_normal(self.noise_prev.shape)
+            self.noise_prev = self.noise_prev + drift + diffusion
+            return self.noise_prev.astype(self._dtype)
 
     def __repr__(self) -> str:
         return (

@@ -18,7 +18,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_bn_ddpg.checks import check_choice, check_number
-from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig, StatisticsMixin, norm_parameters
+from sb3_bn_ddpg.normalization import Normalization, NormalizationConfig, norm_parameters
+from sb3_bn_ddpg.statistics import StatisticsMixin
 from sb3_bn_ddpg.torch_layers import (
     PaperCNN,
     PaperCombinedExtractor,
@@ -58,6 +59,7 @@ class Network(StatisticsMixin, BaseModel):
         """
         network = super().load(path, device)
         network.set_training_mode(False)
+        network.find_layers()
         return network
 
     @property
@@ -440,7 +442,8 @@ class BNDDPGPolicy(BasePolicy):
             {"params": [param for param in own if param in spared], "weight_decay": 0.0},
         ]
         self.critic.optimizer = self.optimizer_class(groups, **learning_rate, **self.optimizer_kwargs)
-        # As after learning: called outside of it, the networks normalise with the running statistics and update nothing
+        for network in (self.actor, self.actor_target, self.critic, self.critic_target):
+            network.find_layers()  # those of a user's features extractor follow the passes from here on
         self.set_training_mode(False)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -496,7 +499,8 @@ class BNDDPGPolicy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Put actor and critic in training or evaluation mode (batch norm, dropout). The targets stay in evaluation mode.
+        Put actor and critic in training or evaluation mode, which dropout asks for. The targets stay in evaluation mode. Batch
+        norm is told its statistics by each pass, whatever the mode (:mod:`sb3_bn_ddpg.norm_layers`).
 
         :param mode: if true, set to training mode, else set to evaluation mode
         """

@@ -1,6 +1,7 @@
 """One gradient step of DDPG: Algorithm 1 of the paper, from the sampled transitions to the target networks."""
 
 import math
+import operator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
@@ -12,18 +13,18 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg.checks import check_choice
-from sb3_bn_ddpg.normalization import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.policies import Actor, Critic
+from sb3_bn_ddpg.statistics import Statistics, StatisticsSync, TargetStatistics
 
 
 @dataclass(frozen=True)
 class PassStatistics:
     """
     Which batch-norm statistics each forward pass of a gradient step normalises with and updates
-    (see :data:`~sb3_bn_ddpg.normalization.Statistics`). Acting and predicting always use running statistics.
+    (see :data:`~sb3_bn_ddpg.statistics.Statistics`). Acting and predicting always use running statistics.
 
     :param target: Actor and critic in the TD target (the target networks, or the online ones if there are none);
-        see :data:`~sb3_bn_ddpg.normalization.TargetStatistics`
+        see :data:`~sb3_bn_ddpg.statistics.TargetStatistics`
     :param target_sync: How running statistics reach the target networks
     :param critic_loss: The critic in its own loss
     :param actor_loss_actor: The actor in its loss
@@ -71,6 +72,27 @@ class Networks:
     critic_target: Critic
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules of all of them, in order."""
+        return [module for net in (self.actor, self.critic, self.actor_target, self.critic_target) for module in net.modules()]
+
+    def is_same_as(self, other: "Networks") -> bool:
+        """
+        :param other: Other networks
+        :return: Whether these are the same objects
+        """
+        ours, theirs = (
+            [
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target),
+                *nets.fixed_norm_actor_weights,
+                None,
+                *nets.fixed_norm_critic_weights,
+            ]
+            for nets in (self, other)
+        )
+        return len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
 
     @property
     def actor_parameters(self) -> list[nn.Parameter]:

@@ -6,10 +6,10 @@ import pytest
 import torch as th
 from conftest import VectorEnv
 from gymnasium import spaces
-from sb3_contrib.common.torch_layers import BatchRenorm1d
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
+from sb3_bn_ddpg.norm_layers import BatchNorm1d, BatchRenorm1d
 
 
 def make_policy(obs_dim=17, action_dim=6, **kwargs) -> MlpPolicy:
@@ -25,7 +25,7 @@ def layers(network: nn.Module) -> list[tuple]:
         if isinstance(module, nn.Linear):
             # Batch norm takes the place of the bias
             return nn.Linear, module.in_features, module.out_features, "bias" if module.bias is not None else "no bias"
-        if isinstance(module, (nn.BatchNorm1d, BatchRenorm1d)):
+        if isinstance(module, (BatchNorm1d, BatchRenorm1d)):
             return type(module), module.num_features
         if isinstance(module, nn.LayerNorm):
             return nn.LayerNorm, *module.normalized_shape
@@ -37,12 +37,12 @@ def layers(network: nn.Module) -> list[tuple]:
 def test_layers_of_the_actor():
     # "batch normalization on the state input and all layers of the mu network" (section 3), 400 and 300 units (section 7)
     assert layers(make_policy().actor.mu) == [
-        (nn.BatchNorm1d, 17),
+        (BatchNorm1d, 17),
         (nn.Linear, 17, 400, "no bias"),
-        (nn.BatchNorm1d, 400),
+        (BatchNorm1d, 400),
         (nn.ReLU,),
         (nn.Linear, 400, 300, "no bias"),
-        (nn.BatchNorm1d, 300),
+        (BatchNorm1d, 300),
         (nn.ReLU,),
         (nn.Linear, 300, 6, "bias"),
         (nn.Tanh,),
@@ -53,9 +53,9 @@ def test_layers_of_the_critic():
     # "all layers of the Q network prior to the action input" (section 3); the actions enter at the 2nd hidden layer (7)
     critic = make_policy().critic
     assert layers(critic.state_net) == [
-        (nn.BatchNorm1d, 17),
+        (BatchNorm1d, 17),
         (nn.Linear, 17, 400, "no bias"),
-        (nn.BatchNorm1d, 400),
+        (BatchNorm1d, 400),
         (nn.ReLU,),
     ]
     assert layers(critic.q_net) == [(nn.Linear, 406, 300, "bias"), (nn.ReLU,), (nn.Linear, 300, 1, "bias")]
@@ -118,11 +118,10 @@ def test_final_init_is_a_parameter():
 def test_first_actions_and_values_are_near_zero():
     # What the small final layers are for (section 7)
     policy = make_policy()
-    policy.set_training_mode(True)
     obs = th.randn(256, 17) * 100
-    actions = policy.actor(obs)
+    actions = policy.actor.forward_with("batch", obs)
     assert actions.abs().max() < 0.2
-    assert policy.critic(obs, actions)[0].abs().max() < 0.2
+    assert policy.critic.forward_with("batch", obs, actions)[0].abs().max() < 0.2
 
 
 def test_targets_start_as_copies():
@@ -157,8 +156,8 @@ def test_net_arch(net_arch, actor_layers, state_layers, joint_layers):
     assert sizes(policy.critic.state_net) == state_layers
     assert sizes(policy.critic.q_net) == joint_layers
     # The state is normalised whatever the depth
-    assert isinstance(policy.actor.mu[0], nn.BatchNorm1d)
-    assert isinstance(policy.critic.state_net[0], nn.BatchNorm1d)
+    assert isinstance(policy.actor.mu[0], BatchNorm1d)
+    assert isinstance(policy.critic.state_net[0], BatchNorm1d)
 
 
 @pytest.mark.parametrize(
@@ -168,14 +167,14 @@ def test_net_arch(net_arch, actor_layers, state_layers, joint_layers):
 def test_action_layer(action_layer, n_state_layers):
     critic = make_policy(net_arch=[8, 7, 6], action_layer=action_layer).critic
     assert sum(isinstance(module, nn.Linear) for module in critic.state_net) == n_state_layers
-    assert sum(isinstance(module, nn.BatchNorm1d) for module in critic.state_net) == n_state_layers + 1
-    assert not any(isinstance(module, nn.BatchNorm1d) for module in critic.q_net)
+    assert sum(isinstance(module, BatchNorm1d) for module in critic.state_net) == n_state_layers + 1
+    assert not any(isinstance(module, BatchNorm1d) for module in critic.q_net)
 
 
 @pytest.mark.parametrize("normalization", ["batch", "layer"])
 def test_all_layers_of_the_critic_may_be_normalised(normalization):
     policy = make_policy(net_arch=[8, 7, 6], action_layer=2, normalization=normalization, critic_norm_layers="all")
-    norm = nn.BatchNorm1d if normalization == "batch" else nn.LayerNorm
+    norm = BatchNorm1d if normalization == "batch" else nn.LayerNorm
     assert list(map(type, policy.critic.q_net)) == [
         *[nn.Linear, norm, nn.ReLU] * 2,  # the action enters here, as it is
         nn.Linear,  # the output layer
@@ -192,7 +191,7 @@ def test_normalizations():
         policy = make_policy(normalization=normalization, net_arch=[8, 7], norm_eps=2e-3, activation_fn=nn.Tanh)
         sequences[normalization] = [layer[0].__name__ for layer in layers(policy.actor.mu)]
         for module in policy.modules():
-            if isinstance(module, (nn.BatchNorm1d, BatchRenorm1d, nn.LayerNorm)):
+            if isinstance(module, (BatchNorm1d, BatchRenorm1d, nn.LayerNorm)):
                 assert module.eps == 2e-3
     hidden = {name: ["Linear", name, "Tanh"] for name in ("BatchNorm1d", "BatchRenorm1d", "LayerNorm")}
     end = ["Linear", "Tanh"]
@@ -210,7 +209,7 @@ def test_momentum_and_warmup_reach_every_layer():
     renorms = [module for module in policy.modules() if isinstance(module, BatchRenorm1d)]
     assert len(renorms) == 2 * (3 + 2)
     assert {(module.momentum, module.warmup_steps) for module in renorms} == {(0.03, 7)}
-    norms = [module for module in make_policy(norm_momentum=0.2).modules() if isinstance(module, nn.BatchNorm1d)]
+    norms = [module for module in make_policy(norm_momentum=0.2).modules() if isinstance(module, BatchNorm1d)]
     assert len(norms) == 2 * (3 + 2)
     assert {module.momentum for module in norms} == {0.2}
 

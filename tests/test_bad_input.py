@@ -1,5 +1,7 @@
 """Bad input fails with a ``ValueError`` that names argument, value and what is allowed, before anything is stored."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -369,6 +371,83 @@ def test_observations_beyond_float32(make_model):
     with pytest.raises(ValueError, match=r"`observation=.* at step 3 .* within the range of float32"):
         model.learn(30)
     assert model.replay_buffer.pos == 2
+
+
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_where_numpy_is_told_to_raise(make_model, fast_update):
+    """SB3's page on NaN advises ``np.seterr(all="raise")``; in float64 a damped velocity goes below all float32."""
+
+    class Env(VectorEnv):
+        def __init__(self) -> None:
+            super().__init__()
+            self.observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float64)
+
+        def _observation(self):
+            return np.array([1e-300, 1e-42, 0.0, 1e-320])
+
+    with np.errstate(all="raise"):
+        assert make_model(Env(), fast_update=fast_update).learn(60).num_timesteps == 60
+
+
+class WithoutNan(FlattenExtractor):
+    def forward(self, observations):
+        return super().forward(observations).nan_to_num(nan=0.5)
+
+
+class NeighboursEnv(VectorEnv):
+    """NaN stands for what is not there."""
+
+    def _observation(self):
+        obs = super()._observation()
+        obs[getattr(self, "steps", 0) % 4] = np.nan
+        return obs
+
+
+def learns_with_nan(env, **kwargs):
+    model = BNDDPG("MlpPolicy", env, learning_starts=20, batch_size=16, seed=0, device="cpu", **kwargs)
+    model.learn(60)
+    assert np.isnan(model.replay_buffer.observations[:60]).sum() == 60
+    assert all(th.isfinite(value).all() for value in model.policy.state_dict().values())
+    assert np.isfinite(model.predict(np.array([1, np.nan, 2, 3], np.float32))[0]).all()
+
+
+WITHOUT_NAN = dict(SMALL, features_extractor_class=WithoutNan)
+
+
+def test_nan_that_a_features_extractor_leaves_out():
+    with pytest.warns(UserWarning, match="NaN in observations, which the features extractor WithoutNan leaves out"):
+        learns_with_nan(NeighboursEnv(), policy_kwargs=WITHOUT_NAN)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        learns_with_nan(NeighboursEnv(), policy_kwargs=WITHOUT_NAN, allow_nan_observations=True)
+        learns_with_nan(
+            VecNormalize(make_vec_env(NeighboursEnv), norm_obs=False), policy_kwargs=WITHOUT_NAN, allow_nan_observations=True
+        )
+
+
+@pytest.mark.parametrize("allow", [None, False])
+def test_nan_that_is_not_allowed(make_model, allow):
+    kwargs = dict(policy_kwargs=WITHOUT_NAN) if allow is False else {}
+    with pytest.raises(ValueError, match=r"`observation=.*nan.* of environment 0 at step 0 is not allowed"):
+        make_model(NeighboursEnv(), allow_nan_observations=allow, **kwargs).learn(60)
+
+
+def test_nan_allowed_is_no_infinity_allowed(make_model):
+    model = make_model(FaultyEnv("observation", np.inf), policy_kwargs=WITHOUT_NAN, allow_nan_observations=True)
+    with pytest.raises(ValueError, match=r"`observation=.*inf.*it must hold finite numbers or NaN only"):
+        model.learn(30)
+    assert model.replay_buffer.pos == 6
+
+
+def test_nan_that_vec_normalize_averages(make_model):
+    env = VecNormalize(make_vec_env(NeighboursEnv))
+    with pytest.raises(ValueError, match="is not allowed with a VecNormalize that averages it: its `norm_obs` must be False"):
+        make_model(env, policy_kwargs=WITHOUT_NAN, allow_nan_observations=True).learn(60)
+
+
+def test_nan_with_an_extractor_that_hands_it_on(make_model):
+    with pytest.raises(ValueError, match="`allow_nan_observations=True` is not allowed with the features extractor Flatten"):
+        make_model(allow_nan_observations=True)
 
 
 def test_dictionary_observation():

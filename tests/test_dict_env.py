@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MultiInputPolicy
+from sb3_bn_ddpg.norm_layers import BatchNorm1d
 
 IMAGE, IMAGE_LAST = spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Box(0, 255, (40, 40, 3), np.uint8)
 VECTOR = spaces.Box(-10, 10, (4,))
@@ -88,7 +89,7 @@ def test_vectors_are_batch_normalised_and_images_are_not():
     model = make_model(env)
     for network in (model.actor, model.critic):
         extractors = network.features_extractor.extractors
-        assert [type(module) for module in extractors["vec"]] == [nn.Flatten, nn.BatchNorm1d]
+        assert [type(module) for module in extractors["vec"]] == [nn.Flatten, BatchNorm1d]
         assert [type(m) for m in extractors["img"].cnn] == [nn.Conv2d, nn.ReLU] * 3 + [nn.Flatten]
         # What was normalised key by key is not normalised once more
         first = next(iter(network.mu if network is model.actor else network.state_net))
@@ -99,8 +100,7 @@ def test_vectors_are_batch_normalised_and_images_are_not():
     norm = model.actor.features_extractor.extractors["vec"][1]
     model.actor.forward_with("batch_update", tensors)
     assert th.allclose(norm.running_mean, 0.1 * tensors["vec"].mean(0), atol=1e-5)
-    model.policy.set_training_mode(True)
-    features = model.actor.features_extractor({"img": tensors["img"] / 255, "vec": tensors["vec"]})
+    features = model.actor.forward_with("batch", tensors, part=model.actor.features)
     assert th.allclose(features[:, 32:].mean(0), th.zeros(4), atol=1e-5)
     assert th.allclose(features[:, 32:].std(0, correction=0), th.ones(4), atol=1e-3)
 
@@ -129,7 +129,7 @@ def test_sb3s_combined_extractor_still_fits():
     model = make_model(
         DictEnv(MIXTURES["image and vector"]), policy_kwargs=dict(SMALL, features_extractor_class=CombinedExtractor)
     )
-    assert isinstance(model.actor.mu[0], nn.BatchNorm1d)  # an extractor it does not know: its features are normalised
+    assert isinstance(model.actor.mu[0], BatchNorm1d)  # an extractor it does not know: its features are normalised
     model.learn(30)
 
 

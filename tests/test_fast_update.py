@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import os
 import subprocess
 import sys
 import textwrap
@@ -226,6 +227,66 @@ def test_it_is_the_default_and_learns(make_model):
     model = make_model()
     model.learn(60)
     assert model._fast_update is not None
+
+
+@pytest.mark.parametrize("path", [True, COMPILED, CUDA])
+def test_it_is_kept_from_one_call_of_learn_to_the_next(make_model, path):
+    """A loop of ``learn(1)`` gives the numbers of one ``learn``, with the same storage all the time."""
+    whole = make_model(**by(path)).learn(60)
+    model = make_model(**by(path)).learn(30)
+    update = model._fast_update
+    for _ in range(30):
+        model.learn(1, reset_num_timesteps=False)
+        assert model._fast_update is update
+    for key, value in whole.policy.state_dict().items():
+        assert th.equal(value, model.policy.state_dict()[key]), key
+    # What has changed in between counts
+    model.actor.mu[2] = nn.BatchNorm1d(16)
+    model.learn(1, reset_num_timesteps=False)
+    assert model._fast_update is not update
+
+
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_a_loop_of_learn_says_once_what_is_not_fast(make_model, path, capsys):
+    activation_fn = nn.ReLU if path == "compiled" else nn.Tanh
+    kwargs = dict(weight_normalization="critic", policy_kwargs=SMALL | dict(activation_fn=activation_fn))
+    model = make_model(**by(path), verbose=1, **kwargs).learn(30)
+    for _ in range(5):
+        model.learn(1, reset_num_timesteps=False)
+    assert capsys.readouterr().out.count("Updating") == 1
+    model.critic.optimizer = th.optim.SGD(model.critic.parameters(), lr=1e-3)
+    model.learn(1, reset_num_timesteps=False)
+    assert "Updating by autograd" in capsys.readouterr().out
+    assert model._fast_update is None
+
+
+@needs_numba
+@pytest.mark.parametrize("fault", ["no folder", "a full disk", "a broken file"])
+def test_compiled_where_nothing_can_be_kept(tmp_path, fault):
+    """It compiles for this process alone, which one warning says."""
+    code = """
+        import sys, warnings
+        from numba.core import caching
+        fault = sys.argv[1]
+
+        def raises(*args):
+            raise {"a full disk": OSError(28, "No space left on device"), "a broken file": EOFError("Ran out of input")}[fault]
+
+        if fault == "no folder":
+            caching.CacheImpl._locator_classes = []
+        else:
+            setattr(caching.IndexDataCacheFile, "save" if fault == "a full disk" else "load", raises)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            from sb3_bn_ddpg import compiled_kernels
+            target = compiled_kernels.np.zeros(3)
+            compiled_kernels.move(target, target + 1, 0.5)
+        assert target.tolist() == [0.5] * 3
+        texts = [str(warning.message) for warning in caught if "Numba can keep no compiled code" in str(warning.message)]
+        assert len(texts) == 1 and "NUMBA_CACHE_DIR" in texts[0], texts
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), fault], check=True, env=environment)
 
 
 @pytest.mark.parametrize("path", [True, CUDA])

@@ -1,7 +1,9 @@
 """What goes wrong during training ends it with a clear error or a warning, and the last checkpoint is from before."""
 
 import os
+import re
 import signal
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -14,10 +16,10 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
-from sb3_bn_ddpg.guards import EnvironmentFailureError, LearningGuard
+from sb3_bn_ddpg.guards import LearningGuard, add_note
 
 
 class FailingEnv(VectorEnv):
@@ -26,13 +28,14 @@ class FailingEnv(VectorEnv):
     def __init__(self, at_step: int = 10**9, dies: bool = False) -> None:
         super().__init__()
         self.at_step, self.dies, self.total_steps = at_step, dies, 0
+        self.make_error: Callable[[], Exception] = ZeroDivisionError
 
     def step(self, action):
         self.total_steps += 1
         if self.total_steps == self.at_step:
             if self.dies:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise ZeroDivisionError("the simulator is broken")
+            raise self.make_error()
         return super().step(action)
 
 
@@ -69,28 +72,111 @@ def test_checkpoint_of_numbers_that_are_not_finite(make_model, tmp_path):
     assert BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).num_timesteps == 40
 
 
-def test_environment_that_raises(make_model, tmp_path):
+class SimulatorError(Exception):
+    """A user's, with a constructor of its own."""
+
+    def __init__(self, code: int, *, simulator: str) -> None:
+        super().__init__(f"{simulator} ended with {code}")
+        self.code = code
+
+
+@pytest.mark.parametrize("make_error", [ZeroDivisionError, AssertionError, partial(SimulatorError, 7, simulator="Bullet")])
+def test_what_an_environment_raises_stays_what_it_is(make_model, tmp_path, make_error):
     env = make_vec_env(FailingEnv, n_envs=3)
-    env.envs[1].unwrapped.at_step = 15
-    with pytest.raises(
-        EnvironmentFailureError, match="At step 42 environment 1 raised ZeroDivisionError: the simulator"
-    ) as error:
+    env.envs[1].unwrapped.at_step, env.envs[1].unwrapped.make_error = 15, make_error
+    with pytest.raises(type(make_error())) as caught:
         make_model(env).learn(100, CheckpointEvery(30, tmp_path / "checkpoint"))
-    assert isinstance(error.value.__cause__, ZeroDivisionError)
+    assert caught.value.args == make_error().args
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "At step 42 of the training, environment 1 raised this." in printed
     assert BNDDPG.resume(tmp_path / "checkpoint", make_vec_env(FailingEnv, n_envs=3)).num_timesteps == 30
+
+
+def test_the_script_goes_on_with_a_new_simulator(make_model):
+    env, model = FailingEnv(35), None
+    model = make_model(env)
+    with pytest.raises(ZeroDivisionError):
+        model.learn(100)
+    model.set_env(FailingEnv())
+    model.learn(60, reset_num_timesteps=False)
+    assert model.num_timesteps == 94
+    assert model.replay_buffer.size() == 94
+
+
+class Python310Error(Exception):
+    """Has no notes, as exceptions in Python 3.10."""
+
+    @property
+    def add_note(self):
+        raise AttributeError
+
+
+@pytest.mark.parametrize("has_context", [False, True])
+def test_notes_in_python_3_10(has_context):
+    error = Python310Error("the simulator is broken")
+    if has_context:
+        error.__context__ = ConnectionResetError("by its peer")
+    add_note(error, "At step 3.")
+    assert error.__notes__ == ["At step 3."]
+    printed = "".join(traceback.format_exception(error))
+    assert "At step 3." in printed
+    assert printed.index("At step 3.") < printed.index("Python310Error: the simulator is broken")
+    assert ("ConnectionResetError: by its peer" in printed) == has_context
 
 
 @pytest.mark.parametrize(("dies", "message"), [(True, r"died \(exit code -9"), (False, r"died \(exit code 1")])
 def test_environment_in_a_process_that_dies(make_model, tmp_path, dies, message):
     env = SubprocVecEnv([FailingEnv, partial(FailingEnv, 15, dies)])
     try:
-        with pytest.raises(EnvironmentFailureError, match=rf"At step 28 the process of environment 1 {message}"):
+        with pytest.raises((EOFError, ConnectionError)) as caught:  # SB3's
             make_model(env).learn(100, CheckpointEvery(20, tmp_path / "checkpoint"))
+        printed = "".join(traceback.format_exception(caught.value))
+        assert re.search(rf"At step 28 of the training, the process of environment 1 {message}", printed)
     finally:
         for process in env.processes:
             process.kill()
     with pytest.warns(UserWarning, match="starts with a new episode"):  # without a wrapper, out of reach
         assert BNDDPG.resume(tmp_path / "checkpoint", make_vec_env(FailingEnv, n_envs=2)).num_timesteps == 20
+
+
+class Engine:
+    """Simulates all environments by itself, and is no VecEnv of SB3's."""
+
+    render_mode, num_envs = None, 2
+
+    def __init__(self) -> None:
+        self.observation_space, self.action_space = VectorEnv().observation_space, VectorEnv().action_space
+        self.n_steps = 0
+
+    def step(self) -> None:
+        self.n_steps += 1
+        if self.n_steps == 12:
+            raise SimulatorError(3, simulator="Engine")
+
+
+class EngineAdapter(VecEnvWrapper):
+    def reset(self):
+        return np.zeros((2, 4), np.float32)
+
+    def step_async(self, actions):
+        pass
+
+    def step_wait(self):
+        self.venv.step()
+        return self.reset(), np.zeros(2), np.zeros(2, bool), [{}, {}]
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False, False]
+
+    def seed(self, seed=None):
+        return [None, None]
+
+
+def test_what_an_engine_below_an_adapter_raises(make_model):
+    with pytest.raises(SimulatorError) as caught:
+        make_model(EngineAdapter(Engine())).learn(100)
+    printed = "".join(traceback.format_exception(caught.value))
+    assert "At step 22 of the training, the environment (EngineAdapter) raised this." in printed
 
 
 def test_errors_of_callbacks_are_left_alone(make_model):

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -205,6 +206,58 @@ def test_models_do_not_share_a_generator(make_model):
     noise = OrnsteinUhlenbeckNoise(np.zeros(2), seed=5)
     first, second = make_model(action_noise=noise), make_model(action_noise=noise)
     np.testing.assert_array_equal(sample(first.action_noise, 5), sample(second.action_noise, 5))
+
+
+class SetSigma(BaseCallback):
+    """Silences a noise after some steps, as schedules of users do; what noise the actions have from then on."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise, self.largest = noise, 0.0
+
+    def _on_step(self):
+        if self.num_timesteps > 30:
+            clean, _ = self.model.predict(self.model._last_obs)
+            self.largest = max(self.largest, float(np.abs(self.locals["actions"] - clean).max()))
+        elif self.num_timesteps == 30:
+            self.noise._sigma = np.zeros(2)
+        return True
+
+
+@pytest.mark.parametrize("kind", [NormalActionNoise, OrnsteinUhlenbeckActionNoise])
+def test_sb3s_noise_stays_the_users_object(make_model, kind):
+    noise = kind(np.zeros(2), 0.5 * np.ones(2))
+    model = make_model(action_noise=noise, learning_starts=20, learning_rate=1e-9)
+    assert model.action_noise is noise
+    callback = SetSigma(noise)
+    model.learn(50, callback=callback)
+    assert (callback.largest == 0) == (kind is NormalActionNoise)  # the other one's process still remembers
+    assert callback.largest < 0.5
+
+
+def test_whoever_changes_the_noise_that_was_copied_is_told(make_model):
+    noise = OrnsteinUhlenbeckNoise(np.zeros(2), sigma=np.full(2, 0.3), initial_noise=np.ones(2))
+    model = make_model(action_noise=noise)
+    for name, value in (("_sigma", np.zeros(2)), ("_theta", 0.5), ("initial_noise", np.zeros(2))):
+        with pytest.warns(UserWarning, match=f"`{name}` is changed of the noise that was passed to a model"):
+            setattr(noise, name, value)
+    with pytest.raises(ValueError, match="read-only"):
+        noise._mean += 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.action_noise._sigma = np.zeros(2)  # the model's own
+        model.action_noise._mean += 1
+        sample(noise, 5)  # the original is still a noise
+        other = make_model(action_noise=noise)
+        other.action_noise._sigma = np.ones(2)
+    np.testing.assert_array_equal(model.action_noise.sigma, np.zeros(2))
+
+
+def test_noise_where_numpy_raises():
+    """Without sigma the process decays, below the smallest float32 and in the end below the smallest float64."""
+    noise = OrnsteinUhlenbeckNoise(np.zeros(1), sigma=0.0, initial_noise=np.ones(1))
+    with np.errstate(all="raise"):
+        assert sample(noise, 5000)[-1] == 0
 
 
 def test_model_seed_reaches_an_unseeded_noise_only(make_model):

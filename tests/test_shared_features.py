@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.normalization import Statistics
+from sb3_bn_ddpg.norm_layers import BatchNorm1d, BatchNorm2d
+from sb3_bn_ddpg.statistics import Statistics
 from sb3_bn_ddpg.update import td_target
 
 CONV_BATCH_NORM = dict(features_extractor_kwargs=dict(conv_normalization="batch"))
@@ -159,7 +160,7 @@ def test_shared_features_are_normalised_as_in_the_critics_loss():
     for norm in (shared_norms(model.critic)[0], model.actor.own_norm_layers[0]):
         norm.register_forward_hook(lambda module, *_: modes.append((type(module), module.training)))
     model._gradient_step(image_batch(model))
-    assert modes == [(nn.BatchNorm2d, True), (nn.BatchNorm2d, False), (nn.BatchNorm1d, True)]
+    assert modes == [(BatchNorm2d, True), (BatchNorm2d, False), (BatchNorm1d, True)]
 
 
 @LOSSES

@@ -1,6 +1,9 @@
 """Batch norm, pass by pass: which statistics each forward pass normalises with, which it updates, and what targets get."""
 
 import copy
+import io
+import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -9,7 +12,9 @@ from conftest import SMALL, random_batch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_bn_ddpg.normalization import NormalizationConfig, StatisticsMixin
+from sb3_bn_ddpg.norm_layers import mode_of
+from sb3_bn_ddpg.normalization import NormalizationConfig
+from sb3_bn_ddpg.statistics import StatisticsMixin
 from sb3_bn_ddpg.update import PassStatistics, actor_loss, gradient_step, joint_pass, move_targets, td_target
 
 NORMALIZATIONS = ["batch", "batch_renorm"]
@@ -202,6 +207,117 @@ def test_statistics_of_custom_extractors_count():
     assert network.norm_layers == (network.norm, network.extractor[0])
 
 
+class Encoder(BaseFeaturesExtractor):
+    """Of a user's, with batch norm of PyTorch's and of a class of the user's."""
+
+    class Norm(nn.BatchNorm1d):
+        pass
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), self.Norm(6))
+
+    def forward(self, observations):
+        return self.layers(observations)
+
+
+POLICIES = {
+    "batch": dict(),
+    "batch_renorm": dict(normalization="batch_renorm", renorm_warmup_steps=5),
+    "a user's layers": dict(features_extractor_class=Encoder),
+}
+
+
+@pytest.mark.parametrize("policy_kwargs", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_modes_change_nothing_outside_of_a_pass(make_model, policy_kwargs, fast_update):
+    """Whatever puts the networks into training mode: one observation is no error, and no statistic moves."""
+    model = make_model(fast_update=fast_update, policy_kwargs=SMALL | policy_kwargs).learn(40)
+    obs = th.randn(5, 4) * 3
+    expected = [model.policy(obs[:1]), model.policy(obs), model.critic(obs, th.zeros(5, 2))[0]]
+    before = buffers(model)
+    nn.ModuleList([model.actor, model.critic, model.actor_target, model.critic_target]).train()
+    for _ in range(3):
+        assert th.equal(model.actor(obs[:1]), expected[0])
+        assert th.equal(model.policy(obs), expected[1])
+        assert th.equal(model.critic(obs, th.zeros(5, 2))[0], expected[2])
+    assert moved(model, before) == set()
+
+
+@pytest.mark.parametrize("policy_kwargs", POLICIES.values(), ids=POLICIES)
+def test_a_pass_of_one_thread_is_none_of_another(make_model, policy_kwargs):
+    """In the middle of an update's pass on batch statistics, another thread predicts with the running ones."""
+    model = make_model(fast_update=False, policy_kwargs=SMALL | policy_kwargs).learn(40)
+    obs = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
+    expected, seen = model.predict(obs)[0], []
+
+    main = threading.current_thread()
+
+    def predict_in_a_thread(*_):
+        if threading.current_thread() is main:
+            thread = threading.Thread(target=lambda: seen.append(model.predict(obs)[0]))
+            thread.start()
+            thread.join()
+
+    model.actor.register_forward_pre_hook(predict_in_a_thread)
+    before = buffers(model)
+    batch = random_batch(model)
+    actor_loss(model._networks, batch, PassStatistics(actor_loss_critic="batch"))
+    assert moved(model, before) == {"actor"}
+    assert counts(model)["actor"] == {21}
+    np.testing.assert_array_equal(seen, [expected])
+
+
+@pytest.mark.parametrize("policy_kwargs", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize("fast_update", [True, False])
+def test_predicting_while_learning(make_model, policy_kwargs, fast_update):
+    """A second thread serves predictions all the time; the training comes out as without."""
+    alone = make_model(fast_update=fast_update, policy_kwargs=SMALL | policy_kwargs).learn(150)
+    served = make_model(fast_update=fast_update, policy_kwargs=SMALL | policy_kwargs)
+    obs = np.random.default_rng(0).normal(size=(1, 4)).astype(np.float32)
+    errors, done = [], threading.Event()
+
+    def serve():
+        while not done.is_set():
+            try:
+                served.predict(obs, deterministic=True)
+            except Exception as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        served.learn(150)
+    finally:
+        done.set()
+        thread.join()
+    assert not errors
+    for key, value in alone.policy.state_dict().items():
+        assert th.equal(value, served.policy.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("policy_kwargs", POLICIES.values(), ids=POLICIES)
+def test_layers_are_copied_pickled_and_traced(make_model, policy_kwargs):
+    model = make_model(policy_kwargs=SMALL | policy_kwargs).learn(40)
+    obs = th.randn(3, 4)
+    expected = model.actor(obs)
+    model.actor.train()
+    file = io.BytesIO()
+    th.save(model.actor, file)
+    file.seek(0)
+    traced = th.jit.trace(model.actor, obs)
+    assert th.allclose(traced(obs), expected)
+    for network in (copy.deepcopy(model.actor), pickle.loads(pickle.dumps(model.actor)), th.load(file, weights_only=False)):
+        assert th.equal(network(obs), expected)
+        network.forward_with("batch_update", obs)
+        assert th.equal(model.actor(obs), expected)
+        assert not th.equal(network(obs), expected)
+    if policy_kwargs.get("normalization") != "batch_renorm":  # which TorchScript cannot read in sb3-contrib's file
+        features = model.actor.features(obs)
+        assert th.allclose(th.jit.script(model.actor.mu.train())(features), expected)
+        assert th.equal(model.actor.mu(features), expected)
+
+
 class Pretrained(BaseFeaturesExtractor):
     """Keeps its encoder in evaluation mode, as PyTorch's users freeze one."""
 
@@ -317,7 +433,9 @@ def test_training_mode_reaches_actor_and_critic_only(make_model):
     model = make_model()
     for mode in (True, False):
         model.policy.set_training_mode(mode)
-        assert all(module.training == mode for name in ("actor", "critic") for module in getattr(model, name).modules())
+        for network in (model.actor, model.critic):
+            assert all(mode_of(module) == mode for module in network.modules())
+            assert not any(layer.training for layer in network.norm_layers)  # which each pass says
         assert not any(module.training for module in model.actor_target.modules())
         assert not any(module.training for module in model.critic_target.modules())
 

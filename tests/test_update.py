@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, VectorEnv, random_batch
+from conftest import SMALL, VectorEnv, random_batch, with_modes
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -219,7 +219,9 @@ def test_step_is_algorithm_1():
         )
     info = gradient_step(nets, batch, gamma=0.9, tau=0.01, statistics=PassStatistics())
 
-    actor, critic, actor_target, critic_target = expected.actor, expected.critic, expected.actor_target, expected.critic_target
+    actor, critic, actor_target, critic_target = map(
+        with_modes, (expected.actor, expected.critic, expected.actor_target, expected.critic_target)
+    )
     with th.no_grad():
         # Statistics of the minibatch, in copies: the targets' running ones are not updated by this pass
         actor_copy, critic_copy = copy.deepcopy(actor_target).train(), copy.deepcopy(critic_target).train()
@@ -292,7 +294,7 @@ def test_joint_step(critic_norm_layers):
     nets, batch = double_networks(critic_norm_layers=critic_norm_layers)
     nets = Networks(nets.actor, nets.critic, nets.actor, nets.critic)
     batch = batch._replace(dones=(th.arange(12.0).view(12, 1) % 3 == 0).double())
-    critic, actor = copy.deepcopy(nets.critic).train(), copy.deepcopy(nets.actor).eval()
+    critic, actor = with_modes(copy.deepcopy(nets.critic)).train(), with_modes(copy.deepcopy(nets.actor)).eval()
     before = copy.deepcopy(nets.critic.state_dict())
     captured = {}
     nets.critic.optimizer.register_step_pre_hook(
