@@ -25,7 +25,7 @@ from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.finite_numbers import check_observation, check_transition
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
-from sb3_bn_ddpg.hindsight import check_finished_episode, check_first_episode
+from sb3_bn_ddpg.hindsight import check_first_episode, unfinished_episodes_named
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
 from sb3_bn_ddpg.normalization import scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
@@ -512,7 +512,6 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         if gradient_steps < 1:
             return
         self._check_batch_size(batch_size)
-        check_finished_episode(self)
         self._update_optimizers()
         # Among these gradient steps is an update of the actor whose turn it is
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay
@@ -523,7 +522,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self._sample(batch_size)
+            with unfinished_episodes_named(self):
+                batch = self._sample(batch_size)
             infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

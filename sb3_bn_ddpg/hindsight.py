@@ -1,5 +1,7 @@
 """Hindsight experience replay samples finished episodes only: whether there is one when learning starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -38,18 +40,25 @@ def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) 
         )
 
 
-def check_finished_episode(model: OffPolicyAlgorithm) -> None:
+@contextmanager
+def unfinished_episodes_named(model: OffPolicyAlgorithm) -> Iterator[None]:
     """
-    :param model: A model that is about to learn
+    Say which argument is wrong where SB3 cannot sample. (To ask the replay buffer before each sample would take long.)
+
+    :param model: A model that samples its replay buffer within this context
     :raises ValueError: if it has ``HerReplayBuffer``, and there is no finished episode to sample
     """
-    if _waits_for_an_episode(model):
+    try:
+        yield
+    except RuntimeError as error:
+        if not _waits_for_an_episode(model):
+            raise
         buffer: Any = model.replay_buffer
         raise ValueError(
             f"`learning_starts={model.learning_starts}` is not allowed with HerReplayBuffer and episodes of more than "
             f"{buffer.size()} steps: at step {model.num_timesteps} none has ended, and it samples finished episodes only. "
             "learning_starts must be longer than the first episode"
-        )
+        ) from error
 
 
 def _waits_for_an_episode(model: OffPolicyAlgorithm) -> bool:
@@ -58,7 +67,7 @@ def _waits_for_an_episode(model: OffPolicyAlgorithm) -> bool:
     :return: Whether its replay buffer samples finished episodes only, and has none
     """
     buffer = getattr(model, "replay_buffer", None)  # deleted, to free its memory
-    return isinstance(buffer, HerReplayBuffer) and not bool((buffer.ep_length > 0).any())
+    return isinstance(buffer, HerReplayBuffer) and not buffer.ep_length.any()
 
 
 def _shortest_time_limit(env: VecEnv | None) -> int | None:
