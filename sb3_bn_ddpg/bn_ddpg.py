@@ -25,6 +25,7 @@ from sb3_bn_ddpg.fast_mlp import UnsupportedError
 from sb3_bn_ddpg.fast_update import DENORMAL_INTERVAL, FastUpdate
 from sb3_bn_ddpg.finite_numbers import check_observation, check_transition
 from sb3_bn_ddpg.guards import LearningGuard, check_no_answer_is_due, environment_failures
+from sb3_bn_ddpg.hindsight import check_first_episode, unfinished_episodes_named
 from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise, is_self_contained
 from sb3_bn_ddpg.normalization import scale_free_weights
 from sb3_bn_ddpg.policies import Actor, BNDDPGPolicy, CnnPolicy, Critic, MlpPolicy, MultiInputPolicy
@@ -54,7 +55,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
     :param learning_rate: Learning rate of the actor (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param buffer_size: Size of the replay buffer, in transitions (>= 1)
     :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
-        starts (>= 0)
+        starts (0 or a negative number: none). With ``HerReplayBuffer``, at least as many as the first episode takes.
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
     :param gamma: The discount factor, in [0, 1]
@@ -239,6 +240,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         self._learning_guard = LearningGuard(self._largest_reward)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
+        if self.num_timesteps == 0:  # what a loaded model has learnt from may be loaded too
+            check_first_episode(self)
         self._update_optimizers()
         # A copy: two models never draw from one generator. All other noises stay the user's objects, as in SB3
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
@@ -298,7 +301,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         learning_starts: Any = self.learning_starts
         if isinstance(learning_starts, float) and learning_starts.is_integer():  # 1e4, as scripts for SB3 have it
             self.learning_starts = int(learning_starts)
-        check_number("learning_starts", self.learning_starts, low=0, integer=True)
+        check_number("learning_starts", self.learning_starts, integer=True)
         check_number("batch_size", self.batch_size, low=1, integer=True)
         check_number("tau", self.tau, low=0, high=1)
         check_number("gamma", self.gamma, low=0, high=1)
@@ -447,6 +450,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self._show_hidden_noise()
         if self.action_noise is not noise:  # a callback's
             self._set_up_action_noise()
+        check_first_episode(self, until=self._total_timesteps)
         # The first steps must not see the progress at which an earlier call of learn ended
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -518,7 +522,8 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         infos: list[UpdateInfo] = []
         for _ in range(gradient_steps):
             self._n_updates += 1
-            batch = self._sample(batch_size)
+            with unfinished_episodes_named(self):
+                batch = self._sample(batch_size)
             infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -83,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
         if name in ("enjoy", "record_video"):
             fixes.enter_context(script_fixes.small_replay_buffer())
         try:
-            if command.function is None:
+            if name == "benchmark":
+                script_fixes.run_benchmark(command.module)
+            elif command.function is None:
                 runpy.run_module(command.module, run_name="__main__")
             else:
                 script: Callable[[], None] = getattr(importlib.import_module(command.module), command.function)

@@ -5,23 +5,27 @@ Both take the environment's own observations and return its own actions: if the 
 statistics of observations are in the file. Batch norm uses its running statistics.
 """
 
+import copy
 import hashlib
 import json
 import logging
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sb3_bn_ddpg.atomic_files import FileError, atomic_write, clear_errors
 from sb3_bn_ddpg.checks import check_installed
 from sb3_bn_ddpg.exported_policy import ExportedPolicy
-from sb3_bn_ddpg.policy_description import build, check_description, describe
+from sb3_bn_ddpg.policies import BNDDPGPolicy
+from sb3_bn_ddpg.policy_description import build, check_description, describe, observation_statistics
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
@@ -93,14 +97,18 @@ def _sha256(about: str, tensors: dict[str, th.Tensor]) -> str:
 def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
     """
     Write a model's deterministic policy as an ONNX graph. Its inputs are ``observation``, of shape ``(n, ...)`` (of a
-    dictionary the keys, sorted), its output is ``action``.
+    dictionary the keys, sorted), its output is ``action``. PyTorch's exporter writes what the policy calculates, also by
+    classes of the user's: a graph holds no code.
 
     :param model: The model
     :param path: The file to write or replace, as it is spelled
+    :raises ValueError: if the exporter cannot tell what a class of the user's calculates
     :raises ImportError: if the packages onnx or onnxscript are missing
     """
     check_installed("export", "onnx", "onnxscript")
-    policy: nn.Module = _without_batch_norm(build(*describe(model)))
+    has_own_predict = type(model.policy)._predict is not BNDDPGPolicy._predict
+    network: BasePolicy = copy.deepcopy(model.policy if has_own_predict else model.actor).cpu()
+    policy: nn.Module = ExportedPolicy(_without_batch_norm(network), observation_statistics(model)).requires_grad_(False)
     space = model.observation_space
     if isinstance(space, spaces.Dict):
         names = sorted(space.spaces)
@@ -110,16 +118,23 @@ def export_onnx(model: "BNDDPG", path: str | pathlib.Path) -> None:
         names, inputs = ["observation"], (_example(space),)
     n = th.export.Dim("n")
     dynamic_shapes: Any = ({0: n},) * len(names) if len(names) == 1 else (tuple({0: n} for _ in names),)
-    with _quiet("torch.onnx"):
-        program = th.onnx.export(
-            policy.eval(),
-            inputs,
-            input_names=names,
-            output_names=["action"],
-            dynamic_shapes=dynamic_shapes,
-            dynamo=True,
-            verbose=False,
-        )
+    try:
+        with _quiet("torch.onnx"):
+            program = th.onnx.export(
+                policy.eval(),
+                inputs,
+                input_names=names,
+                output_names=["action"],
+                dynamic_shapes=dynamic_shapes,
+                dynamo=True,
+                verbose=False,
+            )
+    except th.onnx.errors.OnnxExporterError as error:
+        extractor = type(model.actor.features_extractor).__name__
+        raise ValueError(
+            f"`features_extractor_class={extractor}` or another part of the policy cannot be exported: PyTorch's exporter "
+            "cannot follow what it calculates, which must be by operations on tensors, with no `if` on their values"
+        ) from error
     assert program is not None
     content = program.model_proto.SerializeToString()
     with atomic_write(path) as file:
@@ -139,43 +154,45 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 class _RunningNorm(nn.Module):
-    """
-    What batch norm in evaluation mode does with its running statistics.
+    """What batch norm in evaluation mode does with its running statistics. A layer of batch norm becomes one of these."""
 
-    :param layer: The batch norm layer
-    """
-
-    def __init__(self, layer: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-        super().__init__()
-        assert layer.running_mean is not None
-        assert layer.running_var is not None
-        # One number a feature of (n, features), one a channel of (n, channels, height, width)
-        shape = (-1, 1, 1) if isinstance(layer, nn.BatchNorm2d) else (-1,)
-        scale = th.rsqrt(layer.running_var + layer.eps)
-        self.register_buffer("mean", layer.running_mean.reshape(shape))
-        self.register_buffer("scale", (scale if layer.weight is None else scale * layer.weight.detach()).reshape(shape))
-        self.register_buffer("shift", th.zeros(()) if layer.bias is None else layer.bias.detach().reshape(shape))
+    weight: th.Tensor | None
+    bias: th.Tensor | None
+    running_mean: th.Tensor
+    running_var: th.Tensor
+    eps: float
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: Input of the layer, of shape ``(n, features)`` or ``(n, channels, height, width)``
+        :param x: Input of the layer, of shape ``(n, features)`` or ``(n, channels, ...)``
         :return: Its output
         """
-        return (x - self.get_buffer("mean")) * self.get_buffer("scale") + self.get_buffer("shift")
+        shape = (-1, *(1,) * (x.ndim - 2))  # one number a feature or channel
+        scale = th.rsqrt(self.running_var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        y = (x - self.running_mean.reshape(shape)) * scale.reshape(shape)
+        return y if self.bias is None else y + self.bias.reshape(shape)
 
 
-def _without_batch_norm(network: nn.Module) -> nn.Module:
+SelfModule = TypeVar("SelfModule", bound=nn.Module)
+
+
+def _without_batch_norm(network: SelfModule) -> SelfModule:
     """
-    Replace each batch norm layer by plain arithmetic: the ONNX exporter of torch 2.6 fails at batch norm.
+    Let each batch norm layer do plain arithmetic: the ONNX exporter of torch 2.6 fails at batch norm.
 
     :param network: A network, changed in place
     :return: The network
     """
-    for name, child in network.named_children():
-        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
-            setattr(network, name, _RunningNorm(child))
-        else:
-            _without_batch_norm(child)
+    for layer in network.modules():
+        if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+            # Other subclasses calculate something else
+            others = [
+                cls for cls in type(layer).__mro__ if "forward" in vars(cls) and cls.__module__.split(".")[0] != __package__
+            ]
+            if others[0] is _BatchNorm:
+                layer.__class__ = _RunningNorm  # type: ignore[assignment]
     return network
 
 

@@ -7,8 +7,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_bn_ddpg.policies import Actor
-
 
 class ObservationStatistics(nn.Module):
     """
@@ -43,18 +41,18 @@ class ExportedPolicy(BasePolicy):
     """
     The deterministic policy alone: the environment's observations in, its actions out.
 
-    :param actor: The actor
+    :param actor: The actor, or a policy
     :param statistics: What normalises the observations, or each entry of a dictionary of them, before; empty if nothing does
     """
 
     action_space: spaces.Box
 
-    def __init__(self, actor: Actor, statistics: dict[str, ObservationStatistics]) -> None:
+    def __init__(self, actor: BasePolicy, statistics: dict[str, ObservationStatistics]) -> None:
         super().__init__(actor.observation_space, actor.action_space, squash_output=True)
         self.actor = actor
         self.statistics = nn.ModuleDict(statistics)
-        self.register_buffer("low", th.as_tensor(np.array(actor.action_space.low), dtype=th.float32))
-        self.register_buffer("high", th.as_tensor(np.array(actor.action_space.high), dtype=th.float32))
+        self.register_buffer("low", th.as_tensor(np.array(self.action_space.low), dtype=th.float32))
+        self.register_buffer("high", th.as_tensor(np.array(self.action_space.high), dtype=th.float32))
         self.low: th.Tensor
         self.high: th.Tensor
         self.set_training_mode(False)
@@ -66,8 +64,7 @@ class ExportedPolicy(BasePolicy):
             }
         elif "observation" in self.statistics:
             observation = self.statistics["observation"](observation)
-        actions: th.Tensor = self.actor(observation)
-        return actions
+        return self.actor._predict(observation, deterministic=True)
 
     def forward(self, observation: PyTorchObs) -> th.Tensor:
         """

@@ -1,7 +1,7 @@
 """The actor, the critic and the policies that hold both with their target networks."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import torch as th
@@ -13,7 +13,6 @@ from stable_baselines3.common.torch_layers import (
     CombinedExtractor,
     FlattenExtractor,
     NatureCNN,
-    get_actor_critic_arch,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
@@ -35,6 +34,9 @@ CriticNormLayers = Literal["before_action", "all"]
 
 SharedExtractorLoss = Literal["actor", "critic"]
 """Whose loss trains a features extractor that actor and critic share."""
+
+NetArch = Sequence[int] | dict[str, Sequence[int]]
+"""Units of the hidden layers, of both networks or of each."""
 
 
 SelfNetwork = TypeVar("SelfNetwork", bound="Network")
@@ -297,8 +299,8 @@ class BNDDPGPolicy(BasePolicy):
     :param observation_space: Observation space
     :param action_space: Action space
     :param lr_schedule: Learning rate schedule (could be constant)
-    :param net_arch: The number of units of the hidden layers, of both networks or as ``dict(pi=[...], qf=[...])``.
-        An empty list makes a network linear.
+    :param net_arch: The number of units of the hidden layers, of both networks or as ``dict(pi=[...], qf=[...])``; lists or
+        tuples. An empty one makes a network linear.
     :param activation_fn: Activation function
     :param features_extractor_class: Features extractor to use
     :param features_extractor_kwargs: Keyword arguments to pass to the features extractor
@@ -333,7 +335,7 @@ class BNDDPGPolicy(BasePolicy):
         observation_space: spaces.Space[Any],
         action_space: spaces.Box,
         lr_schedule: Schedule,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
+        net_arch: NetArch | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
         features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
         features_extractor_kwargs: dict[str, Any] | None = None,
@@ -623,18 +625,21 @@ class MultiInputPolicy(BNDDPGPolicy):
         )
 
 
-def _checked_net_arch(net_arch: list[int] | dict[str, list[int]]) -> tuple[list[int], list[int]]:
+def _checked_net_arch(net_arch: NetArch) -> tuple[list[int], list[int]]:
     """
     :param net_arch: The ``net_arch`` argument
     :return: The hidden layers of the actor and of the critic
-    :raises ValueError: if it is not a list of positive integers or ``dict(pi=[...], qf=[...])`` of two
+    :raises ValueError: if it is not a list or tuple of positive integers or ``dict(pi=[...], qf=[...])`` of two
     """
-    if not isinstance(net_arch, list) and not (isinstance(net_arch, dict) and set(net_arch) == {"pi", "qf"}):
-        raise ValueError(f"`net_arch={net_arch!r}` is not allowed: it must be a list or dict(pi=[...], qf=[...])")
-    actor_arch, critic_arch = get_actor_critic_arch(net_arch)
-    for arch in (actor_arch, critic_arch):
-        if not isinstance(arch, list):
-            raise ValueError(f"`net_arch={net_arch!r}` is not allowed: the hidden layers must be lists of integers")
+    if isinstance(net_arch, dict) and set(net_arch) == {"pi", "qf"}:
+        archs = net_arch["pi"], net_arch["qf"]
+    else:
+        archs = net_arch, net_arch  # type: ignore[assignment]  # a dictionary with other keys is refused below
+    for arch in archs:
+        if not isinstance(arch, (list, tuple)):
+            raise ValueError(
+                f"`net_arch={net_arch!r}` is not allowed: it must be a list of integers or dict(pi=[...], qf=[...]) of two"
+            )
         for n_units in arch:
             check_number("net_arch", n_units, low=1, integer=True)
-    return actor_arch, critic_arch
+    return list(archs[0]), list(archs[1])

@@ -150,6 +150,16 @@ def _describe_statistics(model: "BNDDPG", tensors: dict[str, th.Tensor]) -> dict
     return dict(epsilon=float(normalize.epsilon), clip=float(normalize.clip_obs), keys=sorted(statistics))
 
 
+def observation_statistics(model: "BNDDPG") -> dict[str, ObservationStatistics]:
+    """
+    :param model: A model
+    :return: What normalises its observations, or each entry of a dictionary of them; empty if nothing does
+    """
+    tensors: dict[str, th.Tensor] = {}
+    about = _describe_statistics(model, tensors)
+    return _build_statistics(about, model.observation_space, tensors)
+
+
 def check_description(path: Any, description: Any) -> None:
     """
     :param path: The file, for the message
@@ -184,14 +194,7 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
     action_space = _build_space(description["action_space"], "action_space", tensors)
     if not isinstance(action_space, spaces.Box):
         raise ValueError(f"the action space {action_space} is no Box")
-    statistics = {}
-    if about := description["observation_statistics"]:
-        for key in about["keys"]:
-            mean, var = tensors.pop(f"statistics.{key}.mean"), tensors.pop(f"statistics.{key}.var")
-            shape = (observation_space[key] if isinstance(observation_space, spaces.Dict) else observation_space).shape
-            if not tuple(mean.shape) == tuple(var.shape) == shape or not (th.isfinite(mean).all() and (var >= 0).all()):
-                raise ValueError(f"the statistics of {key} do not fit the observation space")
-            statistics[key] = ObservationStatistics(mean, var, float(about["epsilon"]), float(about["clip"]))
+    statistics = _build_statistics(description["observation_statistics"], observation_space, tensors)
     # No memory is taken before the sizes are known to be those of the tensors
     actor = _make_actor(description, observation_space, action_space)
     weights = {name.removeprefix("actor."): tensor for name, tensor in tensors.items() if name.startswith("actor.")}
@@ -204,6 +207,26 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
         raise ValueError(f"{bad} hold numbers that are not finite")
     actor.load_state_dict(weights, strict=True, assign=True)
     return ExportedPolicy(actor, statistics).requires_grad_(False)
+
+
+def _build_statistics(
+    about: dict[str, Any], observation_space: spaces.Space[Any], tensors: dict[str, th.Tensor]
+) -> dict[str, ObservationStatistics]:
+    """
+    :param about: What :func:`_describe_statistics` returned
+    :param observation_space: The observation space
+    :param tensors: The tensors, of which mean and variance are taken out
+    :return: What normalises observations, or each entry of a dictionary of them
+    :raises ValueError: if they do not fit the space
+    """
+    statistics = {}
+    for key in about["keys"] if about else ():
+        mean, var = tensors.pop(f"statistics.{key}.mean"), tensors.pop(f"statistics.{key}.var")
+        shape = (observation_space[key] if isinstance(observation_space, spaces.Dict) else observation_space).shape
+        if not tuple(mean.shape) == tuple(var.shape) == shape or not (th.isfinite(mean).all() and (var >= 0).all()):
+            raise ValueError(f"the statistics of {key} do not fit the observation space")
+        statistics[key] = ObservationStatistics(mean, var, float(about["epsilon"]), float(about["clip"]))
+    return statistics
 
 
 def _make_actor(description: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Box) -> Actor:

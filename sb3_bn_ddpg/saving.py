@@ -308,10 +308,10 @@ class SavingMixin(OffPolicyAlgorithm):
         """
         Write the deterministic policy as an ONNX graph: ``observation`` of shape ``(n, ...)`` (or the keys of a dictionary)
         in, ``action`` of shape ``(n, ...)`` out. Running statistics, those of ``VecNormalize`` and the scaling of actions are
-        in it.
+        in it. The policy may have features extractors, layers and activation functions of your own.
 
         :param path: The file to write or replace, as it is spelled
-        :raises ValueError: if the policy has custom parts
+        :raises ValueError: if PyTorch's exporter cannot tell what they calculate
         :raises ImportError: if the packages onnx and onnxscript are missing (the extra ``export``)
         """
         export.export_onnx(self, path)  # type: ignore[arg-type]

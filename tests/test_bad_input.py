@@ -33,7 +33,6 @@ BOX = spaces.Box(-1, 1, (2,))
         ("critic_learning_rate", lambda progress_remaining: progress_remaining - 0.5, ">= 0"),
         ("critic_weight_decay", -1e-2, ">= 0"),
         ("buffer_size", 0, ">= 1"),
-        ("learning_starts", -1, ">= 0"),
         ("learning_starts", 2.5, "an integer"),
         ("batch_size", 0, ">= 1"),
         ("batch_size", 1, ">= 2"),
@@ -79,6 +78,28 @@ def test_a_whole_number_of_random_steps_may_be_a_float(make_model):
     model.learning_starts = np.float64(30.0)
     model.learn(31)
     assert model._n_updates == 1
+
+
+@pytest.mark.parametrize("learning_starts", [0, -1, -100])
+def test_learning_from_the_first_step_on(make_model, learning_starts):
+    """SB3 takes negative numbers for none at all."""
+    counts = [
+        algorithm("MlpPolicy", VectorEnv(), learning_starts=learning_starts, buffer_size=10, batch_size=4).learn(5)._n_updates
+        for algorithm in (BNDDPG, DDPG)
+    ]
+    assert counts == [5, 5]
+
+
+@pytest.mark.parametrize("net_arch", [(8, 6), dict(pi=(8, 6), qf=(5, 4)), dict(pi=(), qf=[5])])
+def test_hidden_layers_in_a_tuple(make_model, net_arch, tmp_path):
+    """SB3's networks are made of any sequences."""
+    model = make_model(policy_kwargs=dict(net_arch=net_arch)).learn(30)
+    as_lists = {key: list(arch) for key, arch in net_arch.items()} if isinstance(net_arch, dict) else list(net_arch)
+    expected = make_model(policy_kwargs=dict(net_arch=as_lists))
+    for network in ("actor", "critic"):
+        assert repr(getattr(model, network)) == repr(getattr(expected, network))
+    model.save(tmp_path / "model")
+    assert repr(BNDDPG.load(tmp_path / "model").actor) == repr(model.actor)
 
 
 @pytest.mark.parametrize(
@@ -140,9 +161,11 @@ def test_joint_pass_with_target_networks(make_model):
         ("net_arch", [64, 0], ">= 1"),
         ("net_arch", [64, 3.5], "an integer"),
         ("net_arch", [64.0], "an integer"),
-        ("net_arch", 64, "list"),
+        ("net_arch", 64, "a list of integers"),
+        ("net_arch", "64", "a list of integers"),
+        ("net_arch", (64, 0), ">= 1"),
         ("net_arch", dict(pi=[64]), "dict(pi=[...], qf=[...])"),
-        ("net_arch", dict(pi=64, qf=[64]), "lists of integers"),
+        ("net_arch", dict(pi=64, qf=[64]), "dict(pi=[...], qf=[...])"),
     ],
 )
 def test_policy_arguments(make_model, argument, value, allowed):

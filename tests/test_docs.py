@@ -34,6 +34,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         pytest.importorskip("rl_zoo3")
     if "bn_ddpg/cartpole" in code_of_page:
         pytest.importorskip("dm_control")
+    if "export_onnx" in code_of_page:
+        for package in ("onnxscript", "onnxruntime", "safetensors"):
+            pytest.importorskip(package)
     learn = BNDDPG.learn
 
     def capped_learn(model, total_timesteps, **kwargs):

@@ -13,11 +13,13 @@ from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, export, load_policy
+from sb3_bn_ddpg import BNDDPG, MlpPolicy, export, load_policy
 from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.policies import Actor
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -131,6 +133,139 @@ def test_onnx(model, tmp_path):
     assert np.max(np.abs(actions - expected) / extent) < 1e-6
     (single,) = session.run(["action"], {name: entry[:1] for name, entry in inputs.items()})
     np.testing.assert_allclose(single, expected[:1], rtol=1e-4, atol=1e-5)
+
+
+class OwnNorm(nn.BatchNorm1d):
+    """Batch norm that calculates something else."""
+
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class OwnExtractor(BaseFeaturesExtractor):
+    """Vectors through layers of many kinds, one of them used twice, with a hook."""
+
+    def __init__(self, observation_space, width=6):
+        super().__init__(observation_space, width)
+        self.first = nn.Linear(observation_space.shape[0], width)
+        self.second = nn.Linear(width, width)
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm1d(width), OwnNorm(width), nn.BatchNorm1d(width, affine=False), nn.LayerNorm(width)]
+        )
+        self.dropout = nn.Dropout(0.5)
+        self.second.register_forward_hook(lambda module, inputs, output: output + 0.1)
+
+    def forward(self, observations):
+        x = self.first(observations)
+        for norm in self.norms:
+            x = x + th.where(x > 0, norm(self.second(x)), x.sin())
+        return self.dropout(x) / (1 + observations.norm(dim=1, keepdim=True)) - self.norms[0].running_mean
+
+
+class OwnImages(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 4 * 9)
+        channels = observation_space.shape[0]
+        self.net = nn.Sequential(nn.Conv2d(channels, 4, 8, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(3))
+
+    def forward(self, observations):
+        return self.net(observations).reshape(observations.shape[0], -1)
+
+
+class OwnDictionary(BaseFeaturesExtractor):
+    """The entries as a sequence, by attention."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 8)
+        self.embed = nn.ModuleDict({key: nn.Linear(space.shape[0], 8) for key, space in observation_space.spaces.items()})
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, observations):
+        entries = th.stack([layer(observations[key]) for key, layer in self.embed.items()], dim=1)
+        return self.attention(entries, entries, entries)[0].mean(dim=1)
+
+
+class OwnActivation(nn.Module):
+    def forward(self, x):
+        return x * th.sigmoid(1.7 * x)
+
+
+class OwnActor(Actor):
+    def actions_of(self, features):
+        return super().actions_of(features) ** 3
+
+
+class OwnPolicy(MlpPolicy):
+    """Actions of the actor's, and a smaller part of those for the opposite state."""
+
+    def make_actor(self, features_extractor=None):
+        return OwnActor(**self._update_features_extractor(self.actor_kwargs, features_extractor))
+
+    def _predict(self, observation, deterministic=False):
+        return 0.8 * super()._predict(observation) + 0.2 * super()._predict(-observation)
+
+
+def _with(policy="MlpPolicy", env=UnequalEnv, **kwargs) -> BNDDPG:
+    return _trained(env(), policy, policy_kwargs=dict(SMALL, **kwargs), learning_rate=3e-2)
+
+
+def _with_other_layers() -> BNDDPG:
+    model = _with()
+    for network in (model.actor, model.actor_target):
+        network.mu[-1] = nn.Hardtanh()
+    return model
+
+
+OWN_PARTS = {
+    "features extractor": lambda: _with(
+        env=lambda: VecNormalize(make_vec_env(UnequalEnv), clip_obs=1.5),
+        features_extractor_class=OwnExtractor,
+        features_extractor_kwargs=dict(width=5),
+    ),
+    "shared": lambda: _with(features_extractor_class=type("Local", (OwnExtractor,), {}), share_features_extractor=True),
+    "images": lambda: _with("CnnPolicy", lambda: FakeImageEnv(36, 36, discrete=False), features_extractor_class=OwnImages),
+    "dictionary": lambda: _of_boxes((2, 5), features_extractor_class=OwnDictionary),
+    "activation": lambda: _with(activation_fn=OwnActivation),
+    "policy": lambda: _trained(UnequalEnv(), OwnPolicy),
+    "layers": _with_other_layers,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("shared", "images", "layers") else []) for name in OWN_PARTS],
+)
+def test_onnx_of_a_users_own_parts(name, tmp_path):
+    """What calculates actions may be any code: the graph holds what it calculates, and the model is left as it was."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    th.manual_seed(0)
+    model = OWN_PARTS[name]()
+    observations = _observations(model, 50)
+    expected, before = _expected(model, observations), repr(model.policy)
+    model.export_onnx(tmp_path / "policy.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "policy.onnx"))
+    inputs = observations if isinstance(observations, dict) else {"observation": observations}
+    (actions,) = session.run(["action"], inputs)
+    assert expected.std() > 1e-3
+    np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-5)
+    (single,) = session.run(["action"], {name: entry[:1] for name, entry in inputs.items()})
+    np.testing.assert_allclose(single, expected[:1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(_expected(model, observations), expected)
+    assert repr(model.policy) == before
+
+
+class Branching(OwnExtractor):
+    def forward(self, observations):
+        return super().forward(observations * 2 if float(observations.sum()) > 0 else observations)
+
+
+def test_onnx_of_what_no_graph_can_hold(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = _with(features_extractor_class=Branching)
+    with pytest.raises(ValueError, match=r"`features_extractor_class=Branching` or .* no `if` on their values"):
+        model.export_onnx(tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_statistics_of_observations(tmp_path):

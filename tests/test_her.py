@@ -6,10 +6,11 @@ import pytest
 import torch as th
 from conftest import SMALL, learns
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from gymnasium.wrappers import RecordEpisodeStatistics
+from stable_baselines3 import DDPG, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
 
@@ -104,6 +105,118 @@ def test_save_and_load(normalization, tmp_path):
     np.testing.assert_array_equal(model.predict(observation)[0], loaded.predict(observation)[0])
     loaded.learn(60, reset_num_timesteps=False)
     assert loaded.num_timesteps == 170
+
+
+class LongSteps(gym.Wrapper):
+    """Repeats each action."""
+
+    def step(self, action):
+        self.env.step(action)
+        return self.env.step(action)
+
+
+class SameObservation(gym.ObservationWrapper):
+    def observation(self, observation):
+        return observation
+
+
+class EndsEarly(gym.Wrapper):
+    """Terminates after ten steps."""
+
+    def reset(self, **kwargs):
+        self.steps = 0
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.steps += 1
+        observation, reward, _, truncated, info = super().step(action)
+        return observation, reward, self.steps >= 10, truncated, info
+
+
+def limited(steps=25):
+    return gym.wrappers.TimeLimit(PointGoal(max_steps=1000), steps)
+
+
+gym.register("PointGoal-v0", PointGoal, max_episode_steps=25, kwargs=dict(max_steps=1000))
+
+
+@pytest.mark.parametrize(
+    ("make_env", "arguments", "message"),
+    [
+        (limited, dict(learning_starts=10), "`learning_starts=10` .* up to 25 steps: .* at least 25$"),
+        (limited, dict(learning_starts=23), "`learning_starts=23` .* up to 25 steps"),
+        (lambda: gym.make("PointGoal-v0"), dict(learning_starts=0), "`learning_starts=0` .* up to 25 steps"),
+        (lambda: "PointGoal-v0", dict(learning_starts=0), "`learning_starts=0` .* up to 25 steps"),
+        (
+            lambda: RecordEpisodeStatistics(SameObservation(limited())),
+            dict(learning_starts=10),
+            "`learning_starts=10` .* up to 25 steps",
+        ),
+        (limited, dict(learning_starts=2, train_freq=8), "`learning_starts=2` .* up to 25 steps"),
+        (
+            lambda: VecNormalize(make_vec_env(limited, n_envs=2)),
+            dict(learning_starts=40),
+            "`learning_starts=40` .* up to 25 steps in 2 environments: .* at least 50$",
+        ),
+    ],
+)
+def test_learning_that_starts_within_the_first_episode_is_refused_at_once(make_env, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(make_env(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make_env", "arguments"),
+    [
+        (limited, dict(learning_starts=24)),
+        (limited, dict(learning_starts=0, train_freq=(1, "episode"))),
+        (limited, dict(learning_starts=3, train_freq=25)),
+        (limited, dict(learning_starts=18, train_freq=9)),
+        (limited, dict(learning_starts=0, gradient_steps=0)),
+        (lambda: LongSteps(limited(50)), dict(learning_starts=25)),
+        (lambda: make_vec_env(limited, n_envs=2), dict(learning_starts=48)),
+        (lambda: EndsEarly(limited()), dict(learning_starts=10)),
+        (lambda: PointGoal(max_steps=10), dict(learning_starts=10)),
+    ],
+)
+def test_learning_that_starts_after_the_first_episode_is_not_refused(make_env, arguments):
+    """As little as SB3 does."""
+    kwargs = dict(buffer_size=200, batch_size=4, replay_buffer_class=HerReplayBuffer, policy_kwargs=SMALL)
+    model = DDPG("MultiInputPolicy", make_env(), **kwargs, **arguments).learn(60)
+    assert make_model(make_env(), **arguments).learn(60)._n_updates == model._n_updates
+
+
+@pytest.mark.parametrize(
+    "make_env", [PointGoal, pytest.param(lambda: make_vec_env(limited, vec_env_cls=SubprocVecEnv), marks=pytest.mark.slow)]
+)
+def test_an_episode_of_unknown_length_that_is_too_long(make_env):
+    """Nobody knows before learning starts."""
+    env = make_env()
+    model = make_model(env, learning_starts=10)
+    with pytest.raises(ValueError, match=r"`learning_starts=10` .* more than 11 steps: at step 11 none has ended"):
+        model.learn(60)
+    env.close()
+
+
+def test_learning_goes_on_with_a_replay_buffer_and_not_without(tmp_path):
+    """A loaded model takes one, or is told to wait for an episode, before it takes a step."""
+    model = make_model(limited()).learn(60)
+    model.save(tmp_path / "model")
+    model.save_replay_buffer(tmp_path / "buffer")
+    env = limited()
+    loaded = BNDDPG.load(tmp_path / "model", env=env)
+    message = (
+        r"`learning_starts=50` .* up to 25 steps: .* at least 85 \(or the replay buffer of the 60 steps before be loaded\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        loaded.learn(60, reset_num_timesteps=False)
+    loaded.learning_starts = 85
+    assert loaded.learn(60, reset_num_timesteps=False)._n_updates == model._n_updates + 35
+    loaded = BNDDPG.load(tmp_path / "model", env=env)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    assert loaded.learn(10, reset_num_timesteps=False)._n_updates == model._n_updates + 10
+    loaded = BNDDPG.load(tmp_path / "model", env=env)
+    assert loaded.learn(10)._n_updates == model._n_updates  # it ends before it learns
 
 
 def success_rate(model: BNDDPG, n_episodes: int = 50) -> float:

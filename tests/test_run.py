@@ -1,6 +1,7 @@
 """Everything that SB3's own DDPG does: environments, frequencies, buffers, callbacks, loggers, and that it learns."""
 
 import os
+from collections import Counter
 from itertools import pairwise
 
 import gymnasium as gym
@@ -347,6 +348,32 @@ def test_identity(normalization):
     model.learn(800)
     mean_return, _ = evaluate_policy(model, env, n_eval_episodes=5, warn=False)
     assert mean_return > 90  # of 100
+
+
+class Watching(BaseCallback):
+    """Registers what ``WandbCallback(gradient_save_freq=1)`` does, when it does: hooks of all layers and all parameters."""
+
+    def _init_callback(self):
+        self.calls = Counter()
+        for name, module in self.model.policy.named_modules():
+            module.register_forward_hook(lambda *args, name=name: self.calls.update([name]))
+        for name, param in self.model.policy.named_parameters():
+            param.register_hook(lambda grad, name=name: self.calls.update([f"gradient of {name}"]))
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.parametrize("n_steps_before", [0, 30])
+def test_a_callback_that_watches_layers_and_gradients(make_model, capsys, n_steps_before):
+    """It misses nothing, and the training says that it is slower for that."""
+    model = make_model(verbose=1).learn(n_steps_before, log_interval=None)
+    assert "Updating by autograd" not in capsys.readouterr().out
+    watching = Watching()
+    model.learn(30, callback=watching, log_interval=None)
+    assert watching.calls["gradient of critic.q_net.0.weight"] >= 10
+    assert watching.calls["critic.q_net.0"] >= 10
+    assert capsys.readouterr().out.count("Updating by autograd: there are hooks in the network") == 1
 
 
 def test_mujoco(make_model):

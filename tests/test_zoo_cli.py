@@ -109,6 +109,31 @@ def test_record_training_says_what_it_needs(monkeypatch):
         cli.main(["record_training"])
 
 
+@pytest.mark.filterwarnings("ignore:'rl_zoo3.benchmark' found in sys.modules")
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        (None, "`--log-dir logs` is not allowed: there is no such folder; name the one of the trainings"),
+        ("logs", "`--log-dir logs` is not allowed: it has no trained model"),
+        (
+            "logs/bn_ddpg/Pendulum-v1_1/Pendulum-v1",
+            "`--log-dir logs` is not allowed: none of its 1 models could be evaluated, as said above",
+        ),
+    ],
+)
+@pytest.mark.parametrize("has_earlier_results", [False, True])
+def test_a_benchmark_of_nothing(folder, message, has_earlier_results, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("subprocess.call", lambda *args, **kwargs: 1)  # as of a model that does not load
+    if folder is not None:
+        Path(folder).mkdir(parents=True)
+        Path(folder, "args.yml").write_text("env: Pendulum-v1")
+    if folder is not None and has_earlier_results:
+        Path("logs/benchmark").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=f"^bn-ddpg benchmark: {message}"):
+        cli.main(["benchmark", "--log-dir", "logs", "--no-hub"])
+
+
 WITHOUT_RL_ZOO = "import sys; sys.modules['rl_zoo3'] = None\n"
 
 

@@ -14,10 +14,12 @@ pytest.importorskip("rl_zoo3")
 
 import rl_zoo3
 import yaml
+from conftest import SpaceEnv
+from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, zoo
+from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, MlpPolicy, MultiInputPolicy, zoo
 from sb3_bn_ddpg.dm_control_pixels import TASKS, import_suite
 
 with contextlib.suppress(ImportError):
@@ -26,7 +28,7 @@ with contextlib.suppress(ImportError):
 zoo.register()
 
 FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in zoo.PROFILES}
-ALL_ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if env_id != "default"]
+ALL_ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if "default" not in env_id]
 PAPERS = {
     "cartpole": ("swingup", "balance", "two_poles", "three_poles"),
     "cheetah": ("run",),
@@ -82,6 +84,57 @@ def test_unlisted_environment_gets_the_default(tmp_path):
     assert "Ant-v4" not in FILES["tuned"]
     gym.register("Unlisted-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
     assert model_of("tuned", "Unlisted-v0", tmp_path).batch_size == FILES["tuned"]["default"]["batch_size"]
+
+
+VECTORS, IMAGE = (
+    spaces.Dict(place=spaces.Box(-1, 1, (2,)), speed=spaces.Box(-9, 9, (3,))),
+    spaces.Box(0, 255, (36, 40, 1), np.uint8),
+)
+gym.register("Vectors-v0", lambda: SpaceEnv(VECTORS, spaces.Box(-1, 1, (2,))))
+gym.register("Image-v0", lambda: SpaceEnv(IMAGE, spaces.Box(-1, 1, (2,))))
+gym.register("Both-v0", lambda: SpaceEnv(spaces.Dict(VECTORS, camera=IMAGE), spaces.Box(-1, 1, (2,))))
+
+
+@pytest.mark.parametrize("profile", zoo.PROFILES)
+@pytest.mark.parametrize(
+    ("env_id", "policy"), [("Vectors-v0", MultiInputPolicy), ("Both-v0", MultiInputPolicy), ("Image-v0", CnnPolicy)]
+)
+def test_an_unlisted_environment_gets_the_policy_for_its_observations(profile, env_id, policy, tmp_path):
+    """And trains, without any hyperparameter on the command line."""
+    model = model_of(profile, env_id, tmp_path)
+    assert type(model.policy) is policy
+    entry = FILES[profile]["default_images" if policy is CnnPolicy else "default_dict"]
+    assert model.batch_size == entry["batch_size"]
+    assert model.n_steps == 1
+    model.learning_starts = 10
+    assert model.learn(12)._n_updates == 2
+    config = yaml.unsafe_load((tmp_path / f"{zoo.ALGO}/{env_id}_1/{env_id}/config.yml").read_text())
+    assert config["policy"] == entry["policy"]
+
+
+def test_a_search_in_an_unlisted_environment_with_a_dictionary(tmp_path):
+    """Its trials, and a training from one of them."""
+    search = dict(optimize_hyperparameters=True, n_trials=1, n_timesteps=110, n_eval_episodes=1, no_optim_plots=True)
+    arguments = {"log_folder": str(tmp_path), "eval_freq": -1, "verbose": 0}
+    manager = exp_manager.ExperimentManager(Namespace(env="Vectors-v0"), zoo.ALGO, "Vectors-v0", **arguments, **search)
+    manager.setup_experiment()
+    manager.hyperparameters_optimization()
+    model = model_of("tuned", "Vectors-v0", tmp_path, trial_id=0)
+    assert (type(model.policy), model.n_steps) == (MultiInputPolicy, 1)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "hyperparams", "policy", "n_steps"),
+    [
+        ("Vectors-v0", {"env_wrapper": "gymnasium.wrappers.FlattenObservation"}, MlpPolicy, 5),
+        ("Image-v0", {"policy": "MlpPolicy"}, MlpPolicy, 5),
+        ("Image-v0", {"policy": "CnnPolicy"}, CnnPolicy, 1),
+        ("Vectors-v0", {"policy": "sb3_bn_ddpg.MultiInputPolicy"}, MultiInputPolicy, 1),
+    ],
+)
+def test_the_command_line_says_more_than_the_observations(env_id, hyperparams, policy, n_steps, tmp_path):
+    model = model_of("tuned", env_id, tmp_path, hyperparams=hyperparams)
+    assert (type(model.policy), model.n_steps) == (policy, n_steps)
 
 
 def test_tuned_profile_covers_the_zoos_file():

@@ -1,5 +1,7 @@
 """What ``register()`` changes inside a process: the algorithm, its noise and schedules in files, its search space."""
 
+import shlex
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -7,9 +9,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from gymnasium.envs.classic_control import PendulumEnv
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
+from zoo_runs import PYTHON_FILE
 
 pytest.importorskip("rl_zoo3")
 
@@ -22,6 +26,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
 from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.zoo import python_files
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
 from sb3_bn_ddpg.zoo.studies import as_code, default_study_name, finished_trials, load_study, open_storage
 
@@ -385,7 +390,160 @@ def test_values_as_code_that_the_zoo_evaluates():
             as_code({"value": unwritable})
 
 
+# --- Hyperparameters in a Python file
+
+
+@pytest.fixture
+def python_file(tmp_path):
+    (path := tmp_path / "a folder.v2" / "conf.py").parent.mkdir()
+    path.write_text(PYTHON_FILE)
+    return path
+
+
+def forget_python_files():
+    """As in another process."""
+    for name in [name for name in sys.modules if name.startswith(python_files.PREFIX)]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("algo", ["bn_ddpg", "ddpg"])
+def test_classes_of_a_python_file_are_found_again(algo, python_file, tmp_path):
+    """By what reads a run's ``config.yml``, as ``enjoy`` and a resumed training do."""
+    manager = manager_of(tmp_path, algo=algo, config=str(python_file))
+    _, saved = manager.setup_experiment()
+    forget_python_files()
+    read, _ = rl_zoo3.utils.get_saved_hyperparams(manager.params_path)
+    extractor_class = read["policy_kwargs"]["features_extractor_class"]
+    assert extractor_class.__name__ == "Sets"
+    assert extractor_class is not saved["policy_kwargs"]["features_extractor_class"]
+    forget_python_files()
+    python_file.unlink()
+    with pytest.raises(yaml.YAMLError, match=rf"there is no file {python_file}"):
+        rl_zoo3.utils.get_saved_hyperparams(manager.params_path)
+
+
+def test_a_training_of_a_python_file_is_resumed(python_file, tmp_path):
+    manager = manager_of(tmp_path, config=str(python_file))
+    model, _ = manager.setup_experiment()
+    manager.learn(model)
+    forget_python_files()
+    checkpoint = f"{manager.save_path}/checkpoint.zip"
+    again = manager_of(tmp_path, trained_agent=checkpoint, n_timesteps=10)
+    resumed, _ = again.setup_experiment()
+    again.learn(resumed)
+    assert resumed.num_timesteps == 70
+    configs = [yaml.unsafe_load(Path(each.params_path, "config.yml").read_text()) for each in (manager, again)]
+    assert configs[0] == configs[1]
+
+
+def test_a_model_needs_no_python_file(python_file, tmp_path):
+    """The class is in the model's own file, whichever way it was found."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    model = model_of(tmp_path, config=str(python_file))
+    model.save(folder / "from_file")
+    forget_python_files()
+    extractor_class = rl_zoo3.utils.get_class_by_name(f"{python_files.module_name(str(python_file))}.Sets")
+    BNDDPG("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(features_extractor_class=extractor_class)).save(folder / "by_name")
+    forget_python_files()
+    python_file.unlink()
+    for name in ("from_file", "by_name"):
+        assert type(BNDDPG.load(folder / name).actor.features_extractor).__name__ == "Sets"
+
+
+def test_a_python_file_is_read_anew(python_file, tmp_path):
+    """As its text is now, and as it was before the Zoo changed the hyperparameters in place."""
+    for _ in range(2):
+        model = model_of(tmp_path, config=str(python_file), hyperparams={"batch_size": 4})
+        assert (model.batch_size, model.actor.features_extractor.features_dim) == (4, 5)
+        model = model_of(tmp_path, config=str(python_file))
+        assert (model.batch_size, type(model.learning_starts)) == (8, int)
+    python_file.write_text(PYTHON_FILE.replace("features_dim=5", "features_dim=6"))
+    assert model_of(tmp_path, config=str(python_file)).actor.features_extractor.features_dim == 6
+
+
+def test_search_with_a_python_file(python_file, tmp_path, capsys):
+    """What it found is trained from its file and from the study, and the same command goes on with it."""
+    kwargs = dict(optimize_hyperparameters=True, n_trials=1, n_eval_episodes=1, no_optim_plots=True)
+
+    def search():
+        manager = manager_of(tmp_path, config=str(python_file), **kwargs)
+        manager.setup_experiment()
+        manager.hyperparameters_optimization()
+        return manager
+
+    first = search()
+    assert capsys.readouterr().out.count("bn-ddpg train ") == 2
+    forget_python_files()
+    (best_file,) = tmp_path.glob("logs/bn_ddpg/optuna/*/best.yml")
+    from_file = model_of(tmp_path, config=str(best_file))
+    from_study = model_of(tmp_path, config=str(python_file), trial_id=0)
+    assert str(from_file.policy) == str(from_study.policy)
+    assert type(from_file.actor.features_extractor).__name__ == "Sets"
+    assert type(from_file.actor.mu[2]).__name__ == type(from_study.actor.mu[2]).__name__
+    (moved := tmp_path / "moved").mkdir()
+    python_file = python_file.rename(moved / "conf.py")
+    assert search().study_name == first.study_name
+
+
+def test_search_with_what_no_text_stands_for(python_file, tmp_path, capsys):
+    """The study trains it all the same, with the Python file."""
+    python_file.write_text(PYTHON_FILE.replace("activation_fn=rounded", "activation_fn=lambda: nn.Softplus()"))
+    kwargs = dict(optimize_hyperparameters=True, n_trials=1, n_eval_episodes=1, no_optim_plots=True)
+    search = manager_of(tmp_path, config=str(python_file), **kwargs)
+    search.args.conf_file = str(python_file)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    *_, words, command = capsys.readouterr().out.splitlines()
+    assert words.endswith("best.yml cannot hold policy_kwargs, which no text stands for")
+    assert command.startswith("Train with it: bn-ddpg train --algo bn_ddpg --env Pendulum-v1 --storage sqlite:///")
+    assert shlex.split(command)[-4:] == ["--trial-id", "0", "--conf-file", str(python_file)]
+
+
 # --- Searches that go wrong
+
+
+class Unstable(PendulumEnv):
+    """A simulation that says, in the first trial, that it has left its bounds."""
+
+    steps = 0
+    error: type[Exception] = AssertionError
+
+    def step(self, action):
+        Unstable.steps += 1
+        if Unstable.steps == 60:
+            raise self.error("unstable simulation")
+        return super().step(action)
+
+
+gym.register("Unstable-v0", Unstable, max_episode_steps=20)
+
+
+@pytest.mark.parametrize(("algo", "error"), [("bn_ddpg", AssertionError), ("bn_ddpg", ValueError), ("ddpg", AssertionError)])
+def test_a_trial_whose_environment_raises_is_pruned_and_the_search_goes_on(algo, error, tmp_path, monkeypatch, capsys):
+    """If it raises what the Zoo prunes for."""
+    monkeypatch.setattr(Unstable, "steps", 0)
+    monkeypatch.setattr(Unstable, "error", error)
+    entry = {"learning_starts": 50, "buffer_size": 1000}
+    kwargs = dict(optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, no_optim_plots=True, pruner="none")
+    search = manager_of(tmp_path, "Unstable-v0", algo, entry=entry, **kwargs)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    study = load_study(None, None, str(tmp_path / "logs"), algo, "Unstable-v0")
+    assert [trial.state.name for trial in study.trials] == ["PRUNED", "COMPLETE"]
+    output = capsys.readouterr().out
+    assert "unstable simulation\n============\nSampled hyperparams:" in output
+    assert "Best of 1 finished trials" in output
+
+
+def test_what_the_zoo_does_not_prune_for_ends_a_search_as_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(Unstable, "steps", 0)
+    monkeypatch.setattr(Unstable, "error", ConnectionError)
+    kwargs = dict(optimize_hyperparameters=True, n_trials=3, n_eval_episodes=1, no_optim_plots=True, pruner="none")
+    search = manager_of(tmp_path, "Unstable-v0", entry={"learning_starts": 50, "buffer_size": 1000}, **kwargs)
+    search.setup_experiment()
+    with pytest.raises(ConnectionError, match="unstable simulation"):
+        search.hyperparameters_optimization()
 
 
 def test_a_search_that_cannot_train_says_so(tmp_path):
@@ -396,6 +554,30 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
     with pytest.raises(ValueError, match="the action space Discrete"):
         search.hyperparameters_optimization()
     assert not list(tmp_path.glob("logs/bn_ddpg/CartPole-v1*"))
+
+
+gym.register(
+    "Goals-v0",
+    "stable_baselines3.common.envs:BitFlippingEnv",
+    max_episode_steps=30,
+    kwargs=dict(continuous=True, max_steps=99),
+)
+
+
+@pytest.mark.parametrize("learning_starts", [20, 30])
+def test_a_search_with_goals_does_not_start_within_the_first_episode(learning_starts, tmp_path):
+    """Else each trial would be pruned, one after another."""
+    entry = {"policy": "MultiInputPolicy", "replay_buffer_class": "HerReplayBuffer", "n_timesteps": 40, "buffer_size": 1000}
+    kwargs = dict(optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, no_optim_plots=True)
+    search = manager_of(tmp_path, "Goals-v0", entry=entry | {"learning_starts": learning_starts}, **kwargs)
+    search.setup_experiment()
+    if learning_starts < 30:
+        with pytest.raises(ValueError, match="`learning_starts=20` is not allowed with HerReplayBuffer"):
+            search.hyperparameters_optimization()
+    else:
+        search.hyperparameters_optimization()
+    study = load_study(None, None, str(tmp_path / "logs"), "bn_ddpg", "Goals-v0")
+    assert [trial.state.name for trial in study.trials] == (["FAIL"] if learning_starts < 30 else ["COMPLETE"] * 2)
 
 
 @pytest.mark.parametrize(

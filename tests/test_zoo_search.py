@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from zoo_runs import PATIENCE, TINY, run, run_code, start, wait_for
+from zoo_runs import PATIENCE, PYTHON_FILE, TINY, run, run_code, start, wait_for
 
 pytest.importorskip("rl_zoo3")
 
@@ -122,6 +122,23 @@ def test_the_commands_of_the_report_train_what_the_search_tried(tmp_path):
         assert models[-1].policy_kwargs["activation_fn"] is nn.Tanh
         assert models[-1].policy_kwargs["net_arch"] == NET_ARCHS[params["net_arch"]]
     assert models[0].policy_kwargs == models[1].policy_kwargs
+
+
+def test_a_class_in_a_python_file_from_search_to_enjoy(tmp_path):
+    """The commands of the report, an interrupted training of them, and a look at it: none imports the file by itself."""
+    (tmp_path / "conf.py").write_text(PYTHON_FILE)
+    report = run(*SEARCH, "--conf-file", "conf.py", "--n-trials", "1", "--no-optim-plots", cwd=tmp_path)
+    commands = re.findall("bn-ddpg (train .*)", report)
+    assert len(commands) == 2
+    for command in commands:
+        run(*shlex.split(command), "-n", "60", "--eval-freq", "-1", cwd=tmp_path)
+    train = ["train", "--env", "Pendulum-v1", "-n", "60", "--eval-freq", "-1"]
+    for number in (1, 2):
+        run(*train, "-i", f"logs/bn_ddpg/Pendulum-v1_{number}/checkpoint.zip", cwd=tmp_path)
+        model = BNDDPG.load(tmp_path / f"logs/bn_ddpg/Pendulum-v1_{2 + number}/Pendulum-v1.zip")
+        assert type(model.actor.features_extractor).__name__ == "Sets"
+        assert model.num_timesteps == 120
+    assert "1 Episodes" in run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200", cwd=tmp_path)
 
 
 def test_two_jobs_in_one_process(tmp_path):

@@ -13,6 +13,33 @@ PATIENCE = 600
 """Seconds that a process may take on a busy machine; a limit that only a process that hangs reaches."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", "SDL_VIDEODRIVER": "dummy"}
 
+PYTHON_FILE = """
+import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
+
+class Sets(BaseFeaturesExtractor):
+    def __init__(self, observation_space, features_dim=8):
+        super().__init__(observation_space, features_dim)
+        self.net = nn.Linear(3, features_dim)
+
+    def forward(self, observations):
+        return self.net(observations)
+
+def rounded():
+    return nn.Softplus()
+
+hyperparams = {
+    "Pendulum-v1": dict(
+        n_timesteps=60, policy="MlpPolicy", learning_starts=50, buffer_size=1000, batch_size=8,
+        policy_kwargs=dict(
+            net_arch=[8], features_extractor_class=Sets, features_extractor_kwargs=dict(features_dim=5), activation_fn=rounded
+        ),
+    )
+}
+"""
+"""A hyperparameter file with a class and a function in it"""
+
 
 def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     """Start a command of ``bn-ddpg`` in the folder."""

@@ -138,7 +138,7 @@ HYPERPARAMETERS = dict(
     seed=st.sampled_from([None, 0, 2**31, 2**33, -1, "a", 1.5]),
 )
 POLICY_KWARGS = dict(
-    net_arch=st.sampled_from([[4], [], [4, 3], [3, 3, 3], dict(pi=[3], qf=[]), [0], [2.5], "4", dict(pi=[3]), [[4]], [4.0]]),
+    net_arch=st.sampled_from([[4], [], (4, 3), [3, 3, 3], dict(pi=[3], qf=()), [0], [2.5], "4", dict(pi=[3]), [[4]], [4.0]]),
     activation_fn=st.sampled_from([th.nn.ReLU, th.nn.Tanh]),
     normalization=st.sampled_from(["batch", "batch_renorm", "layer", "batch_layer", None, "group"]),
     norm_momentum=st.sampled_from([0.1, 1.0, 0.0]),
@@ -204,7 +204,7 @@ def outcome(configuration: dict[str, Any]) -> str:
             model = BNDDPG(configuration["policy"], env, device="cpu", **configuration["arguments"])
         except ValueError:
             return "refused"
-        model.learn(N_STEPS * n_envs + model.learning_starts)
+        model.learn(N_STEPS * n_envs + max(model.learning_starts, 0))
         assert model.num_timesteps >= N_STEPS
         return "trained"
     finally:

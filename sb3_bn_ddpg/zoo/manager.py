@@ -15,12 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import optuna
 import yaml
+from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.atomic_files import FileError
@@ -28,8 +32,9 @@ from sb3_bn_ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
-from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, UninterruptedTrial, left_to_parent
-from sb3_bn_ddpg.zoo.profiles import ALGO, profile_path
+from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, EnvWrapper, Interrupts, UninterruptedTrial, left_to_parent
+from sb3_bn_ddpg.zoo.profiles import ALGO, PROFILES, profile_path
+from sb3_bn_ddpg.zoo.python_files import imported
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
     WorkerRecovery,
@@ -82,7 +87,10 @@ ENVIRONMENT_HYPERPARAMETERS = (
 )
 """RL Zoo's that make the training's environment, which a checkpoint holds"""
 
-NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_load_pretrained_agent"}
+DEFAULTS = {"default_dict": "dictionaries", "default_images": "images"}
+"""Entries of the profiles beside ``default``, for environments without one of their own, and what their observations are"""
+
+NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_observation_space", "_load_pretrained_agent"}
 """RL Zoo's functions that make the environment and load a model: their errors are not of the hyperparameter file."""
 
 
@@ -177,12 +185,63 @@ class BNDDPGExperimentManager(ExperimentManager):
             from_trial.pop("action_noise", None)
         overrides = from_trial | from_command_line
         self.custom_hyperparams = overrides
-        hyperparams, saved_hyperparams = super().read_hyperparameters()
+        hyperparams, saved_hyperparams = self._read_file()
         if self.algo == ALGO:
             for each in (hyperparams, saved_hyperparams):
                 _settle_noise_spelling(each, overrides)
         self._file_hyperparams = dict(saved_hyperparams)
         return hyperparams, saved_hyperparams
+
+    def _read_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: What the Zoo reads: the hyperparameters of the file and the command line, and a copy of them to save
+        """
+        config, env_name = self.config, self.env_name
+        if config in map(str, map(profile_path, PROFILES)):
+            entry = self._default_entry(yaml.safe_load(Path(config).read_text()))
+            self.env_name = SimpleNamespace(gym_id=entry or env_name.gym_id)  # the entry that the Zoo looks for
+            try:
+                return super().read_hyperparameters()
+            finally:
+                self.env_name = env_name
+        if not config.endswith(".py"):
+            return super().read_hyperparameters()
+        with imported(config) as self.config:
+            try:
+                return super().read_hyperparameters()
+            finally:
+                self.config = config
+
+    def _default_entry(self, profile: dict[str, Any]) -> str | None:
+        """
+        :param profile: The entries of a profile
+        :return: The one whose policy fits the environment's observations, for an environment that has none of its own
+        """
+        if self.env_name.gym_id in profile:
+            return None
+        given = self.custom_hyperparams or {}
+        env_kwargs = self.env_kwargs or given.get("env_kwargs") or {}
+        space = self._observation_space(get_wrapper_class(given), env_kwargs)
+        if isinstance(space, spaces.Dict):
+            entry = "default_dict"
+        elif is_image_space(space) and given.get("policy", "CnnPolicy") == "CnnPolicy":
+            entry = "default_images"
+        else:
+            return None
+        print(f"Observations are {DEFAULTS[entry]}: using the hyperparameters of {entry!r}")
+        return entry
+
+    def _observation_space(self, wrapper: EnvWrapper | None, env_kwargs: dict[str, Any]) -> spaces.Space[Any]:
+        """
+        :param wrapper: What wraps the environment
+        :param env_kwargs: The environment's arguments
+        :return: The observations of the environment in its wrapper
+        """
+        env: gym.Env[Any, Any] = gym.spec(self.env_name.gym_id).make(**env_kwargs)
+        try:
+            return (env if wrapper is None else wrapper(env)).observation_space
+        finally:
+            env.close()
 
     def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -232,7 +291,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         from_trial = self.load_trial(self.storage or "", self.study_name or "", trial_id)
         self.trial_id, self.custom_hyperparams = None, None
         with redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
-            in_file, _ = super().read_hyperparameters()
+            in_file, _ = self._read_file()
         merged = merge_hyperparams(in_file, from_trial, self._nested)
         return {key: merged[key] for key in from_trial}
 
@@ -467,7 +526,9 @@ class BNDDPGExperimentManager(ExperimentManager):
             _settle_noise_spelling(hyperparams, from_trial)
         if self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs
-        write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
+        left_out = write_best_hyperparams(best_file, self.env_name.gym_id, hyperparams)
+        if vars(self.args).get("env_kwargs"):  # which the commands have too
+            left_out = [name for name in left_out if name != "env_kwargs"]
         files = [best_file, *(write_plots(study, folder) if with_plots else [])]
 
         best = study.best_trial
@@ -476,7 +537,10 @@ class BNDDPGExperimentManager(ExperimentManager):
         print("\nWritten: " + " ".join(str(file) for file in files))
         try:
             from_file, from_study = self._training_commands(study, best_file, hyperparams)
-            print(f"Train with it: {from_file}\nor:            {from_study}")
+            if left_out:
+                print(f"{best_file} cannot hold {', '.join(left_out)}, which no text stands for\nTrain with it: {from_study}")
+            else:
+                print(f"Train with it: {from_file}\nor:            {from_study}")
         except ValueError as error:
             print(f"No command trains with it: {error}")
         sys.stdout.flush()
@@ -487,7 +551,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :param best_file: The file with the best trial's hyperparameters
         :param hyperparams: These
         :return: The commands that train with them, from the file and from the study, in the search's environment
-        :raises ValueError: if a value cannot be written as text
+        :raises ValueError: if a value of the command line cannot be written as text
         """
         given = vars(self.args)
         train = ["bn-ddpg", "train", "--algo", self.algo, "--env", self.env_name.gym_id]
@@ -500,10 +564,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         if given.get("conf_file"):
             from_study += ["--conf-file", given["conf_file"]]
         # Over the trial a command line has the last word, in the search the trial had it: with the trial's values
-        params = {name: as_code(value) for name, value in hyperparams.items()}
-        params = {name: code for name, code in params.items() if name in (given.get("hyperparams") or {})}
-        if params:
-            from_study += ["-params", *(f"{name}:{code}" for name, code in params.items())]
+        names = [name for name in hyperparams if name in (given.get("hyperparams") or {})]
+        if names:
+            from_study += ["-params", *(f"{name}:{as_code(hyperparams[name])}" for name in names)]
         return (
             shlex.join([*train, "--conf-file", str(best_file), *environment]),
             shlex.join([*train, *from_study, *environment]),

@@ -1,8 +1,10 @@
 """What RL Zoo's scripts need to work with an algorithm from another package, and from an installed Zoo."""
 
 import importlib
+import runpy
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -51,6 +53,11 @@ def names_of_folders() -> Iterator[None]:
     get_trained_models = utils.get_trained_models
 
     def get_named_models(log_folder: str) -> dict[str, tuple[str, str]]:
+        if not Path(log_folder).is_dir():
+            raise ValueError(
+                f"`--log-dir {log_folder}` is not allowed: there is no such folder; name the one of the trainings, as in "
+                "`--log-dir logs`"
+            )
         models = get_trained_models(log_folder)
         return {name: (algo, hub.EnvironmentName(env_id)) for name, (algo, env_id) in models.items()}
 
@@ -59,6 +66,28 @@ def names_of_folders() -> Iterator[None]:
         yield
     finally:
         utils.get_trained_models = get_trained_models
+
+
+def run_benchmark(module: str) -> None:
+    """
+    Run the script ``benchmark``, which writes an empty table, or fails to, if it has evaluated no model.
+
+    :param module: The script
+    :raises ValueError: if it has evaluated none
+    """
+    failure: Exception | None = None
+    try:
+        variables = runpy.run_module(module, run_name="__main__")
+    except Exception as error:
+        failure = error
+        of_frames = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
+        variables = next((each for each in of_frames if "n_experiments" in each), {})  # the script's
+    if "results" in variables and not any(variables["results"].values()):
+        folder, n_models = variables["args"].log_dir, variables["n_experiments"]
+        why = f"none of its {n_models} models could be evaluated, as said above" if n_models else "it has no trained model"
+        raise ValueError(f"`--log-dir {folder}` is not allowed: {why}") from failure
+    if failure is not None:
+        raise failure
 
 
 @contextmanager

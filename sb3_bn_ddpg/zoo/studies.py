@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import optuna
@@ -21,12 +22,15 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from sb3_bn_ddpg.checks import check_number
+from sb3_bn_ddpg.zoo.python_files import without_path
 
 TABLE_CREATION_RETRIES = 4
 """Workers that start at the same moment on an empty database all create its tables, and all but one of them fail."""
 
 EVALUATED = ("monitor_kwargs", "normalize", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 """Hyperparameters that RL Zoo evaluates as Python if they are words."""
+IMPORTED = ("callback", "env_wrapper", "vec_env_wrapper")
+"""Those that name classes, which it imports."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +135,8 @@ def default_study_name(algo: str, env_name: str, objective: dict[str, Any]) -> s
 
 
 def _described(value: Any) -> str:
-    """What ``repr`` says of an object but for its address, which is another one in each process."""
-    return re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))
+    """What ``repr`` says of an object but for its address and its file's: these are others in each process or checkout."""
+    return without_path(re.sub(" at 0x[0-9a-fA-F]+", "", repr(value)))
 
 
 def _study_prefix(algo: str, env_name: str) -> str:
@@ -178,7 +182,7 @@ def finished_trials(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
 
 def as_code(value: Any) -> str:
     """
-    :param value: A number, a word, None, a class, or a list, tuple or mapping of such
+    :param value: A number, a word, None, a class or function of a module, or a list, tuple or mapping of such
     :return: What RL Zoo evaluates to it, on its command line and in the entries ``EVALUATED`` of a file
     :raises ValueError: if it is anything else
     """
@@ -187,7 +191,7 @@ def as_code(value: Any) -> str:
     if type(value) in (list, tuple):
         entries = f"[{', '.join(map(as_code, value))}]"
         return entries if type(value) is list else f"tuple({entries})"
-    if isinstance(value, type):
+    if isinstance(value, (type, FunctionType)):
         name = f"{value.__module__}.{value.__qualname__}"
         with suppress(AttributeError, ImportError):
             if get_class_by_name(name) is value:
@@ -197,16 +201,34 @@ def as_code(value: Any) -> str:
     raise ValueError(f"{value!r} cannot be written as text")
 
 
-def write_best_hyperparams(path: Path, env_id: str, hyperparams: dict[str, Any]) -> None:
+def write_best_hyperparams(path: Path, env_id: str, hyperparams: dict[str, Any]) -> list[str]:
     """
     Write a hyperparameter file of one environment, ready for ``--conf-file`` or to paste into another file.
 
     :param path: Where to write it
     :param env_id: The environment
     :param hyperparams: Its hyperparameters
+    :return: The names of those that such a file cannot hold, as an object that is no class
     """
     written = {name: _evaluated(value) if name in EVALUATED else value for name, value in hyperparams.items()}
     path.write_text(yaml.dump({env_id: written}, Dumper=_HyperparamsDumper, sort_keys=False))
+    return [name for name, value in written.items() if not _is_held(name, value)]
+
+
+def _is_held(name: str, value: Any) -> bool:
+    """
+    :param name: Name of a hyperparameter
+    :param value: What was written of it
+    :return: Whether RL Zoo reads the hyperparameter from that
+    """
+    try:
+        if name in IMPORTED:
+            as_code(value)
+        else:
+            yaml.safe_dump(value)
+    except (ValueError, yaml.YAMLError):
+        return False
+    return True
 
 
 def _evaluated(value: Any) -> Any:
