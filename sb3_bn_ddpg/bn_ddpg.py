@@ -240,8 +240,6 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         self._learning_guard = LearningGuard(self._largest_reward)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
-        if self.num_timesteps == 0:  # what a loaded model has learnt from may be loaded too
-            check_first_episode(self)
         self._update_optimizers()
         # A copy: two models never draw from one generator. All other noises stay the user's objects, as in SB3
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
@@ -450,7 +448,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
             self._show_hidden_noise()
         if self.action_noise is not noise:  # a callback's
             self._set_up_action_noise()
-        check_first_episode(self, until=self._total_timesteps)
+        check_first_episode(self, until=self._total_timesteps)  # not before: a replay buffer may be loaded until here
         # The first steps must not see the progress at which an earlier call of learn ended
         if self._total_timesteps > 0:
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)

@@ -20,7 +20,7 @@ from sb3_bn_ddpg.statistics import Statistics
 from sb3_bn_ddpg.update import Batch, Networks, PassStatistics, UpdateInfo, restore_norms
 
 DENORMAL_INTERVAL = 100
-"""Once in so many updates of the model, moments of the optimizers that are nearly denormal numbers become zero."""
+"""Once in so many updates of the model, moments of the optimizers and parameters that are nearly denormal become zero."""
 
 
 class FastUpdate:
@@ -185,7 +185,7 @@ class FastUpdate:
                 storage.move_target_statistics(tau, self.statistics.target_sync)
 
     def flush_denormals(self) -> None:
-        """Set moments of the optimizers that are too small to count to zero."""
+        """Set moments of the optimizers, and parameters, that are too small to count to zero."""
         self.actor_storage.flush_denormals()
         self.critic_storage.flush_denormals()
 

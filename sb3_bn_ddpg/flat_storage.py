@@ -18,11 +18,12 @@ ALIGNMENT = 16
 
 DENORMAL_THRESHOLD = 1e-30
 """
-Moments below it become zero now and then. Those of a parameter without gradient otherwise decay into denormal numbers after
-some 800 steps, and stay there, which makes Adam several times slower. Beside Adam's epsilon they count for nothing.
+Moments and parameters below it become zero now and then. Moments of a parameter without gradient otherwise decay into denormal
+numbers after some 800 steps, and stay there, as weights do that weight decay alone moves. That makes a step several times
+slower. Beside Adam's epsilon, and beside any bias, they count for nothing.
 """
 SMALLEST_EPS = 1e-12
-"""Beside a smaller epsilon they may count, and so they stay."""
+"""Beside a smaller epsilon moments may count, and so they stay."""
 
 BLOCKS = 32
 """On a GPU, Adam works on so many pieces of a group side by side; PyTorch has a single launch for up to 36."""
@@ -182,10 +183,11 @@ class FlatStorage:
         return tuple((*group["betas"], group["eps"], group["weight_decay"]) for group, _, _ in self.slices)
 
     def flush_denormals(self) -> None:
-        """Set moments that are too small to count to zero."""
-        if any(group["eps"] < SMALLEST_EPS for group, _, _ in self.slices):
-            return
-        for flat in (self.exp_avg, self.exp_avg_sq):
+        """Set moments and parameters that are too small to count to zero."""
+        flats = [self.values] if self.target_values is self.values else [self.values, self.target_values]
+        if all(group["eps"] >= SMALLEST_EPS for group, _, _ in self.slices):
+            flats += [self.exp_avg, self.exp_avg_sq]
+        for flat in flats:
             flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
 
     def move_target_statistics(self, tau: float, sync: str | None) -> None:

@@ -848,6 +848,24 @@ def test_moments_do_not_decay_into_denormal_numbers(make_model):
         assert (moment == 0).any()
 
 
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_weights_do_not_decay_into_denormal_numbers(make_model, path):
+    """The paper's weight decay leads there where weights have no other gradient; a step then takes five times as long."""
+    model = make_model(**by(path)).learn(30)
+    weight = model.critic.q_net[0].weight
+    for each in (weight, model.critic_target.q_net[0].weight):
+        with th.no_grad():
+            each[:4] = 1e-39
+    before = copy.deepcopy(model.policy.state_dict())
+    model._fast_update.flush_denormals()
+    for name, value in model.policy.state_dict().items():
+        expected = before[name].clone()
+        if name in ("critic.q_net.0.weight", "critic_target.q_net.0.weight"):
+            assert (expected[:4] > 0).all()
+            expected[:4] = 0
+        assert th.equal(value, expected), name
+
+
 def test_moments_that_count_beside_a_tiny_epsilon_stay(make_model):
     for eps, is_kept in ((1e-8, False), (1e-20, True)):
         model = make_model(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(eps=eps))).learn(30)

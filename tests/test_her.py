@@ -161,8 +161,10 @@ gym.register("PointGoal-v0", PointGoal, max_episode_steps=25, kwargs=dict(max_st
     ],
 )
 def test_learning_that_starts_within_the_first_episode_is_refused_at_once(make_env, arguments, message):
+    model = make_model(make_env(), **arguments)
     with pytest.raises(ValueError, match=message):
-        make_model(make_env(), **arguments)
+        model.learn(60)
+    assert model.num_timesteps == 0
 
 
 @pytest.mark.parametrize(
@@ -217,6 +219,13 @@ def test_learning_goes_on_with_a_replay_buffer_and_not_without(tmp_path):
     assert loaded.learn(10, reset_num_timesteps=False)._n_updates == model._n_updates + 10
     loaded = BNDDPG.load(tmp_path / "model", env=env)
     assert loaded.learn(10)._n_updates == model._n_updates  # it ends before it learns
+
+
+def test_a_new_model_learns_from_a_replay_buffer_that_is_loaded(tmp_path):
+    make_model(limited()).learn(60).save_replay_buffer(tmp_path / "buffer")
+    model = make_model(limited(), learning_starts=0)
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.learn(10)._n_updates == 10
 
 
 def success_rate(model: BNDDPG, n_episodes: int = 50) -> float:
