@@ -9,7 +9,7 @@ ENV ?= Pendulum-v1
 STEPS ?= 12000
 SEED ?= 0
 
-# The speed benchmark: quick, full or gpu
+# The speed benchmark: quick, processor, full or gpu
 SPEED := benchmarks/speed
 PROFILE ?= quick
 
@@ -59,7 +59,7 @@ $(BIN)/uv pip compile pyproject.toml --python-version 3.10 --no-header --no-anno
 	mv constraints.new $(2)
 endef
 
-bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=full: about an hour)
+bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=processor: five minutes, full: an hour)
 	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
 
 # `make bench-learning ARGS="--group peers --workers 2"`, `ARGS="--ray auto"`; with everything stored it only draws

@@ -54,7 +54,7 @@ def processor() -> str:
     """
     :return: The processor's model and, as that name may be of several, its kind
     """
-    return f"{_model_name()} ({_kind()})"
+    return f"{_model_name()} ({', '.join(kind())})"
 
 
 def _model_name() -> str:
@@ -65,7 +65,7 @@ def _model_name() -> str:
     return platform.processor()
 
 
-def _kind() -> str:
+def kind() -> list[str]:
     """
     PyTorch and Numba choose their instructions by it, and so the last bits of sums.
 
@@ -76,4 +76,4 @@ def _kind() -> str:
         from llvmlite import binding
 
         kinds.append(binding.get_host_cpu_name())
-    return ", ".join(kinds)
+    return kinds

@@ -83,6 +83,15 @@ PROFILES = {
         # Numba's code is for the CPU, as the floor's products are, and Tianshou's subject
         contenders=("bnddpg", "bnddpg_no_norm", "bnddpg_autograd", "sb3_ddpg", "sb3_td3", "crossq", "sbx_ddpg"),
     ),
+    "processor": Profile(
+        rounds=9,
+        slice_seconds=0.5,
+        threads=(1,),
+        learn_threads=(),
+        start_rounds=0,
+        breakdown_rounds=0,
+        contenders=("bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"),
+    ),
     "smoke": Profile(
         rounds=2,
         slice_seconds=0.02,

@@ -9,8 +9,8 @@ import pandas as pd
 from benchmarks.markdown import MISSING, number, replace_results, table
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS
-from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, JAX_BASELINE, OURS
-from benchmarks.speed.figures import ratio, read, select, summary, threads_text
+from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.figures import PROCESSORS, ratio, read, select, summary, threads_text
 from benchmarks.speed.machine import GPU
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
@@ -38,7 +38,8 @@ def write(folder: Path, readme: Path) -> None:
     figures = summary(rows)
     machine = machine_rows(folder)
     parts = ["## Machine and versions\n\n" + (table(["", ""], machine) if machine else "Not recorded.")]
-    if GPU not in dict(machine):  # they are bars for the CPU
+    if GPU not in dict(machine):  # they are for the CPU
+        parts.append("## One thread, by kind of processor\n\n" + processors_table(folder))
         parts.append("## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows))
     readme.parent.mkdir(parents=True, exist_ok=True)  # the plots come first
     if len(select(figures, figure="train")):
@@ -95,6 +96,35 @@ def machine_rows(folder: Path) -> list[list[str]]:
     """
     path = folder / "machine.csv"
     return pd.read_csv(path).to_numpy().tolist() if path.exists() else []
+
+
+def processors_table(folder: Path) -> str:
+    """
+    :param folder: The results of a run, which the table has beside those of the profile "processor"
+    :return: For each kind of processor and batch size: share of the floor, and ratios to the peers
+    """
+    lines = []
+    for name, rows in one_thread(folder).items():
+        for batch, case in rows.groupby("batch_size"):
+            shares = [f"{ratio(case, each, FLOOR):.0%}" for each in (OURS, COMPILED)]
+            ratios = [number(ratio(case, each, other)) for other in (BASELINE, JAX_BASELINE) for each in (OURS, COMPILED)]
+            lines.append([name, str(batch), *shares, *ratios])
+    header = ["Processor", "batch", "share of the floor", "compiled", "over SB3 DDPG", "compiled", "over SBX DDPG", "compiled"]
+    return "Cheetah dimensions, batch norm on, one update a call.\n\n" + table(header, lines)
+
+
+def one_thread(folder: Path) -> dict[str, pd.DataFrame]:
+    """
+    :param folder: The results of a run
+    :return: For it and each run of the profile "processor", by the processor's name: rates of ``train()`` on one thread,
+        cheetah dimensions, batches of 64 and 256
+    """
+    result = {}
+    for each in [folder, *sorted(PROCESSORS.glob("*/"))]:
+        rows = select(read(each), figure="train", threads=1, obs_dim=17, action_dim=6, per_call=1)
+        if len(rows):
+            result[dict(machine_rows(each))["Processor"]] = rows[rows["batch_size"].isin([64, 256])]
+    return result
 
 
 def bars_table(rows: pd.DataFrame) -> str:

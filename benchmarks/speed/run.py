@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from benchmarks.speed import breakdown, report, scale
 from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.figures import threads_text
+from benchmarks.speed.figures import PROCESSORS, threads_text
 from benchmarks.speed.interleave import Field, console
-from benchmarks.speed.machine import write_machine
+from benchmarks.speed.machine import kind, write_machine
 from benchmarks.speed.profiles import PROFILES, Profile
 from benchmarks.speed.store import Key, Store
 
@@ -29,7 +29,9 @@ def main() -> None:
     parser.add_argument("--readme", type=Path, help="where the tables go: README.md, of the profile full in this folder")
     arguments = parser.parse_args()
     profile = PROFILES[arguments.profile]
-    folder = arguments.results or Path(__file__).parent / "results" / arguments.profile
+    results = Path(__file__).parent / "results"
+    of_profile = PROCESSORS / "-".join(kind()) if arguments.profile == "processor" else results / arguments.profile
+    folder = arguments.results or of_profile
 
     store, names = Store(folder), arguments.contenders or list(profile.contenders or CONTENDERS)
     failed: set[str] = set()
@@ -47,9 +49,12 @@ def main() -> None:
     scale.measure(names, profile, store, failed)
     write_machine(folder, [name for name in names if name not in failed], profile.device)
 
-    # Neither a quick look nor another device's tables replace the published ones
-    published = Path(__file__).with_name("README.md") if arguments.profile == "full" else folder / "README.md"
-    report.write(folder, arguments.readme or published)
+    # Neither a quick look nor another device's tables replace the published ones, which have all processors' in them
+    own_page = Path(__file__).with_name("README.md")
+    if arguments.profile == "processor" and not arguments.readme:
+        report.write(results / "full", own_page)
+    else:
+        report.write(folder, arguments.readme or (own_page if arguments.profile == "full" else folder / "README.md"))
     if failed:
         console.print(f"[red]Not measured, or not in full: {', '.join(sorted(failed))}[/red]")
         sys.exit(1)
