@@ -35,9 +35,8 @@ def build(variant: Variant, env: VecEnv, seed: int, device: str = "cpu") -> OffP
     algorithm: Any = ALGORITHMS[variant.algorithm]
     if variant.algorithm == "crossq" and device == "cuda":
         algorithm = GraphedCrossQ
-    model: OffPolicyAlgorithm = algorithm(
-        "MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device=device, **kwargs
-    )
+    kwargs.setdefault("learning_starts", LEARNING_STARTS)
+    model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, seed=seed, device=device, **kwargs)
     if isinstance(model.action_noise, OrnsteinUhlenbeckNoise):
         # The stored runs are from before seeds meant another generator; their tasks draw random numbers at resets only
         model.action_noise.set_random_seed(np.random.default_rng(seed))

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.learning import local
-from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, is_done
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
@@ -19,8 +19,10 @@ from benchmarks.speed.machine import cores
 def main() -> None:
     """Parse the command line, run, report; exit code 1 if a unit failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--group", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS))
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--group", nargs="+", choices=ALL_GROUPS, default=list(ALL_GROUPS), metavar="GROUP", help=", ".join(ALL_GROUPS)
+    )
+    parser.add_argument("--task", nargs="+", choices=ALL_TASKS, default=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seed", nargs="+", type=int, metavar="SEED", help="only these")
     parser.add_argument("--workers", type=int, default=cores(), help="units at a time, of one thread each")
@@ -64,7 +66,7 @@ def missing(groups: Sequence[str], budget: Budget, folder: Path) -> Iterator[Uni
     :param folder: The results
     :return: The groups' units that are not stored as the matrix has them, each once
     """
-    units = dict.fromkeys(unit for group in groups for unit in GROUPS[group].units())
+    units = dict.fromkeys(unit for group in groups for unit in ALL_GROUPS[group].units())
     return (unit for unit in units if not is_done(folder, unit, budget))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch as th
 
-from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
+from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.atomic_files import atomic_write
 
@@ -43,7 +43,7 @@ def unit_path(folder: Path, unit: Unit) -> Path:
     :param unit: A unit
     :return: Its file
     """
-    return folder / TASKS[unit.task].folder / unit.variant / f"seed-{unit.seed}.csv"
+    return folder / ALL_TASKS[unit.task].folder / unit.variant / f"seed-{unit.seed}.csv"
 
 
 def read_unit(folder: Path, unit: Unit) -> StoredUnit | None:
