@@ -10,7 +10,7 @@ from stable_baselines3.common.logger import Logger
 
 from benchmarks.learning.evaluation import Evaluator
 from benchmarks.learning.matrix import Budget
-from benchmarks.learning.store import UnitFile
+from benchmarks.learning.store import CLOCKS, UnitFile
 
 VANISHED = 1e-6
 """A smaller weight passes nothing on: with inputs of size 1, all 400 of a layer together come to less than a thousandth."""
@@ -54,7 +54,8 @@ def weight_statistics(critic: th.nn.Module) -> dict[str, float]:
 
 class Recorder(BaseCallback):
     """
-    Evaluates at step 0 and every so many steps, with the training's clocks stopped.
+    Evaluates at step 0 and every so many steps, with the training's clocks stopped. Then it writes a checkpoint, if the unit's
+    file has a place for one.
 
     :param file: Where the rows go
     :param task: The task
@@ -70,15 +71,22 @@ class Recorder(BaseCallback):
         self.wall = self.cpu = 0.0
 
     def _on_training_start(self) -> None:
-        self._write()
+        if self.file.rows:  # of the training that is resumed
+            self.wall, self.cpu = (float(self.file.rows[-1][clock]) for clock in CLOCKS)
+        else:
+            self._write()
         self._start_clocks()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:  # after the update that belongs to the last step
-        if self.num_timesteps and self.num_timesteps % self.budget.every == 0:
+        # A resumed training begins where it was evaluated
+        if self.num_timesteps % self.budget.every == 0 and self.num_timesteps != int(self.file.rows[-1]["step"]):
             self._evaluate()
+            if self.file.checkpoint is not None:  # after the row: a row too many is dropped, a missing one would be lost
+                self.model.save_checkpoint(self.file.checkpoint)
+            self._start_clocks()
 
     def _on_training_end(self) -> None:  # the last step's update is done; no rollout follows it
         self._evaluate()
@@ -87,7 +95,6 @@ class Recorder(BaseCallback):
         self.wall += time.perf_counter() - self.wall_start
         self.cpu += time.process_time() - self.cpu_start
         self._write()
-        self._start_clocks()
 
     def _write(self) -> None:
         evaluation = self.evaluator.evaluate(self.model)

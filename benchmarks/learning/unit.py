@@ -21,9 +21,10 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     """
     Run a unit. Its file has a name of its own until the unit is complete.
 
-    A long unit stores what its critic's weights come to. It also takes denormal numbers for zero: the paper's weight decay
-    makes them of most of the critic's weights on some tasks, with which a step takes five times as long. (That changes
-    roundings, so shorter units, stored before, do without.)
+    A long unit goes on where an earlier process was stopped, to the same numbers, if it finds the same sources, versions and
+    kind of machine; else it begins anew. It stores what its critic's weights come to. And it takes denormal numbers for zero:
+    on some tasks the paper's weight decay makes them of most of the critic's weights, and a step then takes five times as
+    long. (That changes roundings, so shorter units, stored before, do without.)
 
     :param unit: The unit
     :param budget: Steps and evaluations
@@ -32,10 +33,8 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     :return: The unit's file
     """
     # Here, so that --help and the runner do without torch
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from benchmarks.learning.algorithms import build
-    from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
+    from benchmarks.learning.algorithms import build_or_resume
+    from benchmarks.learning.evaluation import Evaluator, RandomPolicy
     from benchmarks.learning.recorder import Recorder
 
     variant = VARIANTS[unit.variant]
@@ -46,12 +45,13 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
             policy = RandomPolicy(evaluator.env.action_space, unit.seed)
             file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
         else:
-            model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed, device)
+            model = build_or_resume(unit, file, device)
             recorder = Recorder(file, unit.task, budget, weights=variant.is_long)
             model.set_logger(recorder.means)
             assert budget.steps is not None
             with without_denormals() if variant.is_long else nullcontext():
-                model.learn(budget.steps, callback=recorder, log_interval=sys.maxsize)
+                left = budget.steps - model.num_timesteps
+                model.learn(left, recorder, log_interval=sys.maxsize, reset_num_timesteps=left == budget.steps)
     return file.path
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     unit = Unit(arguments.task, arguments.variant, arguments.seed)
     budget = budget_of(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed, or whole
 
     if arguments.write:
         print(run(unit, budget, arguments.results, arguments.device))
