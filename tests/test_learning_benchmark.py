@@ -30,7 +30,7 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_fast_update import needs_cuda
 
-from benchmarks.learning import algorithms, figures, local, matrix, plots, report, step_time, store
+from benchmarks.learning import algorithms, figures, local, long_runs, matrix, plots, report, step_time, store
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
 from benchmarks.learning.crossq_graph import GraphedCrossQ
@@ -715,6 +715,66 @@ def test_the_report_of_an_unfinished_matrix_says_what_is_missing_and_repeats_to_
     assert f"- `figure2`: {len(figure2) - 9} of {len(figure2)} runs" in text
     assert "- `random`" not in text
     assert "No two variants have 3 seeds of every task yet." in text
+
+
+def long_runs_page(tmp_path: Path, units: list[Unit]) -> str:
+    """The page of long runs whose returns are 2 x step / 1,000 + seed, drawn twice to the same bytes."""
+    for unit in units:
+        steps = [0] if unit.variant == "random" else range(0, 500_001, 12_500)
+        with UnitFile(tmp_path / "results", unit, Budget()) as file:
+            for step in steps:
+                logged = dict(q_value=60.0, critic_loss=0.1, actor_saturation=0.25) if step else {}
+                weights = {} if unit.variant == "random" else dict(critic_weight_norm=3.0, critic_weights_vanished=0.5)
+                evaluation = dict(return_mean=2 * step / 1_000 + unit.seed, return_std=1.0, length_mean=1_000.0)
+                file.add(dict(step=step) | evaluation | dict(wall_seconds=1.0, cpu_seconds=1.0) | logged | weights)
+    page = tmp_path / "page.md"
+    written = []
+    for _ in range(2):
+        long_runs.write(tmp_path / "results", page, Budget())
+        written.append({path: path.read_bytes() for path in tmp_path.glob("page*/*")} | {page: page.read_bytes()})
+    assert written[0] == written[1]
+    return page.read_text()
+
+
+def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
+    cartpole, cheetah, half_cheetah = LONG_TASKS
+    random = [Unit(task, "random", seed) for task in (cartpole, half_cheetah) for seed in range(5)]
+    units = [Unit(cartpole, "long_paper", 0), Unit(cartpole, "long_paper", 1), Unit(cartpole, "long_paper_no_targets", 0)]
+    units += [Unit(half_cheetah, "long_paper_no_norm", 2), Unit(cheetah, "long_paper_no_norm", 0)]
+    text = long_runs_page(tmp_path, [*random, *units, Unit(cartpole, "long_ou_slow", 0)])
+    assert "5 of 27 runs of `figure2_long`, 1 of 6 runs of `silent_long`" in text
+    last = 2 * np.mean([462.5, 475, 487.5, 500])
+    scores = [(last + seed - 2) / (1_000 - 2) for seed in (0, 1)]  # a random policy's return is 2
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | cartpole: .844 / 1.115 |"))
+    assert f"| {np.mean(scores):.3f} / {scores[1]:.3f} (2 of 3 seeds stored) | cartpole: .244 / .755 |" in line
+    assert line.endswith(f"| {scores[0]:.3f} / {scores[0]:.3f} (1 of 3 seeds stored) | 0 of 3 seeds stored |")
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cheetah} | cheetah: .903 / 1.206 |"))
+    assert line.endswith("| - (1 of 3 seeds stored) |")  # without a random policy there is no score
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | target networks and batch norm |"))
+    value = np.mean([60 - (last + seed) / 1_000 * 100 for seed in (0, 1)])  # gamma is 0.99
+    cells = ["2 of 3 seeds stored", "100", "962; 964", "1,001", f"{value:.3g}", "25%", "-", "3", "50%"]
+    assert line.endswith("".join(f"| {cell} " for cell in cells) + "|")
+    assert "| OU noise with dt 0.01 | 962 | - |" in text
+    assert "| 10,000 random steps first | - | - |" in text
+    assert "nan" not in text
+    pictures = {path.name for path in (tmp_path / "page").glob("*.png")}
+    assert pictures == {"figure2_long.png", "figure2_long_logged.png", "silent_long.png"}
+    assert all(f"](page/{name})" in text for name in pictures)
+
+
+@pytest.mark.parametrize("variant", [None, "random", "long_warmup"])
+def test_the_page_of_hardly_any_long_runs(variant: str | None, tmp_path: Path):
+    text = long_runs_page(tmp_path, [] if variant is None else [Unit(LONG_TASKS[0], variant, 0)])
+    assert "0 of 27 runs of `figure2_long`" in text
+    assert f"{int(variant == 'long_warmup')} of 6 runs of `silent_long`" in text
+    assert "nan" not in text
+
+
+def test_the_long_runs_leave_the_other_page_as_it_is(tmp_path: Path):
+    units = [Unit(LONG_TASKS[0], "random", 0), Unit(LONG_TASKS[0], "long_paper", 0)]
+    long_runs_page(tmp_path, units)
+    assert set(figures.read(tmp_path / "results", Budget())["variant"]) == {"random"}
+    assert "long" not in figures.missing_text(tmp_path / "results", Budget())
 
 
 def test_the_curve_from_pixels_joins_figure_2(tmp_path: Path):

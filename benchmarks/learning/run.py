@@ -29,7 +29,12 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="give way to other processes")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one that runs here)")
     parser.add_argument("--list", action="store_true", help="only say what is missing")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page of results that is drawn anew at the end")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=PAGE,
+        help="the page of results that is drawn anew at the end, with that on the long runs beside it",
+    )
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw nothing at the end")
     add_budget_arguments(parser)
     arguments = parser.parse_args()
@@ -51,9 +56,10 @@ def main() -> None:
     try:
         failed = run(units, budget, arguments)
         if arguments.report:
-            from benchmarks.learning import report  # its libraries take memory, which runs may need
+            from benchmarks.learning import long_runs, report  # their libraries take memory, which runs may need
 
             report.write(arguments.results, arguments.page, budget)
+            long_runs.write(arguments.results, arguments.page.with_name(long_runs.NAME), budget)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(bool(failed))
