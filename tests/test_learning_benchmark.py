@@ -30,16 +30,22 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_fast_update import needs_cuda
 
-from benchmarks.learning import algorithms, figures, local, matrix, plots, report, step_time, store
+from benchmarks.learning import algorithms, figures, local, long_runs, matrix, plots, report, step_time, store
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
 from benchmarks.learning.crossq_graph import GraphedCrossQ
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
 from benchmarks.learning.matrix import (
+    ALL_GROUPS,
+    ALL_TASKS,
+    CHEETAH,
+    FIGURE2_LONG,
     GROUPS,
     HELD_OUT,
     LEARNING_STARTS,
+    LONG_GROUPS,
+    LONG_TASKS,
     TASKS,
     TUNING,
     VARIANTS,
@@ -48,10 +54,11 @@ from benchmarks.learning.matrix import (
     Variant,
     config_hash,
 )
-from benchmarks.learning.recorder import MeanLogger
+from benchmarks.learning.recorder import MeanLogger, Recorder, weight_statistics
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
 from benchmarks.learning.unit import run
 from benchmarks.markdown import BEGIN, END
+from sb3_bn_ddpg import BNDDPG
 
 PENDULUM = "InvertedDoublePendulum-v5"
 UNIT = Unit(PENDULUM, "sb3_ddpg", 0)
@@ -61,11 +68,35 @@ TINY = Budget(steps=1_060, every=530, episodes=2)
 def test_every_cell_names_a_task_and_a_variant_and_tuning_stays_on_its_tasks():
     assert set(TUNING) | set(HELD_OUT) == set(TASKS)
     assert not set(TUNING) & set(HELD_OUT)
-    for group in GROUPS.values():
-        assert all(unit.task in TASKS and unit.variant in VARIANTS for unit in group.units())
+    assert CHEETAH not in TASKS  # of scores over all tasks it is none
+    for group in ALL_GROUPS.values():
+        assert all(unit.task in ALL_TASKS and unit.variant in VARIANTS for unit in group.units())
     assert {unit.task for unit in GROUPS["ablation"].units()} == set(TUNING)
     assert {unit.task for unit in GROUPS["tuned_tuning"].units()} == set(TUNING)
     assert {unit.task for unit in GROUPS["tuned_held_out"].units()} == set(HELD_OUT)
+
+
+def test_a_group_s_long_units_are_the_paper_s_and_breadth_first():
+    units = list(LONG_GROUPS["figure2_long"].units())
+    assert [unit.seed for unit in units] == [0] * 9 + [1] * 9 + [2] * 9
+    assert [(unit.task, unit.variant) for unit in units[:3]] == [(LONG_TASKS[0], variant) for variant in FIGURE2_LONG]
+    for long, short in zip(FIGURE2_LONG, ("paper", "paper_no_norm", "paper_no_targets"), strict=True):
+        assert VARIANTS[long].kwargs == VARIANTS[short].kwargs
+        assert Budget().of(long) == Budget(500_000, 12_500, 5)
+    assert not [unit for group in GROUPS.values() for unit in group.units() if VARIANTS[unit.variant].is_long]
+
+
+def test_a_variant_may_have_random_steps_of_its_own():
+    env = DummyVecEnv([lambda: make_env(PENDULUM)])
+    assert build(VARIANTS["long_warmup"], env, seed=0).learning_starts == 10_000
+    assert build(VARIANTS["long_paper"], env, seed=0).learning_starts == LEARNING_STARTS
+
+
+def test_weight_statistics_by_hand():
+    critic = th.nn.Sequential(th.nn.Linear(2, 2), th.nn.BatchNorm1d(2))
+    with th.no_grad():
+        critic[0].weight.copy_(th.tensor([[3.0, 4.0], [1e-7, 0.0]]))
+    assert weight_statistics(critic) == dict(critic_weight_norm=5.0, critic_weights_vanished=0.5)
 
 
 def test_units_come_breadth_first():
@@ -224,6 +255,119 @@ def test_a_unit_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(RuntimeError, match="no"):
         run(UNIT, TINY, tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+LONG = Unit(PENDULUM, "long_paper", 0)
+LONG_TINY = Budget(steps=1_300, every=100, episodes=2)
+"""Updates from step 1,000 on, as all units."""
+
+
+class StopError(Exception):
+    """What ends a unit that is to be resumed."""
+
+
+@pytest.mark.parametrize("where", ["between two rows", "between a row and its checkpoint", "in the first checkpoint"])
+def test_a_long_unit_goes_on_to_the_same_numbers(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With rows and clocks of both processes, and nothing left of what was unfinished."""
+    save, last = BNDDPG.save_checkpoint, 100 if where == "in the first checkpoint" else 1_200
+    calls = []
+
+    def on_step(recorder: Recorder) -> bool:
+        calls.append(recorder.num_timesteps)
+        if where == "between two rows" and recorder.num_timesteps == 1_234:
+            raise StopError
+        return True
+
+    def save_checkpoint(model: BNDDPG, path: Path) -> None:
+        if where != "between two rows" and model.num_timesteps == last:
+            raise StopError
+        save(model, path)
+
+    run(LONG, LONG_TINY, tmp_path / "whole")
+    with monkeypatch.context() as patches:
+        patches.setattr(Recorder, "_on_step", on_step)
+        patches.setattr(BNDDPG, "save_checkpoint", save_checkpoint)
+        with pytest.raises(StopError):
+            run(LONG, LONG_TINY, tmp_path / "resumed")
+    path = unit_path(tmp_path / "resumed", LONG)
+    assert not path.exists()
+    unfinished = path.with_suffix(".unfinished") / "rows.csv"
+    assert f"\n{last}," in unfinished.read_text()
+    calls.clear()
+    with monkeypatch.context() as patches:
+        patches.setattr(Recorder, "_on_step", lambda recorder: calls.append(recorder.num_timesteps) or True)
+        run(LONG, LONG_TINY, tmp_path / "resumed")
+    assert calls[0] == {"between two rows": 1_201, "between a row and its checkpoint": 1_101}.get(where, 1)
+    whole, resumed = read_unit(tmp_path / "whole", LONG), read_unit(tmp_path / "resumed", LONG)
+    assert whole is not None
+    assert resumed is not None
+    assert [row["step"] for row in whole.rows] == [str(step) for step in range(0, 1_301, 100)]
+    assert differences(whole, resumed) == []
+    assert list(whole.rows[0]) == list(resumed.rows[0])
+    assert 0 < float(whole.rows[-1]["critic_weight_norm"]) < float(whole.rows[0]["critic_weight_norm"])
+    clocks = [float(row["cpu_seconds"]) for row in resumed.rows]
+    assert clocks == sorted(clocks)
+    assert [path for path in (tmp_path / "resumed").rglob("*") if path.is_file()] == [path]
+
+
+def test_what_other_sources_left_unfinished_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def stop(model: BNDDPG, path: Path) -> None:
+        save(model, path)
+        raise StopError
+
+    save = BNDDPG.save_checkpoint
+    begun = []
+
+    def on_step(recorder: Recorder) -> bool:
+        begun.append(recorder.num_timesteps)
+        raise StopError
+
+    with monkeypatch.context() as patches:
+        patches.setattr(BNDDPG, "save_checkpoint", stop)
+        with pytest.raises(StopError):
+            run(LONG, LONG_TINY, tmp_path)
+    monkeypatch.setattr(Recorder, "_on_step", on_step)
+    with pytest.raises(StopError):
+        run(LONG, LONG_TINY, tmp_path)
+    monkeypatch.setattr(store, "source_hash", lambda: "another")
+    with pytest.raises(StopError):
+        run(LONG, LONG_TINY, tmp_path)
+    assert begun == [101, 1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [CHEETAH, "HalfCheetah-v5"])
+def test_a_long_unit_that_is_killed_goes_on_to_the_same_numbers(task: str, tmp_path: Path):
+    """Twice at a moment that nobody chose, then by a signal that it can handle."""
+    unit, budget = Unit(task, "long_paper", 1), Budget(steps=2_000, every=200, episodes=1)
+    path = unit_path(tmp_path / "resumed", unit)
+    unfinished = path.with_suffix(".unfinished")
+
+    def checkpoint_time() -> int:
+        with suppress(FileNotFoundError):
+            return (unfinished / "checkpoint").stat().st_mtime_ns
+        return 0
+
+    command = unit_command(unit, budget, tmp_path / "resumed")
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM):
+        before, deadline = checkpoint_time(), time.monotonic() + 600
+        process = subprocess.Popen(command, cwd=REPOSITORY, env=unit_environment(), stdout=subprocess.DEVNULL)
+        while checkpoint_time() == before:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(np.random.default_rng().uniform(0, 0.5))
+        process.send_signal(number)
+        assert process.wait(600) == (-9 if number == signal.SIGKILL else 143)
+    assert not path.exists()
+    subprocess.run(command, cwd=REPOSITORY, env=unit_environment(), check=True)
+    run(unit, budget, tmp_path / "whole")
+    whole, resumed = read_unit(tmp_path / "whole", unit), read_unit(tmp_path / "resumed", unit)
+    assert whole is not None
+    assert resumed is not None
+    assert len(whole.rows) == 11
+    assert differences(whole, resumed) == []
+    assert not unfinished.exists()
 
 
 @pytest.mark.slow
@@ -571,6 +715,66 @@ def test_the_report_of_an_unfinished_matrix_says_what_is_missing_and_repeats_to_
     assert f"- `figure2`: {len(figure2) - 9} of {len(figure2)} runs" in text
     assert "- `random`" not in text
     assert "No two variants have 3 seeds of every task yet." in text
+
+
+def long_runs_page(tmp_path: Path, units: list[Unit]) -> str:
+    """The page of long runs whose returns are 2 x step / 1,000 + seed, drawn twice to the same bytes."""
+    for unit in units:
+        steps = [0] if unit.variant == "random" else range(0, 500_001, 12_500)
+        with UnitFile(tmp_path / "results", unit, Budget()) as file:
+            for step in steps:
+                logged = dict(q_value=60.0, critic_loss=0.1, actor_saturation=0.25) if step else {}
+                weights = {} if unit.variant == "random" else dict(critic_weight_norm=3.0, critic_weights_vanished=0.5)
+                evaluation = dict(return_mean=2 * step / 1_000 + unit.seed, return_std=1.0, length_mean=1_000.0)
+                file.add(dict(step=step) | evaluation | dict(wall_seconds=1.0, cpu_seconds=1.0) | logged | weights)
+    page = tmp_path / "page.md"
+    written = []
+    for _ in range(2):
+        long_runs.write(tmp_path / "results", page, Budget())
+        written.append({path: path.read_bytes() for path in tmp_path.glob("page*/*")} | {page: page.read_bytes()})
+    assert written[0] == written[1]
+    return page.read_text()
+
+
+def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
+    cartpole, cheetah, half_cheetah = LONG_TASKS
+    random = [Unit(task, "random", seed) for task in (cartpole, half_cheetah) for seed in range(5)]
+    units = [Unit(cartpole, "long_paper", 0), Unit(cartpole, "long_paper", 1), Unit(cartpole, "long_paper_no_targets", 0)]
+    units += [Unit(half_cheetah, "long_paper_no_norm", 2), Unit(cheetah, "long_paper_no_norm", 0)]
+    text = long_runs_page(tmp_path, [*random, *units, Unit(cartpole, "long_ou_slow", 0)])
+    assert "5 of 27 runs of `figure2_long`, 1 of 6 runs of `silent_long`" in text
+    last = 2 * np.mean([462.5, 475, 487.5, 500])
+    scores = [(last + seed - 2) / (1_000 - 2) for seed in (0, 1)]  # a random policy's return is 2
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | cartpole: .844 / 1.115 |"))
+    assert f"| {np.mean(scores):.3f} / {scores[1]:.3f} (2 of 3 seeds stored) | cartpole: .244 / .755 |" in line
+    assert line.endswith(f"| {scores[0]:.3f} / {scores[0]:.3f} (1 of 3 seeds stored) | 0 of 3 seeds stored |")
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cheetah} | cheetah: .903 / 1.206 |"))
+    assert line.endswith("| - (1 of 3 seeds stored) |")  # without a random policy there is no score
+    line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | target networks and batch norm |"))
+    value = np.mean([60 - (last + seed) / 1_000 * 100 for seed in (0, 1)])  # gamma is 0.99
+    cells = ["2 of 3 seeds stored", "100", "962; 964", "1,001", f"{value:.3g}", "25%", "-", "3", "50%"]
+    assert line.endswith("".join(f"| {cell} " for cell in cells) + "|")
+    assert "| OU noise with dt 0.01 | 962 | - |" in text
+    assert "| 10,000 random steps first | - | - |" in text
+    assert "nan" not in text
+    pictures = {path.name for path in (tmp_path / "page").glob("*.png")}
+    assert pictures == {"figure2_long.png", "figure2_long_logged.png", "silent_long.png"}
+    assert all(f"](page/{name})" in text for name in pictures)
+
+
+@pytest.mark.parametrize("variant", [None, "random", "long_warmup"])
+def test_the_page_of_hardly_any_long_runs(variant: str | None, tmp_path: Path):
+    text = long_runs_page(tmp_path, [] if variant is None else [Unit(LONG_TASKS[0], variant, 0)])
+    assert "0 of 27 runs of `figure2_long`" in text
+    assert f"{int(variant == 'long_warmup')} of 6 runs of `silent_long`" in text
+    assert "nan" not in text
+
+
+def test_the_long_runs_leave_the_other_page_as_it_is(tmp_path: Path):
+    units = [Unit(LONG_TASKS[0], "random", 0), Unit(LONG_TASKS[0], "long_paper", 0)]
+    long_runs_page(tmp_path, units)
+    assert set(figures.read(tmp_path / "results", Budget())["variant"]) == {"random"}
+    assert "long" not in figures.missing_text(tmp_path / "results", Budget())
 
 
 def test_the_curve_from_pixels_joins_figure_2(tmp_path: Path):

@@ -8,10 +8,12 @@ import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from benchmarks.learning.crossq_graph import GraphedCrossQ
-from benchmarks.learning.matrix import LEARNING_STARTS, Variant
+from benchmarks.learning.evaluation import make_env
+from benchmarks.learning.matrix import LEARNING_STARTS, VARIANTS, Unit, Variant
+from benchmarks.learning.store import UnitFile
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
@@ -35,10 +37,29 @@ def build(variant: Variant, env: VecEnv, seed: int, device: str = "cpu") -> OffP
     algorithm: Any = ALGORITHMS[variant.algorithm]
     if variant.algorithm == "crossq" and device == "cuda":
         algorithm = GraphedCrossQ
-    model: OffPolicyAlgorithm = algorithm(
-        "MlpPolicy", env, learning_starts=LEARNING_STARTS, seed=seed, device=device, **kwargs
-    )
+    kwargs.setdefault("learning_starts", LEARNING_STARTS)
+    model: OffPolicyAlgorithm = algorithm("MlpPolicy", env, seed=seed, device=device, **kwargs)
     if isinstance(model.action_noise, OrnsteinUhlenbeckNoise):
         # The stored runs are from before seeds meant another generator; their tasks draw random numbers at resets only
         model.action_noise.set_random_seed(np.random.default_rng(seed))
     return model
+
+
+def build_or_resume(unit: Unit, file: UnitFile, device: str = "cpu") -> OffPolicyAlgorithm:
+    """
+    :param unit: The unit
+    :param file: Its file; rows that the resumed training will write again are removed
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: The model, with its environment: from the unit's checkpoint if there is one, else a new one
+    """
+
+    def env() -> VecEnv:
+        return DummyVecEnv([lambda: make_env(unit.task)])
+
+    if file.checkpoint is not None and file.checkpoint.exists():
+        th.set_num_threads(1)
+        model = BNDDPG.resume(file.checkpoint, env(), device)
+        if file.go_on_from(model.num_timesteps):
+            return model
+    file.rows.clear()
+    return build(VARIANTS[unit.variant], env(), unit.seed, device)

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from rliable import library
 
-from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_TASKS, GROUPS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import is_done, read_done
 
 REPETITIONS = 2_000
@@ -59,19 +59,20 @@ class Comparison(NamedTuple):
 
 def all_units() -> list[Unit]:
     """
-    :return: The whole matrix, each unit once
+    :return: The whole matrix but the long runs, each unit once
     """
     return list(dict.fromkeys(unit for group in GROUPS.values() for unit in group.units()))
 
 
-def read(folder: Path, budget: Budget) -> pd.DataFrame:
+def read(folder: Path, budget: Budget, units: Iterable[Unit] | None = None) -> pd.DataFrame:
     """
     :param folder: The results
     :param budget: The extent of the runs
+    :param units: Which (if None: :func:`all_units`)
     :return: The rows of every unit that is stored as the matrix has it, with ``task``, ``variant``, ``seed`` and ``score``
     """
     frames = []
-    for unit in all_units():
+    for unit in all_units() if units is None else units:
         if stored := read_done(folder, unit, budget):
             frame = pd.DataFrame(stored.rows).apply(pd.to_numeric)
             frames.append(frame.assign(task=unit.task, variant=unit.variant, seed=unit.seed))
@@ -80,7 +81,7 @@ def read(folder: Path, budget: Budget) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True)
     random = rows[rows["variant"] == "random"].groupby("task")["return_mean"].mean()
     zero = rows["task"].map(random)
-    one = rows["task"].map({name: task.reference for name, task in TASKS.items()})
+    one = rows["task"].map({name: task.reference for name, task in ALL_TASKS.items()})
     return rows.assign(score=(rows["return_mean"] - zero) / (one - zero))
 
 

@@ -15,6 +15,8 @@ import yaml
 
 PROTOCOL = 1
 """Raised when the way of training or evaluating changes: every stored unit is then run anew."""
+LONG_STEPS = 500_000
+"""Environment steps of the long runs."""
 
 
 TUNED_PROFILE = Path(__file__).parents[2] / "hyperparams" / "bn_ddpg.yml"
@@ -55,6 +57,11 @@ TASKS = {
 TUNING = tuple(name for name, task in TASKS.items() if not task.held_out)
 HELD_OUT = tuple(name for name, task in TASKS.items() if task.held_out)
 
+CHEETAH = "dm_control/cheetah-run-v0"
+# Beside the others, since scores over all tasks are of those five. A prototype has run on this one, so it is not held out
+ALL_TASKS = TASKS | {CHEETAH: Task(CHEETAH, 1000, False, "largest return of the Control Suite")}
+"""The tasks, and the paper's cheetah, which only the long runs have."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -65,12 +72,22 @@ class Variant:
     :param algorithm: ``"random"`` or a key of :data:`~benchmarks.learning.algorithms.ALGORITHMS`
     :param kwargs: Arguments of its constructor, as a hyperparameter file spells them (``action_noise`` is a mapping)
     :param steps: Environment steps
+    :param every: Steps between evaluations
     """
 
     label: str
     algorithm: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     steps: int = 50_000
+    every: int = 2_500
+
+    @property
+    def is_long(self) -> bool:
+        """
+        Whether its runs take so long that they need what shorter ones, stored before, do without: see
+        :func:`~benchmarks.learning.unit.run`.
+        """
+        return self.steps >= LONG_STEPS
 
 
 @dataclass(frozen=True)
@@ -79,20 +96,25 @@ class Budget:
     The extent of a run.
 
     :param steps: Environment steps (if None: the variant's)
-    :param every: Steps between evaluations
+    :param every: Steps between evaluations (if None: the variant's)
     :param episodes: Episodes of an evaluation
     """
 
     steps: int | None = None
-    every: int = 2_500
+    every: int | None = None
     episodes: int = 5
 
     def of(self, variant: str) -> "Budget":
         """
         :param variant: Name of a variant
-        :return: The extent with the variant's steps filled in
+        :return: The extent with the variant's steps and evaluations filled in
         """
-        return replace(self, steps=VARIANTS[variant].steps) if self.steps is None else self
+        own = VARIANTS[variant]
+        return replace(
+            self,
+            steps=own.steps if self.steps is None else self.steps,
+            every=own.every if self.every is None else self.every,
+        )
 
 
 class Unit(NamedTuple):
@@ -238,12 +260,39 @@ VARIANTS["tuned_targets"] = _tuned_with(
     "tuned, target networks for batch norm", None, use_target_networks=True, tau=0.005, target_statistics="batch"
 )
 
+
+def _long(label: str, **kwargs: Any) -> Variant:
+    # 40 evaluations take about a twentieth of a run's time, and the last four are of a tenth of its steps. The first four are
+    # at steps at which the runs of 50,000 steps were evaluated, too
+    return Variant(label, "bn_ddpg", kwargs, LONG_STEPS, every=12_500)
+
+
+# The paper's values again. The random steps before the first update, of which the paper says nothing, are LEARNING_STARTS as
+# for all others, so that nothing but the number of steps tells them from "paper", "paper_no_norm" and "paper_no_targets"
+VARIANTS |= {
+    "long_paper": _long("target networks and batch norm"),
+    "long_paper_no_norm": _long("target networks, no batch norm", **VARIANTS["paper_no_norm"].kwargs),
+    "long_paper_no_targets": _long("batch norm, no target networks", **VARIANTS["paper_no_targets"].kwargs),
+}
+# Where the paper says nothing and short runs decided, the other choice; everything else as "long_paper"
+VARIANTS |= {
+    "long_targets_copied": _long("running statistics in the target, copied", target_statistics="running"),
+    "long_ou_slow": _long("OU noise with dt 0.01", action_noise=dict(type="ou", dt=0.01)),
+    # The Zoo's number for MuJoCo. The class's default of 100 would hardly differ from 1,000 in so many steps
+    "long_warmup": _long("10,000 random steps first", learning_starts=10_000),
+}
+
 TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
+FIGURE2_LONG = ("long_paper", "long_paper_no_norm", "long_paper_no_targets")
+SILENT_LONG = ("long_targets_copied", "long_ou_slow", "long_warmup")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
 NORM_TASKS = ("HalfCheetah-v5", "Hopper-v5")
 """Where the tuned profile is furthest ahead of itself without batch norm."""
 WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cartpole-swingup-v0")
+PAPER_TASKS = ("dm_control/cartpole-swingup-v0", CHEETAH)
+"""Those of the long runs that are in the paper's Table 1, or near to its tasks."""
+LONG_TASKS = (*PAPER_TASKS, "HalfCheetah-v5")
 
 
 def _cells(variants: Iterable[str], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:
@@ -266,6 +315,23 @@ GROUPS: dict[str, Group] = {
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""
+
+# A task's three variants come one after the other, so that the first runs already compare something
+LONG_GROUPS: dict[str, Group] = {
+    "random_long": Group("What does a random policy score on the paper's cheetah?", _cells(["random"], (CHEETAH,)), 5),
+    "figure2_long": Group(
+        "Figure 2 with the paper's own values, after 500,000 steps",
+        tuple((task, variant) for task in LONG_TASKS for variant in FIGURE2_LONG),
+        3,
+    ),
+    "silent_long": Group(
+        "Where the paper says nothing: does the other choice do better after 500,000 steps?",
+        tuple((task, variant) for task in PAPER_TASKS for variant in SILENT_LONG),
+        1,
+    ),
+}
+"""Groups with a page of their own, which run after the others."""
+ALL_GROUPS = GROUPS | LONG_GROUPS
 
 
 def config_hash(unit: Unit, budget: Budget) -> str:

@@ -24,7 +24,7 @@ from benchmarks.learning.figures import (
     performance_profile,
     seeds_of,
 )
-from benchmarks.learning.matrix import TASKS, VARIANTS
+from benchmarks.learning.matrix import ALL_TASKS, TASKS, VARIANTS
 from sb3_bn_ddpg.atomic_files import atomic_write
 
 mpl.use("Agg")
@@ -43,6 +43,12 @@ COLORS = {
     "sb3_td3": "tab:cyan",
     "crossq_256": "tab:green",
     "crossq_1024": "tab:gray",
+    "long_paper": "tab:purple",
+    "long_paper_no_norm": "tab:brown",
+    "long_paper_no_targets": "tab:olive",
+    "long_targets_copied": "tab:blue",
+    "long_ou_slow": "tab:orange",
+    "long_warmup": "tab:green",
 }
 """Of each variant, the same in all plots."""
 PIXELS = "from pixels, with target networks and batch norm (docs/pixels.md)"
@@ -58,8 +64,12 @@ STATISTICS = {
     "critic_statistics_drift": "critic's statistics drift",
     "actor_grad_norm": "actor's gradient norm",
     "actor_saturation": "actions at a bound, share",
+    "critic_weight_norm": "norm of the critic's weights",
+    "critic_weights_vanished": "vanished weights of the critic, share",
 }
 """Rows of the plot of what the algorithms logged. DDPG and TD3 log no Q: it is the negative of their actor's loss."""
+LINEAR = ("q_estimate", "actor_saturation", "critic_weights_vanished")
+"""Those of them that are not drawn by their logarithm."""
 
 
 def save(figure: Figure, folder: Path, name: str) -> str:
@@ -110,17 +120,21 @@ def legend(figure: Figure, panels: np.ndarray, columns: int = 3) -> None:
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
 
 
-def plot_returns(rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFrame | None = None) -> Figure:
+def plot_returns(
+    rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFrame | None = None, tasks: Sequence[str] = tuple(TASKS)
+) -> Figure:
     """
     Returns over steps, a panel a task: means over seeds with 95% bootstrap intervals.
 
     :param rows: The stored evaluations
     :param variants: The curves
     :param pixels: Evaluations from pixels, one more curve in the panels of their tasks (if None: no such curve)
+    :param tasks: The panels
     :return: The figure
     """
-    figure, panels = grid(2, (len(TASKS) + 1) // 2)
-    for axes, (task, declared) in zip(panels.flat, TASKS.items(), strict=False):
+    n_rows = 1 if len(tasks) <= 3 else 2
+    figure, panels = grid(n_rows, -(-len(tasks) // n_rows))
+    for axes, task in zip(panels.flat, tasks, strict=False):
         for variant in variants:
             own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
             if len(own):
@@ -132,8 +146,10 @@ def plot_returns(rows: pd.DataFrame, variants: Sequence[str], pixels: pd.DataFra
         random = rows.loc[(rows["task"] == task) & (rows["variant"] == "random"), "return_mean"]
         if len(random):
             axes.axhline(random.mean(), color="black", linewidth=0.8, linestyle=":", label=VARIANTS["random"].label)
-        axes.set(title=f"{task}{', held out' if declared.held_out else ''}", xlabel="environment steps", ylabel="return")
-    for axes in panels.flat[len(TASKS) :]:
+        axes.set(
+            title=f"{task}{', held out' if ALL_TASKS[task].held_out else ''}", xlabel="environment steps", ylabel="return"
+        )
+    for axes in panels.flat[len(tasks) :]:
         axes.set_visible(False)
     legend(figure, panels)
     return figure
@@ -166,7 +182,7 @@ def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
         with_estimates(rows[rows["variant"] == name], VARIANTS[name].algorithm in ("ddpg", "td3")) for name in variants
     )
     columns = [column for column in STATISTICS if column in own and own[column].notna().any()]
-    tasks = [task for task in TASKS if task in set(own["task"])]
+    tasks = [task for task in ALL_TASKS if task in set(own["task"])]
     figure, panels = grid(max(len(columns), 1), max(len(tasks), 1))
     for line, column in zip(panels, columns, strict=False):
         for axes, task in zip(line, tasks, strict=True):
@@ -175,9 +191,7 @@ def plot_statistics(rows: pd.DataFrame, variants: Sequence[str]) -> Figure:
                 if cell[column].notna().any():
                     label = VARIANTS[variant].label
                     sns.lineplot(cell, x="step", y=column, ax=axes, label=label, color=COLORS[variant], errorbar=("pi", 100))
-            axes.set_yscale(
-                "linear" if column in ("q_estimate", "actor_saturation") else "symlog" if column == "overestimation" else "log"
-            )
+            axes.set_yscale("linear" if column in LINEAR else "symlog" if column == "overestimation" else "log")
             axes.set(title=task, xlabel="environment steps", ylabel=STATISTICS[column] if axes is line[0] else "")
     legend(figure, panels)
     return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.learning import local
-from benchmarks.learning.matrix import GROUPS, TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, is_done
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
@@ -19,15 +19,22 @@ from benchmarks.speed.machine import cores
 def main() -> None:
     """Parse the command line, run, report; exit code 1 if a unit failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--group", nargs="+", choices=GROUPS, default=list(GROUPS), metavar="GROUP", help=", ".join(GROUPS))
-    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--group", nargs="+", choices=ALL_GROUPS, default=list(ALL_GROUPS), metavar="GROUP", help=", ".join(ALL_GROUPS)
+    )
+    parser.add_argument("--task", nargs="+", choices=ALL_TASKS, default=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--seed", nargs="+", type=int, metavar="SEED", help="only these")
     parser.add_argument("--workers", type=int, default=cores(), help="units at a time, of one thread each")
     parser.add_argument("--nice", type=int, default=0, choices=range(20), metavar="0-19", help="give way to other processes")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one that runs here)")
     parser.add_argument("--list", action="store_true", help="only say what is missing")
-    parser.add_argument("--page", type=Path, default=PAGE, help="the page of results that is drawn anew at the end")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        default=PAGE,
+        help="the page of results that is drawn anew at the end, with that on the long runs beside it",
+    )
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw nothing at the end")
     add_budget_arguments(parser)
     arguments = parser.parse_args()
@@ -49,9 +56,10 @@ def main() -> None:
     try:
         failed = run(units, budget, arguments)
         if arguments.report:
-            from benchmarks.learning import report  # its libraries take memory, which runs may need
+            from benchmarks.learning import long_runs, report  # their libraries take memory, which runs may need
 
             report.write(arguments.results, arguments.page, budget)
+            long_runs.write(arguments.results, arguments.page.with_name(long_runs.NAME), budget)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(bool(failed))
@@ -64,7 +72,7 @@ def missing(groups: Sequence[str], budget: Budget, folder: Path) -> Iterator[Uni
     :param folder: The results
     :return: The groups' units that are not stored as the matrix has them, each once
     """
-    units = dict.fromkeys(unit for group in groups for unit in GROUPS[group].units())
+    units = dict.fromkeys(unit for group in groups for unit in ALL_GROUPS[group].units())
     return (unit for unit in units if not is_done(folder, unit, budget))
 
 

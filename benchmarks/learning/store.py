@@ -2,9 +2,11 @@
 
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch as th
 
-from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit, config_hash
+from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.atomic_files import atomic_write
 
@@ -43,7 +45,7 @@ def unit_path(folder: Path, unit: Unit) -> Path:
     :param unit: A unit
     :return: Its file
     """
-    return folder / TASKS[unit.task].folder / unit.variant / f"seed-{unit.seed}.csv"
+    return folder / ALL_TASKS[unit.task].folder / unit.variant / f"seed-{unit.seed}.csv"
 
 
 def read_unit(folder: Path, unit: Unit) -> StoredUnit | None:
@@ -118,7 +120,8 @@ def differences(stored: StoredUnit, again: StoredUnit) -> list[str]:
 
 class UnitFile:
     """
-    The file of a unit while it runs: complete under its name, or not there.
+    The file of a unit while it runs: complete under its name, or not there. A long unit's rows and its checkpoint lie in a
+    folder beside it until then, from which the unit's next run goes on.
 
     :param folder: The results
     :param unit: The unit
@@ -128,14 +131,47 @@ class UnitFile:
 
     def __init__(self, folder: Path, unit: Unit, budget: Budget, device: str = "cpu") -> None:
         self.path = unit_path(folder, unit)
-        self.partial = self.path.with_suffix(f".{os.getpid()}.partial")
         self.header = header(unit, budget, device)
         self.rows: list[dict[str, Any]] = []
+        self.partial = self.path.with_suffix(f".{os.getpid()}.partial")
+        self.unfinished: Path | None = None
+        if VARIANTS[unit.variant].is_long:
+            self.unfinished = self.path.with_suffix(".unfinished")
+            self.partial = self.unfinished / "rows.csv"
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """Where the training is saved after each row; None of units that begin anew."""
+        return self.unfinished and self.unfinished / "checkpoint"
 
     def __enter__(self) -> "UnitFile":
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.unfinished is not None and self.unfinished.exists():
+            self._read_unfinished()
+        self.partial.parent.mkdir(parents=True, exist_ok=True)
         self._write()
         return self
+
+    def _read_unfinished(self) -> None:
+        """Read the rows, or remove the folder, if what it holds depends on anything that is another by now."""
+        assert self.unfinished is not None
+        with suppress(FileNotFoundError), self.partial.open(newline="") as file:
+            if _stored_header(file) == json.loads(json.dumps(self.header)):
+                # Text as it was; an algorithm's columns are empty before its first update
+                self.rows = [{column: text for column, text in row.items() if text} for row in csv.DictReader(file)]
+                return
+        shutil.rmtree(self.unfinished)
+
+    def go_on_from(self, step: int) -> bool:
+        """
+        Drop the rows after a step, which the resumed training is about to repeat.
+
+        :param step: The checkpoint's
+        :return: Whether the last row left is of that step. If not, two processes ran the unit at a time, and no row is left.
+        """
+        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+        if not self.rows or int(self.rows[-1]["step"]) != step:
+            self.rows = []
+        return bool(self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
         """
@@ -147,17 +183,22 @@ class UnitFile:
     def _write(self) -> None:
         # The whole file each time: the algorithms' columns appear with the first update, after the first row
         columns = list(dict.fromkeys(column for row in self.rows for column in row))
-        with self.partial.open("w", newline="") as file:
-            file.write(f"# {json.dumps(self.header)}\n")
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        text = io.StringIO(newline="")
+        text.write(f"# {json.dumps(self.header)}\n")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with atomic_write(self.partial) as file:
+            file.write(text.getvalue().encode())
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
             with atomic_write(self.path) as file:
                 file.write(self.partial.read_bytes())
-        self.partial.unlink()
+        if self.unfinished is None:
+            self.partial.unlink()
+        elif kind is None:
+            shutil.rmtree(self.unfinished)
 
 
 def header(unit: Unit, budget: Budget, device: str) -> dict[str, Any]:

@@ -9,15 +9,22 @@ import argparse
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from benchmarks.learning.matrix import TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
 
 
 def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     """
     Run a unit. Its file has a name of its own until the unit is complete.
+
+    A long unit goes on where an earlier process was stopped, to the same numbers, if it finds the same sources, versions and
+    kind of machine; else it begins anew. It stores what its critic's weights come to. And it takes denormal numbers for zero:
+    on some tasks the paper's weight decay makes them of most of the critic's weights, and a step then takes five times as
+    long. (That changes roundings, so shorter units, stored before, do without.)
 
     :param unit: The unit
     :param budget: Steps and evaluations
@@ -26,10 +33,8 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     :return: The unit's file
     """
     # Here, so that --help and the runner do without torch
-    from stable_baselines3.common.vec_env import DummyVecEnv
-
-    from benchmarks.learning.algorithms import build
-    from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
+    from benchmarks.learning.algorithms import build_or_resume
+    from benchmarks.learning.evaluation import Evaluator, RandomPolicy
     from benchmarks.learning.recorder import Recorder
 
     variant = VARIANTS[unit.variant]
@@ -40,12 +45,26 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
             policy = RandomPolicy(evaluator.env.action_space, unit.seed)
             file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
         else:
-            model = build(variant, DummyVecEnv([lambda: make_env(unit.task)]), unit.seed, device)
-            recorder = Recorder(file, unit.task, budget)
+            model = build_or_resume(unit, file, device)
+            recorder = Recorder(file, unit.task, budget, weights=variant.is_long)
             model.set_logger(recorder.means)
             assert budget.steps is not None
-            model.learn(budget.steps, callback=recorder, log_interval=sys.maxsize)
+            with without_denormals() if variant.is_long else nullcontext():
+                left = budget.steps - model.num_timesteps
+                model.learn(left, recorder, log_interval=sys.maxsize, reset_num_timesteps=left == budget.steps)
     return file.path
+
+
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """Within it, PyTorch's and Numba's code of this thread takes denormal numbers for zero."""
+    import torch as th
+
+    th.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        th.set_flush_denormal(False)
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +73,7 @@ def add_budget_arguments(parser: argparse.ArgumentParser) -> None:
     """
     default = Budget()
     parser.add_argument("--steps", type=int, help="environment steps of a unit (default: the variant's)")
-    parser.add_argument("--every", type=int, default=default.every, help="steps between evaluations")
+    parser.add_argument("--every", type=int, help="steps between evaluations (default: the variant's)")
     parser.add_argument("--episodes", type=int, default=default.episodes, help="episodes of an evaluation")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
 
@@ -70,7 +89,7 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
 def main() -> None:
     """Parse the command line; run and write, or run and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, required=True, metavar="TASK")
+    parser.add_argument("--task", choices=ALL_TASKS, required=True, metavar="TASK")
     parser.add_argument("--variant", choices=VARIANTS, required=True, metavar="VARIANT")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--write", action="store_true", help="write the result instead of comparing it with the stored one")
@@ -79,7 +98,7 @@ def main() -> None:
     arguments = parser.parse_args()
     unit = Unit(arguments.task, arguments.variant, arguments.seed)
     budget = budget_of(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, so that the unfinished file is removed, or whole
 
     if arguments.write:
         print(run(unit, budget, arguments.results, arguments.device))
