@@ -10,8 +10,8 @@ from benchmarks.markdown import BEGIN, END
 from benchmarks.speed import report
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
-from benchmarks.speed.contenders import BASELINE, FLOOR, JAX_BASELINE, OURS
-from benchmarks.speed.figures import ratio, read, slope
+from benchmarks.speed.contenders import BASELINE, COMPILED, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.figures import ratio, read, select, slope
 from benchmarks.speed.floor import FloorSubject, update_products
 from benchmarks.speed.interleave import Field
 from benchmarks.speed.profiles import PROFILES
@@ -167,3 +167,34 @@ def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path)
     assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "breakdown.png", "learn.png", "scale.png"}
     report.write(results, readme)
     assert readme.read_text() == first
+
+
+def _range(text: str, row: str, column: int) -> tuple[float, float]:
+    """A cell of a Markdown table, "low to high", as numbers."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {row} |"))
+    low, high = line.split("|")[column + 1].replace("%", "").replace("*", "").split(" to ")
+    return float(low), float(high)
+
+
+def test_ranges_over_processors_hold_what_was_measured():
+    """Those of the speed page; the README's are of the same."""
+    folder = Path(report.__file__).parent
+    page, readme = (folder / "README.md").read_text(), (folder.parents[1] / "README.md").read_text()
+    measured = report.one_thread(folder / "results" / "full")
+    assert len(measured) >= 2
+    for rows in measured.values():
+        for column, batch in enumerate((64, 256), start=1):
+            case = select(rows, batch_size=batch)
+            for name, suffix in ((OURS, ""), (COMPILED, ", compiled")):
+                share = 100 * ratio(case, name, FLOOR)
+                low, high = _range(page, f"share of the floor{suffix}", column)
+                assert low - 0.5 <= share <= high + 0.5
+                if batch == 64:
+                    assert f"{low:.0f} % to {high:.0f} %" in readme
+                row = f"over SB3's DDPG{suffix or ', which has no batch norm'}"
+                low, high = _range(page, row, column)
+                assert low - 0.05 <= ratio(case, name, BASELINE) <= high + 0.05
+                assert f"{low} to {high}" in readme
+                row = f"over SBX's DDPG{suffix or ' (JAX), which has none'}"
+                low, high = _range(page, row, column)
+                assert low - 0.05 <= ratio(case, name, JAX_BASELINE) <= high + 0.05
