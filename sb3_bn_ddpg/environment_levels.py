@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_bn_ddpg import known_environments as known
 from sb3_bn_ddpg.known_environments import StateNotOfferedError
-from sb3_bn_ddpg.pickling import MAIN, pack, script_name, unpack
+from sb3_bn_ddpg.pickling import MAIN, RefusedError, pack, script_name, unpack
 
 LARGEST_STATE = 2**24
-"""Bytes of one level's state. Larger ones are tables that belong to the environment, not to where it is in an episode."""
+"""Bytes of what an environment says or was made from. Whatever is larger is a table, and not where it is in an episode."""
 
 
 @dataclass
@@ -113,10 +113,10 @@ def capture_level(level: Any) -> tuple[LevelState, str | None]:
     """The state of one level, and why it is not all of it."""
     state, lasting, reason = None, None, None
     try:
-        state = pack(known.get_state(level), largest=LARGEST_STATE)
+        state = pack(known.get_state(level), largest=LARGEST_STATE if known.says_itself(level) else None)
     except Exception as error:
         reason = in_words(error)
-        lasting, _ = result_of(lambda each: pack(known.get_lasting_state(each), largest=LARGEST_STATE), level)
+        lasting, _ = result_of(lambda each: pack(known.get_lasting_state(each)), level)
     own_spaces = {name: value for name, value in vars(level).items() if isinstance(value, spaces.Space)}
     generators = {name: space_generators(space) for name, space in own_spaces.items()}
     parameters = {} if isinstance(level, VecEnvWrapper) else result_of(known.parameters, level)[0] or {}
@@ -238,4 +238,4 @@ def result_of(function: Callable[[Any], Any], env: Any) -> tuple[Any, str | None
 
 def in_words(error: Exception) -> str:
     detail = " ".join(str(error).split())[:300]
-    return detail if isinstance(error, StateNotOfferedError) else f"{type(error).__name__}: {detail}"
+    return detail if isinstance(error, (RefusedError, StateNotOfferedError)) else f"{type(error).__name__}: {detail}"

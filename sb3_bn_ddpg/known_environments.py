@@ -101,6 +101,8 @@ VEC_WRAPPERS = {
     f"{_VEC_ENV}.vec_video_recorder.VecVideoRecorder": Attributes((), ("step_id",)),  # it only watches
 }
 
+MUJOCO_STATE = ("goal", "goal_pos", "cylinder_pos", "init_qpos")
+"""Attributes that some of Gymnasium's MuJoCo environments set at each episode's start, beside their simulator's state"""
 MODEL_STATE = frozenset(
     [
         *("body_pos", "body_quat", "dof_damping", "geom_pos", "geom_quat", "geom_rgba", "geom_size", "hfield_data"),
@@ -142,7 +144,7 @@ def get_state(level: Any) -> dict[str, Any]:
     if replaced:
         raise StateNotOfferedError(f"`{replaced[0]}` of the {cls.__name__} was replaced")
     if name.startswith(f"{MUJOCO}.") and _has_base(cls, MUJOCO_BASE):
-        return {"data": level.data}
+        return {"data": level.data, "attributes": _present(level, MUJOCO_STATE)}
     if name == SHIMMY:
         return _dm_control_state(level)
     attributes = ENVIRONMENTS.get(name) or WRAPPERS.get(name) or VEC_WRAPPERS.get(name)
@@ -199,7 +201,7 @@ def parameters(level: Any) -> dict[str, str]:
         found = {"the model": _model_digest(env.physics.model.ptr, MODEL_STATE)}
         return found | _simple(env.task, set(TASK_STATE)) | _simple(env, {"_step_count", "_reset_next_step"})
     if name.startswith(f"{MUJOCO}.") and _has_base(type(level), MUJOCO_BASE):
-        return {"the model": _model_digest(level.model, frozenset())} | _simple(level, set())
+        return {"the model": _model_digest(level.model, frozenset())} | _simple(level, set(MUJOCO_STATE))
     return {}
 
 
@@ -229,6 +231,11 @@ def _values(level: Any, names: Any) -> dict[str, Any]:
     if missing:  # before the first reset, or in another version of the package
         raise StateNotOfferedError(f"a {type(level).__name__} without `{missing[0]}` is not known")
     return {name: vars(level)[name] for name in names}
+
+
+def _present(owner: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of the attributes that an object has."""
+    return {name: vars(owner)[name] for name in names if name in vars(owner)}
 
 
 def _assign(owner: Any, name: str, value: Any) -> None:
@@ -294,7 +301,7 @@ def _dm_control_state(level: Any) -> dict[str, Any]:
     return {
         "data": env.physics.data.ptr,
         "model": {name: getattr(model, name).copy() for name in MODEL_STATE},
-        "task": {name: vars(env.task)[name] for name in TASK_STATE if name in vars(env.task)},
+        "task": _present(env.task, TASK_STATE),
         "steps": {name: vars(env)[name] for name in ("_step_count", "_reset_next_step")},
     }
 
@@ -304,6 +311,7 @@ def _set_simulator(level: Any, state: dict[str, Any]) -> None:
 
     if "steps" not in state:
         mujoco.mj_copyData(level.data, level.model, state["data"])
+        vars(level).update(state["attributes"])
         return
     env = level._env
     model = env.physics.model.ptr
