@@ -102,14 +102,14 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         callbacks=model._pending_callback_states or callback_states(model._callback),
     )
     state: dict[str, Any] = {name: _packed(name, part) for name, part in parts.items()}
-    # What of the model is made of classes in the user's script is also there in a form that finds them again
-    script_objects, unreadable = _look_through(model, without={"action_noise"} if is_own_noise else set())
+    # What of the model is made of the user's own classes is also there in a form that finds them again
+    own_objects, unreadable = _look_through(model, without={"action_noise"} if is_own_noise else set())
     state |= dict(
         generators=_generators(model),
         shares_action_space=model.action_space is _action_space(model.env),
         has_own_noise=is_own_noise,
         own_noise=_packed("action_noise", model.action_noise, model.env) if is_own_noise else None,
-        script_objects=script_objects,
+        own_objects=own_objects,
         is_new_episode_told=model._is_new_episode_told,
     )
     manifest = dict(
@@ -174,12 +174,12 @@ def environment_of(saved: Checkpoint) -> VecEnvState | None:
     return env_state
 
 
-def script_objects_of(saved: Checkpoint) -> dict[str, Any]:
+def own_objects_of(saved: Checkpoint) -> dict[str, Any]:
     """
     :param saved: A checkpoint
-    :return: Attributes of the model that are made of classes in the user's script, which are the present script's own
+    :return: Attributes of the model that are made of the user's own classes: those of the script that runs
     """
-    objects = {name: _unpacked(name, packed) for name, packed in saved.state["script_objects"].items()}
+    objects = {name: _unpacked(name, packed) for name, packed in saved.state["own_objects"].items()}
     return {name: value for name, value in objects.items() if value is not None}
 
 
@@ -272,13 +272,13 @@ def _look_through(model: "BNDDPG", without: set[str]) -> tuple[dict[str, bytes],
 
     :param model: A model
     :param without: Attributes that it does not pickle
-    :return: Attributes made of classes in the user's script, packed, and names of those that cannot be read back, of which a
+    :return: Attributes made of the user's own classes, packed, and names of those that cannot be read back, of which a
         warning tells
     :raises ValueError: if an argument of the model cannot be read back
     """
     torch_names = {name.split(".")[0] for names in model._get_torch_save_params() for name in names}
     required = {*inspect.signature(type(model)).parameters, "policy_class"}
-    script_objects, unreadable = {}, {}
+    own_objects, unreadable = {}, {}
     for name in vars(model).keys() - {*model._excluded_save_params(), *torch_names, *without}:
         stream = io.BytesIO()
         pickler = Pickler(stream)
@@ -289,13 +289,13 @@ def _look_through(model: "BNDDPG", without: set[str]) -> tuple[dict[str, bytes],
             if not (name in required and isinstance(error, RefusedError)):  # as SB3 takes it
                 unreadable[name] = _in_words(error)
             continue
-        if pickler.has_met_script:
-            script_objects[name] = stream.getvalue()
+        if pickler.has_met_user_code:
+            own_objects[name] = stream.getvalue()
     for name in unreadable.keys() & required:
         raise ValueError(f"`{name}` of the model cannot be read back: no checkpoint was written. {unreadable[name]}")
     if unreadable:
         warnings.warn(f"Checkpoints leave out of the model what cannot be read back: {unreadable}", stacklevel=4)
-    return script_objects, [*unreadable]
+    return own_objects, [*unreadable]
 
 
 def _in_words(error: Exception) -> str:

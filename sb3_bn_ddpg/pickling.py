@@ -21,6 +21,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 MAIN = ("__main__", "__mp_main__")
 """Names of the script's module: in its own process, and in worker processes that are not forked"""
+NOT_THE_USERS = {
+    *sys.stdlib_module_names,
+    "gymnasium",
+    "numpy",
+    "sb3_bn_ddpg",
+    "sb3_contrib",
+    "stable_baselines3",
+    "torch",
+} - {*MAIN}
+"""Packages whose classes are the same ones in every script"""
 REFUSED = (BaseAlgorithm, BaseBuffer, gym.Env, VecEnv)
 """They are large, or belong to a simulator outside Python"""
 Place = tuple[Any, ...]
@@ -89,16 +99,16 @@ class Pickler(_RefusingPickler):
     def __init__(self, file: Any, places: Mapping[int, Place] | None = None, allowed: Any = None) -> None:
         super().__init__(file, allowed)
         self.places = places or {}
-        self.has_met_script = False
+        self.has_met_user_code = False
 
     def persistent_id(self, obj: Any) -> Place | None:
         return self.places.get(id(obj))
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, (type, types.FunctionType)) and obj.__module__ in MAIN:
+        if isinstance(obj, (type, types.FunctionType)):
+            self.has_met_user_code |= str(obj.__module__).partition(".")[0] not in NOT_THE_USERS
             main = sys.modules["__main__"]
-            if _attribute(main, obj.__qualname__) is obj:
-                self.has_met_script = True
+            if obj.__module__ in MAIN and _attribute(main, obj.__qualname__) is obj:
                 return _of_script, (script_name(main), obj.__qualname__, _by_value(obj))
         return super().reducer_override(obj)  # refuses, too
 
@@ -140,8 +150,11 @@ def _is_script(main: types.ModuleType, module_name: str) -> bool:
         return False
     try:
         spec = importlib.util.find_spec(module_name)
-        return spec is not None and spec.origin is not None and os.path.samefile(spec.origin, str(main.__file__))
-    except (ImportError, AttributeError, ValueError, OSError):
+    except (ImportError, ValueError):  # as of a package from whose folder the script is run
+        return True
+    try:
+        return spec is None or os.path.samefile(str(spec.origin), str(getattr(main, "__file__", None)))
+    except OSError:
         return False
 
 

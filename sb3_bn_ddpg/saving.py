@@ -119,7 +119,7 @@ class SavingMixin(OffPolicyAlgorithm):
                 io.BytesIO(saved.model),
                 env=venv,
                 device=device,
-                custom_objects=checkpoint.script_objects_of(saved),
+                custom_objects=checkpoint.own_objects_of(saved),
                 force_reset=False,
                 replay_buffer=saved.replay_buffer,
             )

@@ -36,7 +36,6 @@ class EnvPoolAdapter(VecEnvWrapper):
     """As EnvPool's example for Stable-Baselines3 has it: an engine of EnvPool in the place of a ``VecEnv``."""
 
     def __init__(self, engine: Any) -> None:
-        engine.num_envs, engine.render_mode = engine.spec.config.num_envs, None
         super().__init__(engine, engine.observation_space, engine.action_space)
 
     def seed(self, seed: int | None = None) -> Any:
@@ -126,7 +125,6 @@ def train(name: str, path: Path) -> None:
         buffer_size=5_000,
         batch_size=16,
         policy_kwargs=dict(net_arch=[16, 16]),
-        seed=0,
         device="cpu",
     )
     model.learn(10**6, CheckpointEvery(HALF, path, verbose=1))
