@@ -44,10 +44,10 @@ def readable_buffer(buffer: Any) -> Any:
     state = buffer.__getstate__() if hasattr(type(buffer), "__getstate__") else vars(buffer)
     bad = {}
     for name, value in state.items() if isinstance(state, dict) else ():
-        if isinstance(value, np.ndarray) or value is None:
-            continue  # a large part of the file, and known to be readable
+        if _is_of_arrays(value):
+            continue  # the large part of the file, and known to be readable
         try:
-            Pickler(_Nowhere()).dump(value) if _is_large(value) else pack(value)
+            pack(value)
         except Exception as error:
             bad[name] = f"{type(error).__name__}: {error}"
     if not bad:
@@ -59,15 +59,7 @@ def readable_buffer(buffer: Any) -> Any:
     return readable
 
 
-class _Nowhere:
-    """A file that keeps nothing."""
-
-    def write(self, data: Any) -> int:
-        return len(data)
-
-
-def _is_large(value: Any) -> bool:
-    """Whether it holds arrays, which are not read back."""
+def _is_of_arrays(value: Any) -> bool:
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(part, np.ndarray) for part in parts)
 
