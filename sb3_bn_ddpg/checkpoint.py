@@ -29,7 +29,7 @@ from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear
 from sb3_bn_ddpg.callback_state import callback_states
 from sb3_bn_ddpg.environment_state import VecEnvState
 from sb3_bn_ddpg.noise import is_self_contained
-from sb3_bn_ddpg.pickling import Pickler, RefusedError, pack, unpack
+from sb3_bn_ddpg.pickling import OwnsOutsideError, Pickler, RefusedError, pack, unpack
 from sb3_bn_ddpg.stored_buffer import cut_off_episodes, read_buffer, readable_buffer, write_buffer
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
         generators=_generators(model),
         shares_action_space=model.action_space is _action_space(model.env),
         has_own_noise=is_own_noise,
-        own_noise=_packed("action_noise", model.action_noise, model.env) if is_own_noise else None,
+        own_noise=_packed("action_noise", model.action_noise, model) if is_own_noise else None,
         own_objects=own_objects,
         is_new_episode_told=model._is_new_episode_told,
     )
@@ -202,7 +202,7 @@ def restore_state(model: "BNDDPG", state: dict[str, Any], env_state: VecEnvState
     if state["shares_action_space"]:  # and its generator, from which the environment may draw as well
         model.action_space = _action_space(model.env) or model.action_space
     if state["has_own_noise"]:
-        model.action_noise = _unpacked("action_noise", state["own_noise"], model.env)
+        model.action_noise = _unpacked("action_noise", state["own_noise"], model)
     model._pending_callback_states = _unpacked("callbacks", state["callbacks"])
     model._is_new_episode_told = state["is_new_episode_told"]
     if reason is not None:
@@ -240,26 +240,26 @@ def _versions() -> dict[str, str]:
 # --- Parts that may be left out
 
 
-def _packed(name: str, part: Any, venv: VecEnv | None = None) -> bytes | None:
+def _packed(name: str, part: Any, model: "BNDDPG | None" = None) -> bytes | None:
     """
     :param name: Its name, for the message
     :param part: A part of a checkpoint
-    :param venv: An environment that it may refer to, if any
+    :param model: A model that it may refer to, if any
     :return: It, packed; None if it could not be read back, of which a warning tells
     """
     try:
-        return pack(part) if venv is None else environment_state.pack_with_references(part, venv)
+        return pack(part) if model is None else environment_state.pack_with_references(part, model)
     except Exception as error:
         warnings.warn(f"Checkpoints leave out `{name}`, which cannot be read back: {_in_words(error)}", stacklevel=4)
         return None
 
 
-def _unpacked(name: str, packed: bytes | None, venv: VecEnv | None = None) -> Any:
+def _unpacked(name: str, packed: bytes | None, model: "BNDDPG | None" = None) -> Any:
     """What :func:`_packed` got, None if it was left out or cannot be read, of which a warning tells."""
     reason = "it was left out when the checkpoint was written"
     if packed is not None:
         try:
-            return unpack(packed) if venv is None else environment_state.unpack_with_references(packed, venv)
+            return unpack(packed) if model is None else environment_state.unpack_with_references(packed, model)
         except Exception as error:
             reason = _in_words(error)
     warnings.warn(f"The checkpoint's `{name}` is missing in the resumed training: {reason}", stacklevel=4)
@@ -286,7 +286,9 @@ def _look_through(model: "BNDDPG", without: set[str]) -> tuple[dict[str, bytes],
             pickler.dump(vars(model)[name])
             unpack(stream.getvalue())
         except Exception as error:
-            if not (name in required and isinstance(error, RefusedError)):  # as SB3 takes it
+            # Models and replay buffers get in as SB3 takes them: they are no part of the environment, but of this model
+            is_left_to_sb3 = isinstance(error, RefusedError) and not isinstance(error, OwnsOutsideError)
+            if not (is_left_to_sb3 or (name in required and isinstance(error, RefusedError))):
                 unreadable[name] = _in_words(error)
             continue
         if pickler.has_met_user_code:

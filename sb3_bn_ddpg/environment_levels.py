@@ -94,17 +94,20 @@ def chain_of(env: gym.Env[Any, Any]) -> list[Any]:
 
 def capture_environment(env: gym.Env[Any, Any]) -> EnvironmentState:
     states = [capture_level(level) for level in chain_of(env)]
+    made_from = env.unwrapped.spec
     spec = None
     try:
-        if (made_from := _spec(env)) is not None:
-            spec = pack(made_from, largest=LARGEST_STATE)
-    except Exception:  # it has arguments that must not be in a checkpoint, or cannot be: then it is not made anew
+        # Gymnasium copies what it was made from when a wrapper is asked for it: not before it is known what that holds
+        pack(made_from and made_from.kwargs, largest=LARGEST_STATE)
+        if (complete := _spec(env)) is not None:
+            spec = pack(complete, largest=LARGEST_STATE)
+    except Exception:  # then it is not made anew
         spec = None
     return EnvironmentState(
         [state for state, _ in states],
         result_of(_generator_state, env)[0],
         spec,
-        getattr(getattr(env, "spec", None), "id", None),
+        None if made_from is None else made_from.id,
         next((reason for _, reason in states if reason is not None), None),
     )
 

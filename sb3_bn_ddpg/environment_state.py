@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
@@ -194,23 +195,23 @@ def allows_resets(venv: VecEnv) -> bool:
         return False
 
 
-def pack_with_references(thing: Any, venv: VecEnv) -> bytes:
+def pack_with_references(thing: Any, model: BaseAlgorithm) -> bytes:
     """
-    :param thing: An object that may refer to the environment, its wrappers, its single environments and what is in them
-    :param venv: The environment
+    :param thing: An object that may refer to a model, its environment, wrappers and single environments, and what is in them
+    :param model: The model
     :return: The object without those, for :func:`unpack_with_references`
     :raises Exception: if it cannot be pickled or read back
     """
-    return pack(thing, _targets(venv))
+    return pack(thing, {place: target for place, target in _targets(model).items() if target is not thing})
 
 
-def unpack_with_references(packed: bytes, venv: VecEnv) -> Any:
+def unpack_with_references(packed: bytes, model: BaseAlgorithm) -> Any:
     """
     :param packed: An object of :func:`pack_with_references`
-    :param venv: An environment that is built as the one then was
+    :param model: A model that is built as the one then was
     :return: The object, which refers to this one
     """
-    return unpack(packed, _targets(venv))
+    return unpack(packed, _targets(model))
 
 
 def _make_monitored(spec: Any) -> gym.Env[Any, Any]:
@@ -230,12 +231,12 @@ def _layers(venv: Any) -> tuple[list[VecEnvWrapper], Any]:
     return wrappers, venv
 
 
-def _targets(venv: VecEnv) -> dict[Place, Any]:
-    """What may be referred to from outside: the levels of an environment, and objects that are attributes of theirs."""
-    wrappers, base = _layers(venv)
+def _targets(model: BaseAlgorithm) -> dict[Place, Any]:
+    """What may be referred to: a model, the levels of its environment, and objects that are attributes of these."""
+    wrappers, base = _layers(model.env)
     chains = [chain_of(env) for env in base.envs] if isinstance(base, DummyVecEnv) else []
     targets: dict[Place, Any] = {}
-    for number, level in enumerate([*wrappers, base, *chain.from_iterable(chains)]):
+    for number, level in enumerate([model, *wrappers, base, *chain.from_iterable(chains)]):
         targets[(number,)] = level
         for name, value in vars(level).items():
             if hasattr(value, "__dict__") and not isinstance(value, type):

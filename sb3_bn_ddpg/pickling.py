@@ -31,8 +31,8 @@ NOT_THE_USERS = {
     "torch",
 } - {*MAIN}
 """Packages whose classes are the same ones in every script"""
-REFUSED = (BaseAlgorithm, BaseBuffer, gym.Env, VecEnv)
-"""They are large, or belong to a simulator outside Python"""
+LARGE = (BaseAlgorithm, BaseBuffer)
+SIMULATORS = (gym.Env, VecEnv)
 Place = tuple[Any, ...]
 
 
@@ -40,16 +40,26 @@ class RefusedError(Exception):
     """An object that must not be in a checkpoint."""
 
 
-def pack(thing: Any, objects: Mapping[Place, Any] | None = None, largest: int | None = None) -> bytes:
+class OwnsOutsideError(RefusedError):
+    """An object that owns something outside of Python: a copy that is collected would give that back for the original too."""
+
+
+def pack(
+    thing: Any,
+    objects: Mapping[Place, Any] | None = None,
+    largest: int | None = None,
+    allowed: tuple[type, ...] = (),
+) -> bytes:
     """
     :param thing: An object
     :param objects: What is not pickled, but referred to by its place
     :param largest: The largest size allowed, in bytes (if None: any)
+    :param allowed: Classes of models, replay buffers or environments that get in
     :return: The object for :func:`unpack`
     :raises Exception: if it cannot be pickled, cannot be read back, or is too large
     """
     stream = io.BytesIO()
-    Pickler(stream, {id(target): place for place, target in (objects or {}).items()}).dump(thing)
+    Pickler(stream, {id(target): place for place, target in (objects or {}).items()}, allowed).dump(thing)
     if largest is not None and stream.tell() > largest:
         raise RefusedError(f"{stream.tell():,} bytes are too many for a checkpoint, which takes {largest:,}")
     packed = stream.getvalue()
@@ -70,33 +80,30 @@ def unpack(packed: bytes, objects: Mapping[Place, Any] | None = None) -> Any:
 class _RefusingPickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """
     :param file: An open file
-    :param allowed: The only object of a class in :data:`REFUSED` that gets in
+    :param allowed: Classes of models, replay buffers or environments that get in
     """
 
-    def __init__(self, file: Any, allowed: Any = None) -> None:
+    def __init__(self, file: Any, allowed: tuple[type, ...] = ()) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.allowed = allowed
 
     def reducer_override(self, obj: Any) -> Any:
-        self._refuse(obj)
+        if not isinstance(obj, self.allowed):
+            if isinstance(obj, SIMULATORS) or hasattr(type(obj), "__del__"):
+                raise OwnsOutsideError(f"a {type(obj).__name__} must not be in a checkpoint, as it may own a simulator")
+            if isinstance(obj, LARGE):
+                raise RefusedError(f"a {type(obj).__name__} must not be in a checkpoint of another one")
         return super().reducer_override(obj)
-
-    def _refuse(self, obj: Any) -> None:
-        if isinstance(obj, REFUSED) and obj is not self.allowed:
-            raise RefusedError(f"a {type(obj).__name__} must not be in a checkpoint")
-        if hasattr(type(obj), "__del__") and obj is not self.allowed:
-            # A copy that is collected would give it back for the original too, as a connection to PyBullet
-            raise RefusedError(f"a {type(obj).__name__} must not be in a checkpoint: it owns what its `__del__` gives back")
 
 
 class Pickler(_RefusingPickler):
     """
     :param file: An open file
     :param places: What stands for objects, by their ``id``, that are referred to and not pickled
-    :param allowed: The only model, replay buffer or environment that gets in
+    :param allowed: Classes of models, replay buffers or environments that get in
     """
 
-    def __init__(self, file: Any, places: Mapping[int, Place] | None = None, allowed: Any = None) -> None:
+    def __init__(self, file: Any, places: Mapping[int, Place] | None = None, allowed: tuple[type, ...] = ()) -> None:
         super().__init__(file, allowed)
         self.places = places or {}
         self.has_met_user_code = False

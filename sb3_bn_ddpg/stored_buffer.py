@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.buffers import BaseBuffer
 
 from sb3_bn_ddpg.pickling import Pickler, Unpickler, pack
+
+BUFFERS = (BaseBuffer,)  # one may hold others, as of an expert's transitions
 
 
 @dataclass
@@ -24,8 +27,7 @@ def write_buffer(buffer: Any, file: Any) -> None:
     :param buffer: A replay buffer of :func:`readable_buffer`
     :param file: An open file
     """
-    small = _trimmed(buffer)
-    Pickler(file, allowed=small).dump(small)
+    Pickler(file, allowed=BUFFERS).dump(_trimmed(buffer))
 
 
 def read_buffer(file: Any) -> Any:
@@ -47,7 +49,7 @@ def readable_buffer(buffer: Any) -> Any:
         if _is_of_arrays(value):
             continue  # the large part of the file, and known to be readable
         try:
-            pack(value)
+            pack(value, allowed=BUFFERS)
         except Exception as error:
             bad[name] = f"{type(error).__name__}: {error}"
     if not bad:

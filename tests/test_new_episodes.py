@@ -99,6 +99,7 @@ def test_pybullet():
     assert "with a new episode; its first transition is the environment's own (warnings before the kill: 1)" in result
 
 
+@pytest.mark.slow
 def test_a_known_simulator_is_killed_and_resumed():
     result = simulators.kill_and_resume("Gymnasium's classic control")
     assert (
@@ -211,7 +212,9 @@ def test_models_and_tables_stay_out(make_model, tmp_path, state):
     env = Saying()
     model = make_model(env).learn(30)
     env.state = state(model)
-    with pytest.warns(UserWarning, match=r"begin a new episode: (a \w+ must not be in a checkpoint|80,\d+,\d+ bytes are too)"):
+    with pytest.warns(
+        UserWarning, match=r"begin a new episode: (a \w+ must not be in a checkpoint of another one|80,\d+,\d+ bytes are too)"
+    ):
         model.save_checkpoint(tmp_path / "checkpoint")
     assert (tmp_path / "checkpoint").stat().st_size < 200_000
 
@@ -229,6 +232,65 @@ def test_arguments_of_an_id_stay_out_too(tmp_path, monkeypatch):
         assert BNDDPG.resume(tmp_path / "checkpoint", env).num_timesteps == 20
     finally:
         del gym.registry["TestTable-v0"]
+
+
+def test_an_id_made_with_a_connection(tmp_path):
+    """Gymnasium copies what an environment was made from when a wrapper is asked for it, and the copy would disconnect."""
+
+    class Connection:
+        disconnected = 0
+
+        def __del__(self) -> None:
+            Connection.disconnected += 1
+
+    connection = Connection()
+    gym.register("TestConnection-v0", lambda connection: VectorEnv())
+    try:
+        env = gym.make("TestConnection-v0", connection=connection)
+        model = BNDDPG("MlpPolicy", env, policy_kwargs=SMALL, buffer_size=100).learn(20)
+        model.save_checkpoint(tmp_path / "checkpoint")
+        assert Connection.disconnected == 0
+        assert read_manifest(tmp_path / "checkpoint")["environment"] == ["TestConnection-v0"]
+    finally:
+        del gym.registry["TestConnection-v0"]
+
+
+class ExpertBuffer(ReplayBuffer):
+    """Holds another one."""
+
+    def __init__(self, buffer_size, *args, **kwargs):
+        super().__init__(buffer_size, *args, **kwargs)
+        self.expert = ReplayBuffer(10, *args, **kwargs)
+        self.expert.rewards += 7
+
+
+def test_buffers_within_the_replay_buffer_stay(make_model, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model(replay_buffer_class=ExpertBuffer).learn(20).save_checkpoint(tmp_path / "checkpoint")
+        assert BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).replay_buffer.expert.rewards.max() == 7
+
+
+def test_dictionaries_of_arrays_stay(tmp_path):
+    class DictEnv(gym.ObservationWrapper):
+        def __init__(self):
+            super().__init__(VectorEnv())
+            self.observation_space = spaces.Dict(a=self.env.observation_space)
+
+        def observation(self, observation):
+            return {"a": observation}
+
+        def get_checkpoint_state(self):
+            return None
+
+        def set_checkpoint_state(self, state): ...
+
+    model = BNDDPG("MultiInputPolicy", DictEnv(), policy_kwargs=SMALL, buffer_size=100).learn(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", DictEnv())
+    np.testing.assert_array_equal(resumed.replay_buffer.observations["a"], model.replay_buffer.observations["a"])
 
 
 class Plays(gym.Wrapper):
@@ -281,6 +343,16 @@ def test_a_noise_shares_what_it_shared_with_the_environment(make_model, tmp_path
     make_model(env, action_noise=OwnNoise(env.wind)).learn(30).save_checkpoint(tmp_path / "checkpoint")
     env = make()
     assert BNDDPG.resume(tmp_path / "checkpoint", env).action_noise.reads is env.wind
+
+
+def test_a_noise_refers_to_the_model_that_was_resumed(make_model, tmp_path):
+    model = make_model(action_noise=OwnNoise(None)).learn(20)
+    model.action_noise.reads = [model, model.policy, model.replay_buffer]
+    model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
+    assert all(
+        a is b for a, b in zip(resumed.action_noise.reads, [resumed, resumed.policy, resumed.replay_buffer], strict=True)
+    )
 
 
 def test_parameters_stay_those_of_the_environment_that_was_passed(tmp_path):
@@ -566,6 +638,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trains", "resumes"),
     [
