@@ -1,4 +1,4 @@
-"""What is in a checkpoint and what is not: nothing of the passed environment but its state, and the user's classes as they are."""
+"""What a checkpoint holds: nothing of the passed environment but its state, and classes of the user as they are."""
 
 import importlib
 import subprocess
