@@ -477,6 +477,7 @@ class BNDDPG(SavingMixin, OffPolicyAlgorithm):
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
             self._is_stopped = not rollout.continue_training
+            self._is_within_step = self._is_stopped  # a subclass may store transitions by itself
             return rollout
         finally:
             self._is_collecting = False

@@ -5,7 +5,7 @@ The file is a line with the format's version and a SHA-256 of the rest, then a z
 people), ``model.zip`` (SB3's format), ``replay_buffer.pkl`` and ``state.pkl``. Reading one runs the pickled code in it.
 """
 
-import copy
+import inspect
 import io
 import json
 import pathlib
@@ -15,28 +15,28 @@ import random
 import re
 import warnings
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import cloudpickle
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_bn_ddpg import environment_state
+from sb3_bn_ddpg import environment_levels, environment_state
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, atomic_write, clear_errors, sha256
 from sb3_bn_ddpg.callback_state import callback_states
+from sb3_bn_ddpg.environment_state import VecEnvState
 from sb3_bn_ddpg.noise import is_self_contained
+from sb3_bn_ddpg.pickling import OwnsOutsideError, Pickler, RefusedError, pack, unpack
+from sb3_bn_ddpg.stored_buffer import cut_off_episodes, read_buffer, readable_buffer, write_buffer
 
 if TYPE_CHECKING:
     from sb3_bn_ddpg.bn_ddpg import BNDDPG
 
 FIRST_LINE = b"bn-ddpg checkpoint %d sha256 %s\n"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MEMBERS = ("manifest.json", "model.zip", "replay_buffer.pkl", "state.pkl")
 PACKAGES = ("gymnasium", "numpy", "sb3-bn-ddpg", "stable-baselines3", "torch")
 """Those whose versions can change a resumed run's numbers."""
@@ -88,27 +88,44 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
     check_finite_parameters(model)
     assert model.env is not None
     env_state = environment_state.capture(model.env)
-    state = dict(
-        generators=_generators(model),
+    if env_state.not_offered is not None and not model._is_new_episode_told:
+        warnings.warn(
+            f"Resuming from {path} will begin a new episode: {env_state.not_offered}. All else goes on where it was",
+            stacklevel=3,
+        )
+        model._is_new_episode_told = True
+    # A noise of the user's own may look at the environment, which the model's file would have a copy of
+    is_own_noise = not is_self_contained(model.action_noise)
+    parts: dict[str, Any] = dict(
         env=env_state,
-        shares_action_space=model.action_space is _action_space(model.env),
-        # A noise of the user's own may look at the environment, which the model's file would have a copy of
-        own_noise=None
-        if is_self_contained(model.action_noise)
-        else environment_state.pack_with_references(model.action_noise, model.env),
         # Those of a resumed training wait for its next call of learn
         callbacks=model._pending_callback_states or callback_states(model._callback),
+    )
+    state: dict[str, Any] = {name: _packed(name, part) for name, part in parts.items()}
+    # What of the model is made of the user's own classes is also there in a form that finds them again
+    own_objects, unreadable = _look_through(model, without={"action_noise"} if is_own_noise else set())
+    state |= dict(
+        generators=_generators(model),
+        shares_action_space=model.action_space is _action_space(model.env),
+        has_own_noise=is_own_noise,
+        own_noise=_packed("action_noise", model.action_noise, model) if is_own_noise else None,
+        own_objects=own_objects,
+        is_new_episode_told=model._is_new_episode_told,
     )
     manifest = dict(
         num_timesteps=int(model.num_timesteps),
         total_timesteps=int(model._total_timesteps),  # NumPy's are no JSON
-        environment=[None if spec is None else spec.id for spec in env_state.specs],
+        num_envs=env_state.num_envs,
+        environment=[None] * env_state.num_envs
+        if env_state.environments is None
+        else [environment.spec_id for environment in env_state.environments],
         resumes="in the middle of an episode" if env_state.not_offered is None else "with a new episode",
         environment_state_not_offered=env_state.not_offered,
         versions=_versions(),
     )
     model_zip = io.BytesIO()
-    model.save(model_zip, exclude=[] if state["own_noise"] is None else ["action_noise"])
+    model.save(model_zip, exclude=[*unreadable, *(["action_noise"] if is_own_noise else [])])
+    buffer = readable_buffer(model.replay_buffer)
     with atomic_write(path) as file:
         file.write(FIRST_LINE % (FORMAT_VERSION, b"0" * 64))
         hashing: Any = HashingFile(file)
@@ -117,9 +134,9 @@ def write_checkpoint(model: "BNDDPG", path: str | pathlib.Path) -> None:
             # Not getbuffer(), which is no cheaper: if this fails, on a full disk, Python 3.12.1 crashes when it collects that
             archive.writestr("model.zip", model_zip.getvalue())
             with archive.open("replay_buffer.pkl", "w", force_zip64=True) as member:
-                cloudpickle.dump(_trimmed(model.replay_buffer), member, protocol=pickle.HIGHEST_PROTOCOL)
+                write_buffer(buffer, member)
             with archive.open("state.pkl", "w", force_zip64=True) as member:
-                cloudpickle.dump(state, member, protocol=pickle.HIGHEST_PROTOCOL)
+                pickle.dump(state, member, protocol=pickle.HIGHEST_PROTOCOL)
         file.seek(0)
         file.write(FIRST_LINE % (FORMAT_VERSION, hashing.digest.hexdigest().encode()))
 
@@ -143,27 +160,52 @@ def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
                 raise FileError(path, f"holds {archive.namelist()}, not {list(MEMBERS)}")
             manifest = json.loads(archive.read("manifest.json"))
             with archive.open("replay_buffer.pkl") as member:
-                replay_buffer = _expanded(pickle.load(member))
+                replay_buffer = read_buffer(member)
             state = pickle.loads(archive.read("state.pkl"))
             return Checkpoint(manifest, archive.read("model.zip"), replay_buffer, state)
 
 
-def restore_state(model: "BNDDPG", state: dict[str, Any]) -> None:
+def environment_of(saved: Checkpoint) -> VecEnvState | None:
+    """
+    :param saved: A checkpoint
+    :return: The state of its environment, None if it cannot be read, of which a warning tells
+    """
+    env_state: VecEnvState | None = _unpacked("env", saved.state["env"])
+    return env_state
+
+
+def own_objects_of(saved: Checkpoint) -> dict[str, Any]:
+    """
+    :param saved: A checkpoint
+    :return: Attributes of the model that are made of the user's own classes: those of the script that runs
+    """
+    objects = {name: _unpacked(name, packed) for name, packed in saved.state["own_objects"].items()}
+    return {name: value for name, value in objects.items() if value is not None}
+
+
+def restore_state(model: "BNDDPG", state: dict[str, Any], env_state: VecEnvState | None, new_episode: bool = False) -> None:
     """
     Give a loaded model what SB3's file does not hold.
 
     :param model: The model, with its environment and replay buffer
     :param state: The state of the checkpoint
+    :param env_state: That of the environment, None if it cannot be read
+    :param new_episode: Whether to begin a new episode in any case
     """
     assert model.env is not None
     assert model.replay_buffer is not None
-    environment_state.restore(model.env, state["env"])
-    if state.get("shares_action_space"):  # and its generator, from which the environment may draw as well
-        model.action_space = _action_space(model.env)
-    if state["own_noise"] is not None:
-        model.action_noise = environment_state.unpack_with_references(state["own_noise"], model.env)
-    model._pending_callback_states = state["callbacks"]
-    if state["env"].not_offered is not None:
+    reason: str | None = "the state of the checkpoint's environment cannot be read"
+    if env_state is not None:
+        reason = environment_state.restore(model.env, env_state, new_episode)
+        if reason is not None and env_state.not_offered is None and not new_episode:
+            warnings.warn(f"The resumed training begins a new episode: {reason}", stacklevel=3)
+    if state["shares_action_space"]:  # and its generator, from which the environment may draw as well
+        model.action_space = _action_space(model.env) or model.action_space
+    if state["has_own_noise"]:
+        model.action_noise = _unpacked("action_noise", state["own_noise"], model)
+    model._pending_callback_states = _unpacked("callbacks", state["callbacks"])
+    model._is_new_episode_told = state["is_new_episode_told"]
+    if reason is not None:
         model._last_obs = None  # learn resets the environment
         cut_off_episodes(model.replay_buffer)
     _restore_generators(model, state["generators"])
@@ -195,6 +237,73 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
+# --- Parts that may be left out
+
+
+def _packed(name: str, part: Any, model: "BNDDPG | None" = None) -> bytes | None:
+    """
+    :param name: Its name, for the message
+    :param part: A part of a checkpoint
+    :param model: A model that it may refer to, if any
+    :return: It, packed; None if it could not be read back, of which a warning tells
+    """
+    try:
+        return pack(part) if model is None else environment_state.pack_with_references(part, model)
+    except Exception as error:
+        warnings.warn(f"Checkpoints leave out `{name}`, which cannot be read back: {_in_words(error)}", stacklevel=4)
+        return None
+
+
+def _unpacked(name: str, packed: bytes | None, model: "BNDDPG | None" = None) -> Any:
+    """What :func:`_packed` got, None if it was left out or cannot be read, of which a warning tells."""
+    reason = "it was left out when the checkpoint was written"
+    if packed is not None:
+        try:
+            return unpack(packed) if model is None else environment_state.unpack_with_references(packed, model)
+        except Exception as error:
+            reason = _in_words(error)
+    warnings.warn(f"The checkpoint's `{name}` is missing in the resumed training: {reason}", stacklevel=4)
+    return None
+
+
+def _look_through(model: "BNDDPG", without: set[str]) -> tuple[dict[str, bytes], list[str]]:
+    """
+    Look at what SB3 pickles of a model, before it does.
+
+    :param model: A model
+    :param without: Attributes that it does not pickle
+    :return: Attributes made of the user's own classes, packed, and names of those that cannot be read back, of which a
+        warning tells
+    :raises ValueError: if an argument of the model cannot be read back
+    """
+    torch_names = {name.split(".")[0] for names in model._get_torch_save_params() for name in names}
+    required = {*inspect.signature(type(model)).parameters, "policy_class"}
+    own_objects, unreadable = {}, {}
+    for name in vars(model).keys() - {*model._excluded_save_params(), *torch_names, *without}:
+        stream = io.BytesIO()
+        pickler = Pickler(stream)
+        try:
+            pickler.dump(vars(model)[name])
+            unpack(stream.getvalue())
+        except Exception as error:
+            # Models and replay buffers get in as SB3 takes them: they are no part of the environment, but of this model
+            is_left_to_sb3 = isinstance(error, RefusedError) and not isinstance(error, OwnsOutsideError)
+            if not (is_left_to_sb3 or (name in required and isinstance(error, RefusedError))):
+                unreadable[name] = _in_words(error)
+            continue
+        if pickler.has_met_user_code:
+            own_objects[name] = stream.getvalue()
+    for name in unreadable.keys() & required:
+        raise ValueError(f"`{name}` of the model cannot be read back: no checkpoint was written. {unreadable[name]}")
+    if unreadable:
+        warnings.warn(f"Checkpoints leave out of the model what cannot be read back: {unreadable}", stacklevel=4)
+    return own_objects, [*unreadable]
+
+
+def _in_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 # --- Random generators
 
 
@@ -203,8 +312,8 @@ def _action_space(venv: VecEnv) -> Any:
     :param venv: A vectorised environment
     :return: The action space of its first environment, None if that is in another process
     """
-    envs = getattr(venv.unwrapped, "envs", None)
-    return None if envs is None else envs[0].action_space
+    envs = getattr(environment_state.without_wrappers(venv), "envs", None)
+    return getattr(envs[0], "action_space", None) if isinstance(envs, list) else None
 
 
 def _generators(model: "BNDDPG") -> dict[str, Any]:
@@ -217,8 +326,8 @@ def _generators(model: "BNDDPG") -> dict[str, Any]:
         numpy=np.random.get_state(),
         torch=th.get_rng_state(),
         cuda=th.cuda.get_rng_state_all() if model.device.type == "cuda" else None,
-        action_space=_space_generators(model.action_space),
-        observation_space=_space_generators(model.observation_space),
+        action_space=environment_levels.space_generators(model.action_space),
+        observation_space=environment_levels.space_generators(model.observation_space),
     )
 
 
@@ -228,106 +337,5 @@ def _restore_generators(model: "BNDDPG", states: dict[str, Any]) -> None:
     th.set_rng_state(states["torch"])
     if states["cuda"] is not None and th.cuda.is_available():
         th.cuda.set_rng_state_all(states["cuda"][: th.cuda.device_count()])
-    _set_space_generators(model.action_space, states["action_space"])
-    _set_space_generators(model.observation_space, states["observation_space"])
-
-
-def _space_generators(space: spaces.Space[Any]) -> list[Any]:
-    return [None if part._np_random is None else part._np_random.bit_generator.state for part in _parts(space)]
-
-
-def _set_space_generators(space: spaces.Space[Any], states: list[Any]) -> None:
-    for part, state in zip(_parts(space), states, strict=True):
-        if state is None:
-            part._np_random = None  # type: ignore[assignment]  # as a new space has it
-        else:
-            part.np_random.bit_generator.state = state
-
-
-def _parts(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
-    """A space and the spaces in it, each with a generator of its own."""
-    inner = list(space.spaces.values()) if isinstance(space, spaces.Dict) else []
-    return [space, *(part for child in inner for part in _parts(child))]
-
-
-# --- The replay buffer
-
-
-@dataclass
-class _Trimmed:
-    """The filled rows of an array, and how many it has with the empty ones."""
-
-    rows: Any
-    length: int
-
-
-def _trimmed(buffer: Any) -> Any:
-    """
-    :param buffer: A replay buffer
-    :return: A copy of it whose arrays end where the zeros begin
-    """
-    if buffer.full:
-        return buffer
-    small = copy.copy(buffer)
-
-    def trim(value: Any) -> Any:
-        if type(value) is dict:
-            return _changed(value, trim)
-        if not isinstance(value, np.ndarray) or value.ndim == 0 or len(value) != buffer.buffer_size:
-            return value
-        # Objects have no zeros; memory-optimised buffers have one row more than their position says
-        if value.dtype.hasobject or value[buffer.pos + 1 :].any():
-            return value
-        return _Trimmed(value[: buffer.pos + 1], len(value))
-
-    vars(small).update({name: trim(value) for name, value in vars(small).items()})
-    return small
-
-
-def _expanded(buffer: Any) -> Any:
-    """
-    :param buffer: What :func:`_trimmed` returned
-    :return: The replay buffer
-    """
-
-    def expand(value: Any) -> Any:
-        if type(value) is dict:
-            return _changed(value, expand)
-        if not isinstance(value, _Trimmed):
-            return value
-        array = np.zeros((value.length, *value.rows.shape[1:]), dtype=value.rows.dtype)
-        array[: len(value.rows)] = value.rows
-        return array
-
-    vars(buffer).update({name: expand(value) for name, value in vars(buffer).items()})
-    return buffer
-
-
-def _changed(entries: dict[Any, Any], change: Callable[[Any], Any]) -> dict[Any, Any]:
-    """
-    :param entries: A dictionary
-    :param change: What becomes of an entry
-    :return: The changed dictionary; the same one if no entry becomes another, for it may have a meaning to its owner
-    """
-    changed = {key: change(entry) for key, entry in entries.items()}
-    return entries if all(changed[key] is entry for key, entry in entries.items()) else changed
-
-
-def cut_off_episodes(buffer: Any) -> None:
-    """
-    Let the unfinished episodes of a replay buffer end where they are, as a time limit ends them.
-
-    :param buffer: The replay buffer
-    """
-    if buffer.size() == 0:
-        return
-    if hasattr(buffer, "truncate_last_trajectory"):  # HER
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it does
-            buffer.truncate_last_trajectory()
-        return
-    last = (buffer.pos - 1) % buffer.buffer_size
-    unfinished = buffer.dones[last] == 0
-    buffer.dones[last] = 1
-    if buffer.handle_timeout_termination:
-        buffer.timeouts[last, unfinished] = 1
+    environment_levels.set_space_generators(model.action_space, states["action_space"])
+    environment_levels.set_space_generators(model.observation_space, states["observation_space"])

@@ -150,11 +150,17 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
         help="how often to write the run's checkpoint.zip, replay buffer included, from which `-i .../checkpoint.zip` resumes "
         "to the same numbers; -1 for never (bn_ddpg only, default: %(default)s)",
     )
+    own.add_argument(
+        "--new-episode",
+        action="store_true",
+        help="begin a new episode where `-i .../checkpoint.zip` would go on in the middle of one (bn_ddpg only)",
+    )
     options, rest = parser.parse_known_args(arguments)
     if wants_help:
         print(parser.format_help())
     try:
-        zoo.register(zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries), options.checkpoint_freq)
+        recovery = zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries)
+        zoo.register(recovery, options.checkpoint_freq, options.new_episode)
     except ValueError as error:
         parser.error(str(error))
     if options.profile is None:

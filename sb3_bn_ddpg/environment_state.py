@@ -1,33 +1,45 @@
 """
-Taking the state out of vectorised environments and putting it back: wrappers, time limits, monitors, simulators and random
-generators, so that a training can go on in another process in the middle of an episode.
+Taking the state out of vectorised environments and putting it back, so that a training can go on in another process in the
+middle of an episode. That is done where all of the state is known; elsewhere a new episode begins.
 """
 
-import io
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import cloudpickle
 import gymnasium as gym
-import numpy as np
-from gymnasium.utils import EzPickle
-from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_bn_ddpg import known_environments as known
+from sb3_bn_ddpg.environment_levels import (
+    EnvironmentState,
+    LevelState,
+    are_same,
+    capture_environment,
+    capture_level,
+    chain_of,
+    compare,
+    in_words,
+    may_be_reset,
+    name_of,
+    names_of,
+    restore_environment,
+    restore_level,
+    result_of,
+)
+from sb3_bn_ddpg.known_environments import StateNotOfferedError
+from sb3_bn_ddpg.pickling import Place, pack, unpack
 
 RESULT = "_bn_ddpg_result"
 """The attribute of an environment in a worker process through which a function's result comes back."""
-
-
+KNOWN_BASES = (DummyVecEnv, SubprocVecEnv)
+"""Vectorised environments without a state of their own between two steps"""
 PROCESS_BOUND = ("venv", "class_attributes")
-"""Attributes of a ``VecEnvWrapper`` that are no state."""
-
-
-class StateNotOfferedError(Exception):
-    """The reason why an environment's state cannot be taken out of it."""
+"""Attributes of a ``VecEnvWrapper`` that are no settings."""
 
 
 @dataclass
@@ -35,22 +47,21 @@ class VecEnvState:
     """
     The state of a vectorised environment.
 
-    :param wrappers: Class and packed attributes of each of its ``VecEnvWrapper`` layers, outermost first; None for the
-        attributes of one that does not offer them
-    :param vec_env_class: The class below them
-    :param seeds: The seeds that its next reset uses
-    :param environments: The packed state of the environments of each process, or None if they do not offer it
-    :param generators: The state of each environment's random generator, or None
-    :param specs: What Gymnasium made each environment from, or None
-    :param not_offered: Why something is None of what the middle of an episode needs
+    :param num_envs: How many environments it has
+    :param wrappers: Its wrappers, outermost first
+    :param settings: For :func:`rebuild`: each wrapper's class and attributes, packed; None for one that is not known
+    :param uses_processes: Whether the environments are in worker processes
+    :param seeds: The seeds that its next reset uses, None if it has none
+    :param environments: Its environments, None if they are out of reach
+    :param not_offered: Why the training cannot go on in the middle of an episode, or None
     """
 
-    wrappers: list[tuple[type[VecEnvWrapper], bytes | None]]
-    vec_env_class: type[VecEnv]
+    num_envs: int
+    wrappers: list[LevelState]
+    settings: list[bytes | None]
+    uses_processes: bool
     seeds: Any
-    environments: list[bytes] | None
-    generators: list[Any]
-    specs: list[Any]
+    environments: list[EnvironmentState] | None
     not_offered: str | None
 
 
@@ -59,111 +70,148 @@ def capture(venv: VecEnv) -> VecEnvState:
     Take the state out of a vectorised environment, which stays as it is.
 
     :param venv: The environment
-    :return: Its state, without the single environments' if they do not offer it
+    :return: Its state, as far as it is known
     """
     wrappers, base = _layers(venv)
-    packed_wrappers: list[tuple[type[VecEnvWrapper], bytes | None]] = []
-    environments, not_offered = None, None
-    for wrapper in wrappers:  # one that does not offer its state takes that of no other with it
-        packed = None
-        try:
-            packed = _pack([wrapper], PROCESS_BOUND, beside=[*wrappers, base])
-        except StateNotOfferedError as reason:
-            not_offered = str(reason)
-        packed_wrappers.append((type(wrapper), packed))
+    states = [capture_level(wrapper) for wrapper in wrappers]
+    reasons = [reason for _, reason in states]
+    environments: list[EnvironmentState] | None = None
     try:
-        if isinstance(base, DummyVecEnv):  # together, so that what they share stays shared
-            environments = [_pack_environments(*base.envs)]
-        else:
-            environments = _call_in_each(base, [_pack_environments] * base.num_envs)
+        environments = _call_in_each(base, [capture_environment] * venv.num_envs)
+        reasons += [environment.not_offered for environment in environments]
     except StateNotOfferedError as reason:
-        not_offered = str(reason)
+        reasons.append(str(reason))
+    if type(base) not in KNOWN_BASES:
+        reasons.append(f"the state of a {type(base).__name__} is not known")
     return VecEnvState(
-        packed_wrappers,
-        type(base),
-        list(base._seeds),
+        int(venv.num_envs),
+        [state for state, _ in states],
+        [_pack_settings(wrapper, wrappers, base) for wrapper in wrappers],
+        isinstance(base, SubprocVecEnv),
+        list(seeds) if isinstance(seeds := getattr(base, "_seeds", None), list) else None,
         environments,
-        _call_or_none(base, _generator_state),
-        _call_or_none(base, _spec),
-        not_offered,
+        next(filter(None, reasons), None),
     )
 
 
-def restore(venv: VecEnv, state: VecEnvState) -> None:
+def restore(venv: VecEnv, state: VecEnvState, new_episode: bool = False) -> str | None:
     """
-    Put a state into a vectorised environment that is built as the captured one was.
+    Put a state into a vectorised environment that is built as the captured one was. What is no state stays its own.
 
     :param venv: The environment, of as many environments
     :param state: The state
+    :param new_episode: Whether a reset follows in any case, so that only what outlasts it counts
+    :return: None if the environment is where the captured one was, else why a new episode must begin
     :raises ValueError: if it is built differently
     """
     wrappers, base = _layers(venv)
-    names, expected = [type(wrapper).__name__ for wrapper in wrappers], [cls.__name__ for cls, _ in state.wrappers]
-    if names != expected:
-        raise ValueError(f"`env` with the wrappers {names} is not allowed: the checkpoint's environment has {expected}")
-    _unpack_wrappers(venv, state)
+    names, expected = [name_of(wrapper) for wrapper in wrappers], [level.name for level in state.wrappers]
+    if not are_same(names, expected):
+        short = [[name.rpartition(".")[2] for name in each] for each in (names, expected)]
+        raise ValueError(f"`env` with the wrappers {short[0]} is not allowed: the checkpoint's environment has {short[1]}")
+    reason = "a new episode was asked for" if new_episode else state.not_offered
+    if reason is None and type(base) not in KNOWN_BASES:
+        reason = f"the state of a {type(base).__name__} is not known"
+    environments = state.environments
     try:
-        if state.environments is not None and isinstance(base, DummyVecEnv):
-            unpack = partial(_unpack_environments, packed=state.environments[0])
-            _, error = _result(lambda envs: unpack(*envs), base.envs)
-            if error is not None:
-                raise StateNotOfferedError(error)
-        elif state.environments is not None:
-            _call_in_each(base, [partial(_unpack_environments, packed=packed) for packed in state.environments])
-        elif all(state.generators):
-            _call_in_each(base, [partial(_set_generator_state, saved=saved) for saved in state.generators])
-    except StateNotOfferedError as reason:
-        raise ValueError(f"`env` is not allowed, it is not like the checkpoint's: {reason}") from reason
-    # Setting a model up has seeded its environment, whose next reset must not start the generators anew
-    base._seeds = state.seeds
+        if environments is not None:  # all are looked at before one is changed
+            compared = _call_in_each(base, [partial(compare, saved=saved) for saved in environments])
+            if reason is None and any(not is_same for is_same, _ in compared):
+                raise ValueError(
+                    f"`env` is not allowed, it is not like the checkpoint's: {next(filter(None, compared))[1]}. With "
+                    "`new_episode=True` the training goes on with a new episode"
+                )
+            reason = reason or next((difference for _, difference in compared if difference is not None), None)
+            functions = [partial(restore_environment, saved=saved, reason=reason) for saved in environments]
+            reason = next(filter(None, _call_in_each(base, functions)), None)
+    except StateNotOfferedError as missing:  # out of reach, where they were not then
+        reason = reason or str(missing)
+    for wrapper, saved in zip(wrappers, state.wrappers, strict=True):
+        reason = restore_level(wrapper, saved, reason)
+    if state.seeds is not None and hasattr(base, "_seeds"):
+        # Setting a model up has seeded its environment, whose next reset must not start the generators anew
+        base._seeds = list(state.seeds)
+    return reason
 
 
-def rebuild(state: VecEnvState) -> VecEnv:
+def rebuild(state: VecEnvState | None) -> VecEnv:
     """
     Make a vectorised environment anew, from the ids that its environments were made from.
 
-    :param state: The state of the old one
+    :param state: The state of the old one, None if it cannot be read
     :return: A new one, still to be given the state
     :raises ValueError: if they were not made from ids, or something was put around or into them afterwards
     """
-    if any(packed is None for _, packed in state.wrappers) or any(spec is None for spec in state.specs):
+    if state is None:
+        raise ValueError(
+            "`env=None` is not allowed: the state of the checkpoint's environment cannot be read, pass one like it"
+        )
+    environments = state.environments or []
+    packed_specs = [environment.spec for environment in environments]
+    if any(packed is None for packed in [*state.settings, *packed_specs]) or not environments:
         raise ValueError("`env=None` is not allowed: the checkpoint's environment was not made from an id, pass one like it")
-    make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in state.specs]
-    venv: VecEnv = SubprocVecEnv(make_env) if issubclass(state.vec_env_class, SubprocVecEnv) else DummyVecEnv(make_env)
-    made = _call_or_none(venv, _classes)
-    expected = [names for packed in state.environments or () for names in pickle.loads(packed)[0]]
-    if expected and made != expected:
+    specs = [unpack(packed) for packed in packed_specs if packed is not None]
+    make_env: list[Callable[[], gym.Env[Any, Any]]] = [partial(_make_monitored, spec) for spec in specs]
+    venv: VecEnv = SubprocVecEnv(make_env) if state.uses_processes else DummyVecEnv(make_env)
+    made = _call_in_each(venv, [names_of] * venv.num_envs)
+    expected = [[level.name for level in environment.levels] for environment in environments]
+    if not all(map(are_same, made, expected)):
         venv.close()
         raise ValueError(
             f"`env=None` is not allowed: from their ids, environments are made that are built of {made}, the checkpoint's are "
             f"of {expected}: pass one like it"
         )
-    for wrapper_class, _ in reversed(state.wrappers):
+    for number, packed in reversed(list(enumerate(state.settings))):
+        assert packed is not None
+        levels_below = _layers(venv)
+        objects: dict[Place, Any] = dict.fromkeys((level,) for level in range(number + 1))
+        # Places count from the outermost wrapper: those above this one do not exist yet, and it does not refer to them
+        objects |= {(number + 1 + index,): level for index, level in enumerate([*levels_below[0], levels_below[1]])}
+        wrapper_class, attributes = unpack(packed, objects)
         wrapper = wrapper_class.__new__(wrapper_class)
         VecEnvWrapper.__init__(wrapper, venv)
+        vars(wrapper).update(attributes)
         venv = wrapper
-    _unpack_wrappers(venv, state)
     return venv
 
 
-def pack_with_references(thing: Any, venv: VecEnv) -> bytes:
+def without_wrappers(venv: VecEnv) -> Any:
     """
-    :param thing: An object that may refer to the environment, its wrappers and its single environments
-    :param venv: The environment
+    :param venv: A vectorised environment
+    :return: What its wrappers wrap, which may be no ``VecEnv`` at all
+    """
+    return _layers(venv)[1]
+
+
+def allows_resets(venv: VecEnv) -> bool:
+    """
+    :param venv: A vectorised environment
+    :return: Whether it is known that its environments can be reset in the middle of an episode
+    """
+    try:
+        _, base = _layers(venv)
+        return all(_call_in_each(base, [may_be_reset] * venv.num_envs))
+    except StateNotOfferedError:
+        return False
+
+
+def pack_with_references(thing: Any, model: BaseAlgorithm) -> bytes:
+    """
+    :param thing: An object that may refer to a model, its environment, wrappers and single environments, and what is in them
+    :param model: The model
     :return: The object without those, for :func:`unpack_with_references`
+    :raises Exception: if it cannot be pickled or read back
     """
-    stream = io.BytesIO()
-    _Pickler(stream, _places(_levels(venv))).dump(thing)
-    return stream.getvalue()
+    return pack(thing, {place: target for place, target in _targets(model).items() if target is not thing})
 
 
-def unpack_with_references(packed: bytes, venv: VecEnv) -> Any:
+def unpack_with_references(packed: bytes, model: BaseAlgorithm) -> Any:
     """
     :param packed: An object of :func:`pack_with_references`
-    :param venv: An environment that is built as the one then was
+    :param model: A model that is built as the one then was
     :return: The object, which refers to this one
     """
-    return _Unpickler(io.BytesIO(packed), _levels(venv)).load()
+    return unpack(packed, _targets(model))
 
 
 def _make_monitored(spec: Any) -> gym.Env[Any, Any]:
@@ -171,10 +219,10 @@ def _make_monitored(spec: Any) -> gym.Env[Any, Any]:
     return Monitor(gym.make(spec))
 
 
-def _layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
+def _layers(venv: Any) -> tuple[list[VecEnvWrapper], Any]:
     """
     :param venv: A vectorised environment
-    :return: Its wrappers, outermost first, and what they wrap
+    :return: Its wrappers, outermost first, and what they wrap, which may be no ``VecEnv`` at all
     """
     wrappers = []
     while isinstance(venv, VecEnvWrapper):
@@ -183,14 +231,17 @@ def _layers(venv: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
     return wrappers, venv
 
 
-def _levels(venv: VecEnv) -> list[Any]:
-    """
-    :param venv: A vectorised environment
-    :return: Its wrappers, itself, and the wrappers of each of its environments if they are in this process
-    """
-    wrappers, base = _layers(venv)
-    chains = [_chain(env) for env in base.envs] if isinstance(base, DummyVecEnv) else []
-    return [*wrappers, base, *chain.from_iterable(chains)]
+def _targets(model: BaseAlgorithm) -> dict[Place, Any]:
+    """What may be referred to: a model, the levels of its environment, and objects that are attributes of these."""
+    wrappers, base = _layers(model.env)
+    chains = [chain_of(env) for env in base.envs] if isinstance(base, DummyVecEnv) else []
+    targets: dict[Place, Any] = {}
+    for number, level in enumerate([model, *wrappers, base, *chain.from_iterable(chains)]):
+        targets[(number,)] = level
+        for name, value in vars(level).items():
+            if hasattr(value, "__dict__") and not isinstance(value, type):
+                targets[number, name] = value
+    return targets
 
 
 # --- Calling functions where the environments are
@@ -208,19 +259,11 @@ class _Call:
     def __instancecheck__(self, env: Any) -> bool:
         vars(env).pop(RESULT, None)
         if self.function is not None:
-            setattr(env, RESULT, _result(self.function, env))
+            setattr(env, RESULT, result_of(self.function, env))
         return True
 
 
-def _result(function: Callable[[Any], Any], env: Any) -> tuple[Any, str | None]:
-    """The function's result and no error, or the error's message."""
-    try:
-        return function(env), None
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
-
-
-def _call_in_each(base: VecEnv, functions: list[Any]) -> list[Any]:
+def _call_in_each(base: Any, functions: list[Any]) -> list[Any]:
     """
     Call a function with each environment.
 
@@ -230,173 +273,36 @@ def _call_in_each(base: VecEnv, functions: list[Any]) -> list[Any]:
     :raises StateNotOfferedError: if the environments are out of reach, or a function fails
     """
     if isinstance(base, DummyVecEnv):
-        results = [_result(function, env) for function, env in zip(functions, base.envs, strict=True)]
+        results = [result_of(function, env) for function, env in zip(functions, base.envs, strict=True)]
     elif isinstance(base, SubprocVecEnv):
-        results = []
-        for index, function in enumerate(functions):
-            call: Any = _Call(function)
-            if not base.env_is_wrapped(call, indices=[index])[0]:
-                raise StateNotOfferedError("an environment in a worker process needs a wrapper, such as `Monitor`")
-            results += base.get_attr(RESULT, indices=[index])
-            forget: Any = _Call(None)
-            base.env_is_wrapped(forget, indices=[index])
+        try:
+            results = [_call_in_process(base, index, function) for index, function in enumerate(functions)]
+        except (OSError, EOFError, NotImplementedError) as error:  # processes that died, or a class that does not allow it
+            raise StateNotOfferedError(f"the environments' processes do not answer: {in_words(error)}") from error
     else:
         raise StateNotOfferedError(f"the environments of a {type(base).__name__} are out of reach")
-    for index, (_, error) in enumerate(results):
-        if error is not None:
-            raise StateNotOfferedError(f"environment {index}: {error}")
+    for index, (_, failure) in enumerate(results):
+        if failure is not None:
+            raise StateNotOfferedError(f"environment {index}: {failure}")
     return [result for result, _ in results]
 
 
-def _call_or_none(base: VecEnv, function: Callable[[Any], Any]) -> list[Any]:
-    """Call one function with each environment: a list of None if that is impossible."""
-    try:
-        return _call_in_each(base, [function] * base.num_envs)
-    except StateNotOfferedError:
-        return [None] * base.num_envs
+def _call_in_process(base: SubprocVecEnv, index: int, function: Callable[[Any], Any]) -> Any:
+    call: Any = _Call(function)
+    if not base.env_is_wrapped(call, indices=[index])[0]:
+        raise StateNotOfferedError("an environment in a worker process needs a wrapper, such as `Monitor`")
+    result = base.get_attr(RESULT, indices=[index])[0]
+    forget: Any = _Call(None)
+    base.env_is_wrapped(forget, indices=[index])
+    return result
 
 
-def _unpack_wrappers(venv: VecEnv, state: VecEnvState) -> None:
-    """Give the wrappers of a vectorised environment their attributes, as far as the state has them."""
-    wrappers, base = _layers(venv)
-    for wrapper, (_, packed) in zip(wrappers, state.wrappers, strict=True):
-        if packed is not None:
-            _unpack([wrapper], packed, PROCESS_BOUND, beside=[*wrappers, base])
-
-
-# --- What is called
-
-
-def _chain(env: gym.Env[Any, Any]) -> list[Any]:
-    """An environment's wrappers, outermost first, and the environment."""
-    levels: list[Any] = [env]
-    while isinstance(levels[-1], gym.Wrapper):
-        levels.append(levels[-1].env)
-    return levels
-
-
-def _classes(env: gym.Env[Any, Any]) -> list[str]:
-    return _class_names(_chain(env))
-
-
-def _class_names(levels: list[Any]) -> list[str]:
-    classes = [type(level) for level in levels]
-    # RL Zoo exchanges Gymnasium's time limit for a child with the same attributes in processes that import it
-    classes = [cls.__base__ or cls if cls.__module__ == "rl_zoo3.gym_patches" else cls for cls in classes]
-    return [f"{cls.__module__}.{cls.__qualname__}" for cls in classes]
-
-
-def _pack_environments(*envs: gym.Env[Any, Any]) -> bytes:
-    chains = [_chain(env) for env in envs]
-    return pickle.dumps(([_class_names(levels) for levels in chains], _pack([*chain.from_iterable(chains)], (RESULT,))))
-
-
-def _unpack_environments(*envs: gym.Env[Any, Any], packed: bytes) -> None:
-    all_names, attributes = pickle.loads(packed)
-    chains = [_chain(env) for env in envs]
-    for levels, names in zip(chains, all_names, strict=True):
-        if _class_names(levels) != names:
-            raise ValueError(f"it is built of {_class_names(levels)}, the checkpoint's of {names}")
-    _unpack([*chain.from_iterable(chains)], attributes)
-
-
-def _generator_state(env: gym.Env[Any, Any]) -> Any:
-    generator: Any = env.unwrapped.np_random
-    is_old = isinstance(generator, np.random.RandomState)  # as the DeepMind Control Suite has them
-    return generator.get_state() if is_old else generator.bit_generator.state
-
-
-def _set_generator_state(env: gym.Env[Any, Any], saved: Any) -> None:
-    generator: Any = env.unwrapped.np_random
-    if isinstance(generator, np.random.RandomState):
-        generator.set_state(saved)
-    else:
-        generator.bit_generator.state = saved
-
-
-def _spec(env: gym.Env[Any, Any]) -> Any:
-    """What ``gym.make`` needs to make the environment again, below SB3's monitor; None if that is impossible."""
-    inner = env.env if isinstance(env, Monitor) else env
-    spec = inner.spec
-    if not isinstance(env, Monitor) or spec is None or any(wrapper.kwargs is None for wrapper in spec.additional_wrappers):
+def _pack_settings(wrapper: VecEnvWrapper, wrappers: list[VecEnvWrapper], base: Any) -> bytes | None:
+    """A wrapper's class and attributes, None if its class is not known or they cannot be packed."""
+    if known.class_name(wrapper) not in known.VEC_WRAPPERS:
         return None
-    return spec
-
-
-# --- Packing attributes
-
-
-def _places(levels: list[Any]) -> dict[int, tuple[Any, ...]]:
-    """Where those objects are that belong to the process, not to the state: the levels themselves, and open log files."""
-    places: dict[int, tuple[Any, ...]] = {id(level): (number,) for number, level in enumerate(levels)}
-    for number, level in enumerate(levels):
-        for name, value in vars(level).items():
-            if isinstance(value, ResultsWriter):
-                places[id(value)] = (number, name)
-    return places
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
-    """Pickles attributes of environments; those that bring a reduced pickle of their own are taken whole."""
-
-    def __init__(self, file: Any, places: dict[int, tuple[Any, ...]]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.places = places
-
-    def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        return self.places.get(id(obj))
-
-    def reducer_override(self, obj: Any) -> Any:
-        # EzPickle, the parent of Gymnasium's MuJoCo environments, would pickle the constructor's arguments only
-        if isinstance(obj, (gym.Env, EzPickle)):
-            return _new, (type(obj),), vars(obj), None, None, _set_attributes
-        return super().reducer_override(obj)
-
-
-def _new(cls: Any) -> Any:
-    return cls.__new__(cls)
-
-
-def _set_attributes(obj: Any, attributes: dict[str, Any]) -> None:
-    vars(obj).update(attributes)
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, levels: list[Any]) -> None:
-        super().__init__(file)
-        self.levels = levels
-
-    def persistent_load(self, pid: Any) -> Any:
-        level = self.levels[pid[0]]
-        return level if len(pid) == 1 else vars(level).get(pid[1])
-
-
-def _pack(levels: list[Any], hidden: tuple[str, ...], beside: list[Any] | None = None) -> bytes:
-    """
-    :param levels: Objects that refer to each other
-    :param hidden: Attributes to leave out
-    :param beside: All objects that they may refer to but for those in their attributes (if None: ``levels``)
-    :return: Their attributes
-    :raises StateNotOfferedError: if an attribute cannot be pickled
-    """
-    attributes = [{name: value for name, value in vars(level).items() if name not in hidden} for level in levels]
-    stream = io.BytesIO()
-    try:
-        _Pickler(stream, _places(levels if beside is None else beside)).dump(attributes)
-    except Exception as error:
-        raise StateNotOfferedError(f"{type(levels[-1]).__name__} cannot be pickled: {error}") from error
-    return stream.getvalue()
-
-
-def _unpack(levels: list[Any], packed: bytes, hidden: tuple[str, ...] = (), beside: list[Any] | None = None) -> None:
-    """
-    :param levels: Objects of the same classes as the packed ones, in the same order
-    :param packed: The attributes to give them
-    :param hidden: Attributes that they keep
-    :param beside: What stands for the objects that :func:`_pack` had beside them
-    """
-    attributes = _Unpickler(io.BytesIO(packed), levels if beside is None else beside).load()
-    for level, values in zip(levels, attributes, strict=True):
-        kept = {name: value for name, value in vars(level).items() if name in hidden}
-        vars(level).clear()
-        vars(level).update(values | kept)
+    attributes = {name: value for name, value in vars(wrapper).items() if name not in PROCESS_BOUND}
+    attributes |= {"results_writer": None} if "results_writer" in attributes else {}  # an open file
+    levels = {(number,): level for number, level in enumerate([*wrappers, base])}
+    settings: bytes | None = result_of(lambda each: pack((type(each), attributes), levels), wrapper)[0]
+    return settings

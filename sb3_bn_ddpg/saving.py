@@ -25,6 +25,7 @@ from sb3_bn_ddpg import checkpoint, environment_state, export
 from sb3_bn_ddpg.atomic_files import FileError, HashingFile, PathOrFile, atomic_sb3_file, clear_errors, existing_file, sha256
 from sb3_bn_ddpg.callback_state import restore_callback_states
 from sb3_bn_ddpg.guards import check_no_answer_is_due
+from sb3_bn_ddpg.stored_buffer import cut_off_episodes
 
 SHA256_LINE = b"sha256 %s\n"
 """The last line of a replay buffer's file"""
@@ -43,6 +44,7 @@ class SavingMixin(OffPolicyAlgorithm):
     _is_collecting: bool = False  # whether a rollout is running
     _is_stopped: bool = False  # whether a callback ended the last one, in the middle of a step
     _pending_callback_states: Any = None
+    _is_new_episode_told: bool = False  # whether a warning told that checkpoints resume with a new episode
 
     # --- Checkpoints
 
@@ -52,11 +54,13 @@ class SavingMixin(OffPolicyAlgorithm):
         noise, schedules, random generators, the environment with its simulators, callbacks' counters. To be called between
         two calls of ``learn``; during one, :class:`~sb3_bn_ddpg.CheckpointEvery` finds the right moment.
 
-        An environment offers its state if its attributes can be pickled, in worker processes (``SubprocVecEnv``) too. If it
-        does not, the resumed training starts with a new episode.
+        Where all of the environment's state is known (:doc:`/reliability` has the list), or it says its state by the methods
+        ``get_checkpoint_state`` and ``set_checkpoint_state``, the resumed training goes on in the middle of the episode. Else
+        it begins a new one, and the first checkpoint warns. What cannot be read back is left out, with a warning.
 
-        :param path: The file to write or replace, as it is spelled
-        :raises ValueError: if a parameter of the networks is not finite; an earlier checkpoint stays
+        :param path: The file to write or replace, exactly as given
+        :raises ValueError: if a parameter of the networks is not finite, or an argument of the model cannot be pickled and
+            read back; an earlier checkpoint stays
         :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of a step
         :raises RuntimeError: in the middle of a step of a running training, as from a callback's ``_on_step``
         """
@@ -67,13 +71,17 @@ class SavingMixin(OffPolicyAlgorithm):
                 "`learn(..., callback=CheckpointEvery(save_freq, path))` saves between two steps"
             )
         if self._has_lost_a_step:
-            checkpoint.cut_off_episodes(self.replay_buffer)
+            cut_off_episodes(self.replay_buffer)
             self._last_obs = None  # learn resets the environment
         checkpoint.write_checkpoint(self, path)  # type: ignore[arg-type]
 
     @classmethod
     def resume(
-        cls: type[SelfSaving], path: str | pathlib.Path, env: GymEnv | str | None = None, device: th.device | str = "auto"
+        cls: type[SelfSaving],
+        path: str | pathlib.Path,
+        env: GymEnv | str | None = None,
+        device: th.device | str = "auto",
+        new_episode: bool = False,
     ) -> SelfSaving:
         """
         Make a model from a checkpoint that goes on where the saved one was, to the bit on the same machine:
@@ -86,9 +94,12 @@ class SavingMixin(OffPolicyAlgorithm):
         that you trust.
 
         :param path: A file of :meth:`save_checkpoint`
-        :param env: An environment built as the saved one was, or its id. If None it is made anew, which needs environments
-            from ``gym.make`` (single, or of ``make_vec_env``); the files of their monitors are then not continued.
+        :param env: An environment built as the saved one was, or its id. It keeps its attributes and the objects that it
+            shares with others; only its state becomes the saved one's. If its parameters differ, a new episode begins, with
+            a warning. If None, it is made anew, which needs environments from ``gym.make`` (single, or of ``make_vec_env``);
+            the files of their monitors are then not continued.
         :param device: Device (cpu, cuda, ...) on which the code should be run
+        :param new_episode: Whether to begin a new episode in any case
         :return: The model
         :raises FileError: if the file is truncated, was altered, or is no checkpoint
         :raises ValueError: if the environment is not like the saved one
@@ -96,25 +107,24 @@ class SavingMixin(OffPolicyAlgorithm):
         saved = checkpoint.read_checkpoint(path)
         if differences := checkpoint.changed_versions(saved.manifest):
             warnings.warn(f"The resumed training need not give the same numbers: {'; '.join(differences)}", stacklevel=2)
-        env_state = saved.state["env"]
-        if env_state.not_offered is not None:
-            warnings.warn(
-                f"The resumed training starts with a new episode: its environment does not offer its state "
-                f"({env_state.not_offered})",
-                stacklevel=2,
-            )
+        env_state = checkpoint.environment_of(saved)
         venv = cls._wrap_env(environment_state.rebuild(env_state) if env is None else maybe_make_env(env, 0), verbose=0)
-        if venv.num_envs != len(env_state.specs):
+        if venv.num_envs != saved.manifest["num_envs"]:
             raise ValueError(
-                f"`env` with {venv.num_envs} environments is not allowed: the checkpoint has {len(env_state.specs)}"
+                f"`env` with {venv.num_envs} environments is not allowed: the checkpoint has {saved.manifest['num_envs']}"
             )
         with clear_errors(path, but=(ValueError,)):
             # With a replay buffer given, none is made
             model = cls.load(
-                io.BytesIO(saved.model), env=venv, device=device, force_reset=False, replay_buffer=saved.replay_buffer
+                io.BytesIO(saved.model),
+                env=venv,
+                device=device,
+                custom_objects=checkpoint.own_objects_of(saved),
+                force_reset=False,
+                replay_buffer=saved.replay_buffer,
             )
         model._attach_replay_buffer()
-        checkpoint.restore_state(model, saved.state)  # type: ignore[arg-type]
+        checkpoint.restore_state(model, saved.state, env_state, new_episode)  # type: ignore[arg-type]
         return model
 
     @property
@@ -144,7 +154,7 @@ class SavingMixin(OffPolicyAlgorithm):
     def _cut_off_episodes(self) -> None:
         """Let the replay buffer's unfinished episodes end, if it makes something of transitions that follow each other."""
         if isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)) or self.optimize_memory_usage:
-            checkpoint.cut_off_episodes(self.replay_buffer)
+            cut_off_episodes(self.replay_buffer)
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._callback = super()._init_callback(callback, progress_bar)
@@ -340,7 +350,7 @@ class SavingMixin(OffPolicyAlgorithm):
         return self.__dict__ | {"_callback": None, "_fast_update": None}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_callback", "_pending_callback_states"]
+        return [*super()._excluded_save_params(), "_callback", "_pending_callback_states", "_is_new_episode_told"]
 
 
 @contextmanager

@@ -50,6 +50,12 @@ class VectorEnv(gym.Env):
         self.steps += 1
         return self._observation(), float(self.np_random.normal()), False, self.steps >= self.ep_length, {}
 
+    def get_checkpoint_state(self) -> int:
+        return self.steps
+
+    def set_checkpoint_state(self, state: int) -> None:
+        self.steps = state
+
     def _observation(self) -> np.ndarray:
         # Off centre and unequally scaled, so that running statistics have somewhere to go
         dim = self.observation_space.shape[0]

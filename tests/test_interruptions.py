@@ -38,6 +38,12 @@ class CountingEnv(gym.Env):
         self.steps += 1
         return self._observation(), 10.0 ** (self.episode - 1), self.steps == 10, False, {}
 
+    def get_checkpoint_state(self):
+        return self.episode, self.steps
+
+    def set_checkpoint_state(self, state):
+        self.episode, self.steps = state
+
     def _observation(self):
         return np.array([100 * self.episode + self.steps], np.float32)
 

@@ -66,7 +66,17 @@ def test_two_halves_that_know_of_each_other(make_model, tmp_path):
     assert {name for name, value in fingerprint(resumed).items() if value != expected[name]} == set()
 
 
-class RandomStart(gym.Wrapper):
+class Stateless(gym.Wrapper):
+    """Says that it has no state of its own."""
+
+    def get_checkpoint_state(self):
+        return None
+
+    def set_checkpoint_state(self, state):
+        assert state is None
+
+
+class RandomStart(Stateless):
     """Begins each episode with random actions, from the same action space as the model's warm-up."""
 
     def reset(self, **kwargs):
@@ -104,6 +114,12 @@ class SharedCount(VectorEnv):
         self.count[0] += 1
         obs, reward, *rest = super().step(action)
         return obs, reward + self.count[0], *rest
+
+    def get_checkpoint_state(self):
+        return self.steps, self.count[0]
+
+    def set_checkpoint_state(self, state):
+        self.steps, self.count[0] = state
 
 
 def test_environments_that_share_an_object(make_model, tmp_path):
@@ -181,9 +197,9 @@ def test_a_wrapper_that_hides_its_state_keeps_that_of_no_other(make_model, tmp_p
         return Unpicklable(VecNormalize(env)) if is_outside else VecNormalize(Unpicklable(env))
 
     model = make_model(make_env()).learn(30)
-    model.save_checkpoint(tmp_path / "checkpoint")
-    with pytest.warns(UserWarning, match=r"starts with a new episode: .*Unpicklable cannot be pickled"):
-        resumed = BNDDPG.resume(tmp_path / "checkpoint", make_env())
+    with pytest.warns(UserWarning, match=r"will begin a new episode: what the whole state of Unpicklable is, is not known"):
+        model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", make_env())
     np.testing.assert_array_equal(resumed._vec_normalize_env.obs_rms.mean, model._vec_normalize_env.obs_rms.mean)
     resumed.learn(10, reset_num_timesteps=False)
 
@@ -196,11 +212,12 @@ def test_remaining_timesteps(make_model, tmp_path):
 
 
 class HidesItsState(VectorEnv):
-    """Its simulator cannot be pickled."""
+    """Does not say what its state is."""
+
+    get_checkpoint_state = None  # type: ignore[assignment]
 
     def __init__(self, ep_length: int = 25) -> None:
         super().__init__(ep_length=ep_length)
-        self.simulator = (number for number in range(1))
 
 
 class RecordedCheckpoints(CheckpointEvery):
@@ -224,10 +241,10 @@ def test_checkpoints_of_an_environment_that_hides_its_state_come_with_any_train_
     make_model, tmp_path, train_freq, ep_length, times
 ):
     callback = RecordedCheckpoints(50, tmp_path / "checkpoint")
-    model = make_model(HidesItsState(ep_length), train_freq=train_freq).learn(200, callback)
+    with pytest.warns(UserWarning, match="will begin a new episode"):
+        model = make_model(HidesItsState(ep_length), train_freq=train_freq).learn(200, callback)
     assert callback.times == times
-    with pytest.warns(UserWarning, match="starts with a new episode"):
-        resumed = BNDDPG.resume(tmp_path / "checkpoint", HidesItsState(ep_length))
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", HidesItsState(ep_length))
     buffers = (model.replay_buffer, resumed.replay_buffer)
     assert resumed.replay_buffer.dones[resumed.replay_buffer.pos - 1]
     for name in ("observations", "actions", "rewards", "timeouts"):
@@ -262,9 +279,9 @@ def test_an_environment_that_hides_its_state_starts_anew(tmp_path):
     """Between episodes nothing is lost; within one, what is stored of it ends as by a time limit, and is said to."""
     training = TRAININGS["an environment that hides its state"]
     model = training.model().learn(100)
-    model.save_checkpoint(tmp_path / "checkpoint")
-    with pytest.warns(UserWarning, match=r"starts with a new episode: .*ClosedEnv cannot be pickled: .*generator"):
-        resumed = BNDDPG.resume(tmp_path / "checkpoint", training.make_env())
+    with pytest.warns(UserWarning, match=r"will begin a new episode: what the whole state of ClosedEnv is, is not known"):
+        model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", training.make_env())
     buffer = resumed.replay_buffer
     assert (buffer.dones[99], buffer.timeouts[99]) == (1, 1)
     assert (buffer.dones[59], buffer.timeouts[59]) == (1, 1)  # the time limit
@@ -320,8 +337,8 @@ def test_what_a_checkpoint_is_not(make_model, tmp_path):
     with pytest.raises(FileNotFoundError):
         BNDDPG.resume(tmp_path / "nothing")
     content = (tmp_path / "checkpoint").read_bytes()
-    (tmp_path / "earlier").write_bytes(content.replace(b"checkpoint 2 ", b"checkpoint 1 ", 1))
-    with pytest.raises(FileError, match="of version 1: only version 2 is known"):
+    (tmp_path / "earlier").write_bytes(content.replace(b"checkpoint 3 ", b"checkpoint 2 ", 1))
+    with pytest.raises(FileError, match="of version 2: only version 3 is known"):
         BNDDPG.resume(tmp_path / "earlier", VectorEnv())
 
 

@@ -24,7 +24,7 @@ import yaml
 from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
-from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, zoo
+from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, cli, zoo
 from sb3_bn_ddpg.atomic_files import FileError
 from sb3_bn_ddpg.zoo import python_files
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
@@ -224,6 +224,21 @@ def test_a_checkpoint_apart_from_its_folder_warns(tmp_path):
     with pytest.warns(UserWarning, match=r"alone.zip has no Pendulum-v1/config.yml beside it: the model is the checkpoint's"):
         model = model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path), n_timesteps=10)
     assert model.num_timesteps == 10
+
+
+def test_a_resumed_run_can_begin_a_new_episode(tmp_path, monkeypatch):
+    path = tmp_path / "alone.zip"
+    BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=5, buffer_size=100).learn(10).save_checkpoint(path)
+    begins = []
+    try:
+        for arguments in ([], ["--new-episode"]):
+            assert cli._train_options(["--env", "Pendulum-v1", *arguments], zoo, False) == ["--env", "Pendulum-v1"]
+            with pytest.warns(UserWarning, match="has no Pendulum-v1/config.yml beside it"):
+                model = model_of(tmp_path, entry={"buffer_size": 1000}, trained_agent=str(path), n_timesteps=10)
+            begins.append(model._last_obs is None)
+    finally:
+        zoo.register()
+    assert begins == [False, True]
 
 
 def test_a_resumed_run_begins_with_the_best_model_and_its_statistics(tmp_path):

@@ -113,6 +113,8 @@ class BNDDPGExperimentManager(ExperimentManager):
     """What becomes of trials whose worker died"""
     checkpoint_freq: ClassVar[int] = CHECKPOINT_FREQ
     """Steps between two checkpoints of a training; none is written if it is < 1"""
+    new_episode: ClassVar[bool] = False
+    """Whether a training that is resumed from a checkpoint begins a new episode in any case"""
 
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo == ALGO:
@@ -412,7 +414,7 @@ class BNDDPGExperimentManager(ExperimentManager):
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self._is_resumed:
             return super()._load_pretrained_agent(hyperparams, env)
-        model = BNDDPG.resume(self.trained_agent, env, device=self.device)
+        model = BNDDPG.resume(self.trained_agent, env, device=self.device, new_episode=self.new_episode)
         model.verbose = self.verbose
         if self.tensorboard_log is not None:
             model.tensorboard_log = self.tensorboard_log
