@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 BEGIN, END = "<!-- results: written by report.py -->", "<!-- end of results -->"
 """Around the part of a page that a report replaces."""

@@ -2,14 +2,16 @@
 
 from importlib.metadata import version
 
-from sb3_bn_ddpg.bn_ddpg import BNDDPG
-from sb3_bn_ddpg.callbacks import CheckpointEvery
-from sb3_bn_ddpg.dm_control_pixels import register_environments
-from sb3_bn_ddpg.export import load_policy
-from sb3_bn_ddpg.frame_buffer import FrameReplayBuffer
-from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.pixels import PixelObservation
-from sb3_bn_ddpg.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.common.guards import EnvironmentFailureError
+from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.export.files import load_policy
+from sb3_bn_ddpg.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.pixels.dm_control import register_environments
+from sb3_bn_ddpg.pixels.frame_buffer import FrameReplayBuffer
+from sb3_bn_ddpg.pixels.observation import PixelObservation
+from sb3_bn_ddpg.saving.callbacks import CheckpointEvery
 
 __version__ = version("sb3-bn-ddpg")
 
@@ -17,6 +19,8 @@ __all__ = [
     "BNDDPG",
     "CheckpointEvery",
     "CnnPolicy",
+    "EnvironmentFailureError",
+    "FileError",
     "FrameReplayBuffer",
     "MlpPolicy",
     "MultiInputPolicy",

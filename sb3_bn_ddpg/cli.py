@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg import __version__
-from sb3_bn_ddpg.atomic_files import FileError
-from sb3_bn_ddpg.dm_control_pixels import check_suite, import_suite
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.pixels.dm_control import check_suite, import_suite
 
 
 class Command(NamedTuple):

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.norm_layers import PassNorm
+from sb3_bn_ddpg.networks.norm_layers import PassNorm
 
 SMALL = dict(net_arch=[16, 12])
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
-from sb3_bn_ddpg.norm_layers import BatchNorm1d, BatchRenorm1d
+from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchRenorm1d
 
 
 def make_policy(obs_dim=17, action_dim=6, **kwargs) -> MlpPolicy:

@@ -114,7 +114,7 @@ def test_networks_of_another_library(maker, network_type, network):
 
     other_policy = type("OtherPolicy", (MlpPolicy,), {maker: make})
     with pytest.raises(
-        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.policies.{network} "
+        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.networks.policies.{network} "
     ):
         BNDDPG(other_policy, VectorEnv())
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.checkpoint import read_manifest
+from sb3_bn_ddpg.saving.checkpoint import read_manifest
 
 
 class PassesOn:

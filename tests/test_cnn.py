@@ -14,9 +14,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, CnnPolicy
-from sb3_bn_ddpg.norm_layers import BatchNorm2d, BatchRenorm2d, batch_statistics
-from sb3_bn_ddpg.torch_layers import PaperCNN
-from sb3_bn_ddpg.update import PassStatistics, gradient_step
+from sb3_bn_ddpg.ddpg.step import gradient_step
+from sb3_bn_ddpg.networks.layers import PaperCNN
+from sb3_bn_ddpg.networks.norm_layers import BatchNorm2d, BatchRenorm2d, batch_statistics
+from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 PIXELS = spaces.Box(0, 255, (9, 64, 64), np.uint8)
 CONV_BATCH_NORM = dict(features_extractor_kwargs=dict(conv_normalization="batch"))

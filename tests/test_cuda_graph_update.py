@@ -10,10 +10,10 @@ from conftest import SMALL, random_batch
 from test_fast_update import EXACT_RATES, by, needs_cuda
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.cuda_graph_update import MAX_KINDS, CudaGraphUpdate
-from sb3_bn_ddpg.fast_mlp import UnsupportedError
-from sb3_bn_ddpg.fast_update import FastUpdate
-from sb3_bn_ddpg.update import averages
+from sb3_bn_ddpg.common.steps import averages
+from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
+from sb3_bn_ddpg.ddpg.graph_step import MAX_KINDS, CudaGraphUpdate
+from sb3_bn_ddpg.fast.step import UnsupportedError
 
 pytestmark = needs_cuda
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MultiInputPolicy
-from sb3_bn_ddpg.norm_layers import BatchNorm1d
+from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d
 
 IMAGE, IMAGE_LAST = spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Box(0, 255, (40, 40, 3), np.uint8)
 VECTOR = spaces.Box(-10, 10, (4,))

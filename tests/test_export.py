@@ -17,9 +17,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy, export, load_policy
-from sb3_bn_ddpg.atomic_files import FileError
-from sb3_bn_ddpg.policies import Actor
+from sb3_bn_ddpg import BNDDPG, MlpPolicy, load_policy
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.export import files as export
+from sb3_bn_ddpg.networks.policies import Actor
 
 safetensors = pytest.importorskip("safetensors")
 

@@ -15,10 +15,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy, fast_mlp, fast_update, flat_storage
-from sb3_bn_ddpg.fast_update import FastUpdate
-from sb3_bn_ddpg.policies import BNDDPGPolicy
-from sb3_bn_ddpg.update import UpdateInfo, averages, on_device
+from sb3_bn_ddpg import BNDDPG, MlpPolicy
+from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
+from sb3_bn_ddpg.ddpg import fast_step as fast_update
+from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
+from sb3_bn_ddpg.fast import flat_storage
+from sb3_bn_ddpg.fast import mlp as fast_mlp
+from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 
 CONFIGURATIONS = {
     "default": dict(),
@@ -351,7 +354,7 @@ def test_compiled_where_nothing_can_be_kept(tmp_path, fault):
             setattr(caching.IndexDataCacheFile, "save" if fault == "a full disk" else "load", raises)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            from sb3_bn_ddpg import compiled_kernels
+            from sb3_bn_ddpg.fast import kernels as compiled_kernels
             target = compiled_kernels.np.zeros(3)
             compiled_kernels.move(target, target + 1, 0.5)
         assert target.tolist() == [0.5] * 3
@@ -670,7 +673,7 @@ def test_compiled_by_autograd_if_nothing_else_goes(make_model, capsys):
 
 @needs_numba
 def test_one_compiled_code_serves_networks_of_any_depth(make_model):
-    from sb3_bn_ddpg import compiled_kernels
+    from sb3_bn_ddpg.fast import kernels as compiled_kernels
 
     numbers = []
     for policy_kwargs in (dict(net_arch=[8]), dict(net_arch=[8, 8, 8], normalization="layer"), dict(net_arch=[])):

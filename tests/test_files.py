@@ -14,8 +14,9 @@ from conftest import VectorEnv
 from stable_baselines3.common.save_util import load_from_pkl
 
 from benchmarks.reliability import configurations, endurance, kills, mutations
-from sb3_bn_ddpg import BNDDPG, atomic_files
-from sb3_bn_ddpg.atomic_files import FileError, atomic_write
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.common import atomic_files
+from sb3_bn_ddpg.common.atomic_files import FileError, atomic_write
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits and locks of POSIX")
 

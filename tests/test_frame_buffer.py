@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 from test_pixels import CountingEnv
 
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer, PixelObservation
-from sb3_bn_ddpg.frame_buffer import CHUNK_SIZE
+from sb3_bn_ddpg.pixels.frame_buffer import CHUNK_SIZE
 
 SPACE = spaces.Box(0, 255, (9, 8, 8), np.uint8)
 ACTIONS = spaces.Box(-1, 1, (2,))

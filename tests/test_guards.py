@@ -19,7 +19,7 @@ from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
-from sb3_bn_ddpg.guards import LearningGuard, add_note
+from sb3_bn_ddpg.common.guards import LearningGuard, add_note
 
 
 class FailingEnv(VectorEnv):
@@ -64,11 +64,24 @@ def test_losses(make_model, tmp_path, fast_update):
     assert resumed.num_timesteps == 70
 
 
+def test_actions_that_are_not_finite_do_not_reach_the_environment(make_model):
+    class Robot(VectorEnv):
+        def step(self, action):
+            assert np.isfinite(action).all()
+            return super().step(action)
+
+    model = make_model(Robot(), gradient_steps=0, action_noise=None)
+    with pytest.raises(ValueError, match=r"`actions=.*nan.*` of the policy after step 47 \(update 0\) are not finite"):
+        model.learn(100, Poison(at_step=47, name="actor"))
+    assert model.replay_buffer.size() == 47
+    assert np.isfinite(model.replay_buffer.actions).all()
+
+
 def test_checkpoint_of_numbers_that_are_not_finite(make_model, tmp_path):
     """The loss may still be finite when the parameters are not any more."""
     model = make_model(gradient_steps=0)
-    with pytest.raises(ValueError, match=r"`actor\.mu\.0\.weight` of the policy .* not finite at step 50"):
-        model.learn(100, [CheckpointEvery(10, tmp_path / "checkpoint"), Poison(at_step=47, name="actor")])
+    with pytest.raises(ValueError, match=r"`critic\.state_net\.0\.weight` of the policy .* not finite at step 50"):
+        model.learn(100, [CheckpointEvery(10, tmp_path / "checkpoint"), Poison(at_step=47)])
     assert BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).num_timesteps == 40
 
 
@@ -234,10 +247,10 @@ def test_q_values_of_both_signs_explode_too(make_model):
     limit = 2 * np.abs(model.replay_buffer.rewards[:30]).max() / (1 - model.gamma) + 1
     means = dict(actor_loss=0.0, critic_loss=1.0, q_value=0.0, abs_q_value=1.1 * limit, td_target=0.0)
     with pytest.warns(UserWarning, match="Q-values explode"):
-        LearningGuard().check(model, means)
+        LearningGuard().check(model, means, "a smaller tau")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        LearningGuard().check(model, means | dict(abs_q_value=0.9 * limit))
+        LearningGuard().check(model, means | dict(abs_q_value=0.9 * limit), "a smaller tau")
 
 
 @pytest.mark.parametrize(

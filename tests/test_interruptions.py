@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.guards import EnvironmentFailureError
+from sb3_bn_ddpg.common.guards import EnvironmentFailureError
 
 
 class CountingEnv(gym.Env):

@@ -14,9 +14,9 @@ from gymnasium import wrappers
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_bn_ddpg import environment_state
-from sb3_bn_ddpg.dm_control_pixels import TASKS, import_suite
-from sb3_bn_ddpg.known_environments import ENVIRONMENTS, MUJOCO_STATE, OF_RENDERING, VEC_WRAPPERS, WRAPPERS
+from sb3_bn_ddpg.pixels.dm_control import TASKS, import_suite
+from sb3_bn_ddpg.saving import environment_state
+from sb3_bn_ddpg.saving.known_environments import ENVIRONMENTS, MUJOCO_STATE, OF_RENDERING, VEC_WRAPPERS, WRAPPERS
 
 OF_PROCESS = {
     *("screen", "surf", "clock", "isopen", "np_random", "_np_random", "_np_random_seed", "_cached_spec", "spec"),

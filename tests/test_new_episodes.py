@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 
 from benchmarks.reliability import simulators
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
-from sb3_bn_ddpg.checkpoint import read_manifest
+from sb3_bn_ddpg.saving.checkpoint import read_manifest
 
 WORLDS: dict[int, list[float]] = {}
 """Stands for the memory of a simulator's library, which no attribute holds"""

@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecTransposeImage, i
 
 from benchmarks.reliability.resumes import fingerprint
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer, PixelObservation
-from sb3_bn_ddpg import dm_control_pixels as suite_pixels
+from sb3_bn_ddpg.pixels import dm_control as suite_pixels
 
 
 class CountingEnv(gym.Env):

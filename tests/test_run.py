@@ -29,7 +29,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.saving import SavingMixin
+from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
 CHOICES = [
     dict(),
@@ -44,7 +44,7 @@ CHOICES = [
 
 
 def test_direct_subclass():
-    assert BNDDPG.__bases__ == (SavingMixin, OffPolicyAlgorithm)
+    assert BNDDPG.__bases__ == (SavingAlgorithm, OffPolicyAlgorithm)
 
 
 def test_parameters_of_sb3s_ddpg_in_its_order():

@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.policies import Actor, Critic
+from sb3_bn_ddpg.networks.policies import Actor, Critic
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
 

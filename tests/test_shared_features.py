@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.norm_layers import BatchNorm1d, BatchNorm2d
-from sb3_bn_ddpg.statistics import Statistics
-from sb3_bn_ddpg.update import td_target
+from sb3_bn_ddpg.ddpg.step import td_target
+from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchNorm2d
+from sb3_bn_ddpg.networks.statistics import Statistics
 
 CONV_BATCH_NORM = dict(features_extractor_kwargs=dict(conv_normalization="batch"))
 LOSSES = pytest.mark.parametrize("loss", ["actor", "critic"])

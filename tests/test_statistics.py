@@ -12,10 +12,11 @@ from conftest import SMALL, random_batch
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_bn_ddpg.norm_layers import mode_of
-from sb3_bn_ddpg.normalization import NormalizationConfig
-from sb3_bn_ddpg.statistics import StatisticsMixin
-from sb3_bn_ddpg.update import PassStatistics, actor_loss, gradient_step, joint_pass, move_targets, td_target
+from sb3_bn_ddpg.ddpg.step import actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.networks.actor_critic import move_targets
+from sb3_bn_ddpg.networks.norm_layers import mode_of
+from sb3_bn_ddpg.networks.normalization import NormalizationConfig
+from sb3_bn_ddpg.networks.statistics import PassStatistics, StatisticsMixin
 
 NORMALIZATIONS = ["batch", "batch_renorm"]
 NAMES = ("actor", "critic", "actor_target", "critic_target")

@@ -13,19 +13,13 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
-import sb3_bn_ddpg.fast_update as fast_update_module
+import sb3_bn_ddpg.ddpg.fast_step as fast_update_module
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.policies import Critic, MlpPolicy
-from sb3_bn_ddpg.update import (
-    Networks,
-    PassStatistics,
-    UpdateInfo,
-    actor_loss,
-    averages,
-    gradient_step,
-    joint_pass,
-    td_target,
-)
+from sb3_bn_ddpg.common.steps import UpdateInfo, averages
+from sb3_bn_ddpg.ddpg.step import actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.policies import Critic, MlpPolicy
+from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 
 class FixedBuffer:
@@ -115,7 +109,7 @@ def test_ten_gradient_steps_equal_sb3s(double, fast_update, policy_delay):
 @pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
 def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
     """The test above is worth something: each of these mistakes makes it fail."""
-    import sb3_bn_ddpg.update as update
+    import sb3_bn_ddpg.ddpg.step as update
 
     if flaw == "sign":
         monkeypatch.setattr(update, "actor_loss", lambda *args: -actor_loss(*args))

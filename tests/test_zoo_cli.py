@@ -11,7 +11,7 @@ from zoo_runs import run
 pytest.importorskip("rl_zoo3")
 
 from sb3_bn_ddpg import cli, zoo
-from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.common.atomic_files import FileError
 
 
 @pytest.fixture(autouse=True)

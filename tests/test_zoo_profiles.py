@@ -20,7 +20,7 @@ from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, MlpPolicy, MultiInputPolicy, zoo
-from sb3_bn_ddpg.dm_control_pixels import TASKS, import_suite
+from sb3_bn_ddpg.pixels.dm_control import TASKS, import_suite
 
 with contextlib.suppress(ImportError):
     import_suite()

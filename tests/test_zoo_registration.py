@@ -25,7 +25,7 @@ from rl_zoo3 import ALGOS, exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
 from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise, cli, zoo
-from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.zoo import python_files
 from sb3_bn_ddpg.zoo.search_space import file_policy_kwargs
 from sb3_bn_ddpg.zoo.studies import as_code, default_study_name, finished_trials, load_study, open_storage

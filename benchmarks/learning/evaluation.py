@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_bn_ddpg.dm_control_pixels import import_suite
+from sb3_bn_ddpg.pixels.dm_control import import_suite
 
 EVALUATION_SEED = 1_000_003
 """Seed of the first evaluation environment; the following ones count on from here. Far from the seeds of training."""

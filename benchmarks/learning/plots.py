@@ -25,7 +25,7 @@ from benchmarks.learning.figures import (
     seeds_of,
 )
 from benchmarks.learning.matrix import ALL_TASKS, TASKS, VARIANTS
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 mpl.use("Agg")
 mpl.rcParams.update(

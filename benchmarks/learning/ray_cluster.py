@@ -12,7 +12,7 @@ import ray.exceptions
 from benchmarks.learning.local import ONE_THREAD, REPOSITORY, Outcome
 from benchmarks.learning.matrix import Budget, Unit
 from benchmarks.learning.store import unit_path
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 LEFT_BEHIND = ["/.git/", "/docs/", "/tests/", "/benchmarks/learning/results/", "/benchmarks/speed/results/"]
 """Of the checkout, what no unit needs. Ray itself leaves out what git ignores."""

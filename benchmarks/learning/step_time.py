@@ -19,7 +19,7 @@ from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
 from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
 from benchmarks.learning.store import RESULTS, machine, source_hash, versions
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")

@@ -19,7 +19,7 @@ import torch as th
 
 from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash
 from benchmarks.speed.machine import processor
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"

@@ -23,7 +23,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
-from sb3_bn_ddpg.atomic_files import atomic_write
+from sb3_bn_ddpg.common.atomic_files import atomic_write
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts
 
 RESULTS = Path(__file__).parent / "results"

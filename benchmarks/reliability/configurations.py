@@ -186,7 +186,7 @@ class Hanging(BaseException):
 def outcome(configuration: dict[str, Any]) -> str:
     """
     :param configuration: A configuration
-    :return: ``"refused"`` or ``"trained"``
+    :return: ``"refused"``, ``"trained"``, or that the training diverged and the guard ended it
     """
 
     def stop(*args: Any) -> None:
@@ -204,7 +204,12 @@ def outcome(configuration: dict[str, Any]) -> str:
             model = BNDDPG(configuration["policy"], env, device="cpu", **configuration["arguments"])
         except ValueError:
             return "refused"
-        model.learn(N_STEPS * n_envs + max(model.learning_starts, 0))
+        try:
+            model.learn(N_STEPS * n_envs + max(model.learning_starts, 0))
+        except ValueError as error:  # as of rewards of a million with SGD
+            if "not finite: training cannot go on" not in str(error):
+                raise
+            return "diverged, and was told so"
         assert model.num_timesteps >= N_STEPS
         return "trained"
     finally:

@@ -22,7 +22,7 @@ import torch as th
 
 from benchmarks.reliability.kills import small_model
 from sb3_bn_ddpg import BNDDPG, load_policy
-from sb3_bn_ddpg.atomic_files import FileError
+from sb3_bn_ddpg.common.atomic_files import FileError
 
 TIME_LIMIT = 60
 """Seconds, after which a file counts as one that hangs"""

@@ -32,7 +32,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery, OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.dm_control_pixels import import_suite
+from sb3_bn_ddpg.pixels.dm_control import import_suite
 
 SMALL = dict(net_arch=[16, 12])
 PENDULUM = "Pendulum-v1"

@@ -21,7 +21,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
-from sb3_bn_ddpg.policies import Critic
+from sb3_bn_ddpg.networks.policies import Critic
 
 
 class WithSquares(BaseFeaturesExtractor):

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.update import PassStatistics
+from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 COLORS = {
     "batch_update": ("#f4a259", "minibatch; updates the running ones"),

@@ -9,8 +9,8 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
-from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
-from sb3_bn_ddpg.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.common.checks import check_choice, check_number, check_numbers
+from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 
 NOISE_KEYS = {"ou": ("sigma", "theta", "dt", "initial_noise"), "normal": ("sigma",)}
 """What the mapping ``action_noise`` may hold besides ``type``, for each type."""

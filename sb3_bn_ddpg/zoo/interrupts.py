@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import optuna
 
-from sb3_bn_ddpg.callbacks import CheckpointEvery
+from sb3_bn_ddpg.saving.callbacks import CheckpointEvery
 
 EnvWrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 

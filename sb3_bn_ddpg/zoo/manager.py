@@ -27,10 +27,10 @@ from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
-from sb3_bn_ddpg.atomic_files import FileError
-from sb3_bn_ddpg.bn_ddpg import BNDDPG
-from sb3_bn_ddpg.checkpoint import is_checkpoint, read_manifest
-from sb3_bn_ddpg.checks import check_choice, check_number, check_numbers
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.common.checks import check_choice, check_number, check_numbers
+from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.saving.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, EnvWrapper, Interrupts, UninterruptedTrial, left_to_parent
 from sb3_bn_ddpg.zoo.profiles import ALGO, PROFILES, profile_path

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sb3_bn_ddpg.checks import check_choice
+from sb3_bn_ddpg.common.checks import check_choice
 
 ALGO = "bn_ddpg"
 """The algorithm's name in RL Zoo: the value of ``--algo`` and the folder in the logs."""

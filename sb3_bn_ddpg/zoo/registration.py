@@ -5,7 +5,7 @@ import rl_zoo3.train
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
-from sb3_bn_ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.zoo.manager import CHECKPOINT_FREQ, BNDDPGExperimentManager
 from sb3_bn_ddpg.zoo.profiles import ALGO
 from sb3_bn_ddpg.zoo.search_space import convert_bn_ddpg_params, sample_bn_ddpg_params

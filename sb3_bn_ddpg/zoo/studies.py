@@ -21,7 +21,7 @@ from rl_zoo3.utils import get_class_by_name
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from sb3_bn_ddpg.checks import check_number
+from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.zoo.python_files import without_path
 
 TABLE_CREATION_RETRIES = 4

@@ -1,0 +1,1 @@
+"""What every algorithm uses: checks, guards, noise, whole files."""

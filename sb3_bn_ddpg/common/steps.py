@@ -1,0 +1,81 @@
+"""What a gradient step takes and reports, whichever algorithm makes it."""
+
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch as th
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, PyTorchObs, ReplayBufferSamples
+
+
+class UpdateInfo(NamedTuple):
+    """What a gradient step reports, scalars all."""
+
+    actor_loss: th.Tensor | None
+    """None if the step left the actor alone"""
+    critic_loss: th.Tensor
+    q_value: th.Tensor
+    """Mean of Q(s, a) before the step"""
+    abs_q_value: th.Tensor
+    """Mean of its absolute value"""
+    td_target: th.Tensor
+    """Mean of the TD target"""
+
+
+Batch = ReplayBufferSamples | DictReplayBufferSamples
+"""N transitions: (N, ...) observations and next observations, (N, action_dim) actions, (N, 1) rewards and dones."""
+
+
+def on_device(batch: Batch, device: th.device) -> Batch:
+    """
+    :param batch: A minibatch
+    :param device: A device
+    :return: The minibatch there: itself, unless it was sampled on the CPU for a CUDA graph
+    """
+    if batch.actions.device.type == device.type:
+        return batch
+
+    def moved(entry: Any) -> Any:
+        if isinstance(entry, dict):
+            return {key: value.to(device) for key, value in entry.items()}
+        return None if entry is None else entry.to(device)
+
+    entries: tuple[Any, ...] = batch
+    return type(batch)(*map(moved, entries))
+
+
+def averages(infos: list[UpdateInfo]) -> dict[str, float]:
+    """
+    :param infos: What gradient steps reported
+    :return: The mean of each value over the steps that have it, by its name
+    """
+    named = [(name, value) for info in infos for name, value in info._asdict().items() if value is not None]
+    values: dict[str, list[float]] = {}
+    # One transfer from the device for all values of all steps
+    for (name, _), number in zip(named, th.stack([value for _, value in named]).tolist(), strict=True):
+        values.setdefault(name, []).append(number)
+    return {name: fmean(numbers) for name, numbers in values.items()}
+
+
+def concatenated(obs: PyTorchObs, next_obs: PyTorchObs) -> PyTorchObs:
+    """
+    :param obs: Observations, of shape ``(n, ...)``, or a dictionary of such
+    :param next_obs: Likewise
+    :return: Both, of shape ``(2 n, ...)``
+    """
+    if isinstance(obs, dict):
+        assert isinstance(next_obs, dict)
+        return {key: th.cat([value, next_obs[key]]) for key, value in obs.items()}
+    assert isinstance(next_obs, th.Tensor)
+    return th.cat([obs, next_obs])
+
+
+def discounted(batch: Batch, gamma: float, next_q_values: th.Tensor) -> th.Tensor:
+    """
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param next_q_values: Values of the next states, of shape ``(batch_size, 1)``
+    :return: The TD targets, of the same shape
+    """
+    discounts = gamma if batch.discounts is None else batch.discounts
+    target: th.Tensor = batch.rewards + (1 - batch.dones) * discounts * next_q_values
+    return target

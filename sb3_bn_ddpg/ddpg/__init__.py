@@ -1,0 +1,1 @@
+"""BNDDPG: the paper's algorithm."""

@@ -1,0 +1,1 @@
+"""The gradient step by hand-derived formulas: PyTorch, Numba, CUDA graphs."""

@@ -1,0 +1,269 @@
+"""
+The storage of the fast update: each network's parameters, gradients, Adam moments and running statistics, laid out in one
+tensor each, of which the modules and the optimizer keep views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_bn_ddpg.networks.policies import Actor, Critic
+
+ALIGNMENT = 16
+"""Parameters start at multiples of so many floats (a cache line) in the flat tensors; the gaps stay zero."""
+
+DENORMAL_THRESHOLD = 1e-30
+"""
+Moments and parameters below it become zero now and then. Moments of a parameter without gradient otherwise decay into denormal
+numbers after some 800 steps, and stay there, as weights do that weight decay alone moves. That makes a step several times
+slower. Beside Adam's epsilon, and beside any bias, they count for nothing.
+"""
+SMALLEST_EPS = 1e-12
+"""Beside a smaller epsilon moments may count, and so they stay."""
+
+BLOCKS = 32
+"""On a GPU, Adam works on so many pieces of a group side by side; PyTorch has a single launch for up to 36."""
+
+Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
+"""Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""
+
+
+class FlatStorage:
+    """
+    Everything an update changes of a network and its target, each kind in one tensor, of which the modules' parameters and
+    buffers, the parameters' gradients and the optimizer's moments become views.
+
+    :param network: The network, with its Adam optimizer
+    :param target: Its target network, or the network itself
+    """
+
+    def __init__(self, network: Actor | Critic, target: Actor | Critic) -> None:
+        self.network, self.optimizer = network, network.optimizer
+        groups = self.optimizer.param_groups
+        names = {param: name for name, param in network.named_parameters()}
+        # Group by group, so that each group is one slice
+        self.params: list[nn.Parameter] = [param for group in groups for param in group["params"]]
+        target_params = dict(target.named_parameters())
+        self.values, views = _flattened(self.params)
+        for param, view in zip(self.params, views, strict=True):
+            param.data = view
+        self.target_values = self.values
+        if target is not network:
+            matching = [target_params[names[param]] for param in self.params]
+            self.target_values, views = _flattened(matching)
+            for param, view in zip(matching, views, strict=True):
+                param.data = view
+        self.grads, self.grad_views = _flattened(th.zeros_like(param) for param in self.params)
+        for param, view in zip(self.params, self.grad_views, strict=True):
+            param.grad = view
+
+        # Adam's state: zeros before the first step, or what was loaded or reached by the reference
+        state: Any = self.optimizer.state
+        self.exp_avg, means = _flattened(state.get(param, {}).get("exp_avg", th.zeros_like(param)) for param in self.params)
+        self.exp_avg_sq, squares = _flattened(
+            state.get(param, {}).get("exp_avg_sq", th.zeros_like(param)) for param in self.params
+        )
+        steps = [float(state.get(param, {}).get("step", 0.0)) for param in self.params]
+        # Where Adam itself keeps them
+        keeps_on_device = groups[0].get("fused") or groups[0].get("capturable")
+        self.steps = th.tensor(steps, dtype=th.float32, device=self.values.device if keeps_on_device else "cpu")
+        for param, step, mean, square in zip(self.params, self.steps, means, squares, strict=True):
+            # At once: a Ctrl-C in between leaves no half of a state, which could be saved but not loaded
+            state[param] = state.get(param, {}) | {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        self.slices: list[Slice] = []
+        start = first = 0
+        for group in groups:
+            end = start + sum(_aligned(param.numel()) for param in group["params"])
+            # One counter a slice, where fused Adam reads it
+            step = th.tensor(steps[first], dtype=th.float32, device=self.values.device)
+            # A CUDA block takes a whole piece of up to 65,536 numbers, so that a small network in one piece keeps it waiting
+            size = _aligned(-(-(end - start) // BLOCKS)) if self.values.is_cuda else end - start
+            flats = (self.values, self.grads, self.exp_avg, self.exp_avg_sq)
+            tensors = [list(th.split(flat[start:end], size)) for flat in flats]
+            self.slices.append((group, tensors, step))
+            start, first = end, first + len(group["params"])
+        # Only where a CUDA graph reads them: on the device, each beside what was written there last
+        self.learning_rates: list[tuple[th.Tensor, float]] = []
+
+        # Running means and variances in one tensor, counters in another
+        self.stats, self.counts = _flat_statistics(network)
+        self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
+        modules = [(each, module) for each in dict.fromkeys((network, target)) for module in each.modules()]
+        self._places = [
+            (module._parameters, name, param) for _, module in modules for name, param in module._parameters.items()
+        ]
+        self._norm_layers: list[Any] = [
+            module for each, module in modules if module in each.norm_layers or isinstance(module, nn.LayerNorm)
+        ]
+        self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
+
+    def is_current(self) -> bool:
+        """
+        :return: Whether parameters, statistics and optimizer state are still views of this storage, the settings of optimizer
+            and normalisation those it knows, and all parameters trained, without hooks
+        """
+        if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+            return False
+        if any(parameters.get(name) is not param for parameters, name, param in self._places):
+            return False
+        if has_parameter_hooks(self.params) or has_own_step(self.optimizer) or has_variants(self.optimizer):
+            return False
+        if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
+            return False
+        address = self.values.data_ptr()
+        for param, grad in ((self.params[0], self.grad_views[0]), (self.params[-1], self.grad_views[-1])):
+            offset = param.data_ptr() - address
+            moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
+            if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
+                return False
+        return self._current_addresses() == self._addresses and self._current_norm_settings() == self._norm_settings
+
+    def _current_addresses(self) -> list[int]:
+        """
+        :return: Where the parameters and statistics of both networks lie, which assigning to them would change
+        """
+        tensors: list[th.Tensor] = [param for _, _, param in self._places if param is not None]
+        tensors += [buffer for layer in self._norm_layers for buffer in layer._buffers.values() if buffer is not None]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    def _current_norm_settings(self) -> list[tuple[Any, Any]]:
+        """
+        :return: Momentum and epsilon of the normalisation layers, which a callback may change
+        """
+        return [(getattr(layer, "momentum", None), layer.eps) for layer in self._norm_layers]
+
+    def count_step(self) -> list[Slice]:
+        """
+        Count a step of the optimizer, of which the caller then makes the rest.
+
+        :return: The slices
+        """
+        self.steps.add_(1)
+        for _, _, step in self.slices:
+            step.add_(1)
+        return self.slices
+
+    def adam_step(self) -> None:
+        """One step of the optimizer with the gradients that lie in the storage."""
+        for index, (group, (values, grads, exp_avgs, exp_avg_sqs), step) in enumerate(self.count_step()):
+            # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
+            th._fused_adam_(
+                values,
+                grads,
+                exp_avgs,
+                exp_avg_sqs,
+                [],
+                [step] * len(values),
+                lr=self.learning_rates[index][0] if self.learning_rates else group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def hold_learning_rates(self) -> None:
+        """From now on ``adam_step`` takes them from the device, where this method has to write those that have changed."""
+        rates = [float(group["lr"]) for group, _, _ in self.slices]
+        if not self.learning_rates:
+            self.learning_rates = [(th.tensor(rate, dtype=th.float32, device=self.values.device), rate) for rate in rates]
+        for index, (tensor, last) in enumerate(self.learning_rates):
+            if rates[index] != last:
+                self.learning_rates[index] = (tensor.fill_(rates[index]), rates[index])
+
+    def settings(self) -> tuple[tuple[float, ...], ...]:
+        """
+        :return: What else Adam is told, for each group of parameters: both betas, epsilon and the weight decay
+        """
+        return tuple((*group["betas"], group["eps"], group["weight_decay"]) for group, _, _ in self.slices)
+
+    def flush_denormals(self) -> None:
+        """Set moments and parameters that are too small to count to zero."""
+        flats = [self.values] if self.target_values is self.values else [self.values, self.target_values]
+        if all(group["eps"] >= SMALLEST_EPS for group, _, _ in self.slices):
+            flats += [self.exp_avg, self.exp_avg_sq]
+        for flat in flats:
+            flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
+
+    def move_target_statistics(self, tau: float, sync: str | None) -> None:
+        """
+        :param tau: Polyak coefficient, in [0, 1]
+        :param sync: How running statistics follow: ``"copy"``, ``"polyak"`` or None
+        """
+        if sync == "copy":
+            self.target_stats.copy_(self.stats)
+        elif sync == "polyak":
+            self.target_stats.lerp_(self.stats, tau)
+        if sync is not None:
+            self.target_counts.copy_(self.counts)
+
+
+def has_parameter_hooks(params: Iterable[th.Tensor]) -> bool:
+    """
+    :param params: Parameters
+    :return: Whether autograd calls something of the user's with their gradients
+    """
+    return any(param._backward_hooks or param._post_accumulate_grad_hooks for param in params)
+
+
+def has_own_step(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: An optimizer
+    :return: Whether its steps call something of the user's
+    """
+    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    return bool(hooks) or "step" in vars(optimizer)  # which wraps that of the class
+
+
+def has_variants(optimizer: th.optim.Optimizer) -> bool:
+    """
+    :param optimizer: An Adam
+    :return: Whether its options make its step another one
+    """
+    return any(
+        group["amsgrad"] or group["maximize"] or group.get("decoupled_weight_decay") for group in optimizer.param_groups
+    )
+
+
+def _aligned(n: int) -> int:
+    """The next multiple of the alignment."""
+    return -(-n // ALIGNMENT) * ALIGNMENT
+
+
+def _flattened(tensors: Iterable[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]]:
+    """
+    :param tensors: Tensors of one type and device
+    :return: One flat tensor with their values, and a view of it for each, of its shape
+    """
+    tensors = [tensor.detach() for tensor in tensors]
+    flat = tensors[0].new_zeros(sum(_aligned(tensor.numel()) for tensor in tensors))
+    views, start = [], 0
+    for tensor in tensors:
+        view = flat[start : start + tensor.numel()].view(tensor.shape)
+        view.copy_(tensor)
+        views.append(view)
+        start += _aligned(tensor.numel())
+    return flat, views
+
+
+def _flat_statistics(network: Actor | Critic) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param network: A network, whose batch-norm buffers become views
+    :return: One tensor with all running means and variances, one with all counters of updates
+    """
+    flats = []
+    for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
+        keys = [(layer, name) for layer in network.norm_layers for name in names]
+        if not keys:
+            flats.append(th.zeros(0))
+            continue
+        flat, views = _flattened(getattr(layer, name) for layer, name in keys)
+        for (layer, name), view in zip(keys, views, strict=True):
+            layer._buffers[name] = view
+        flats.append(flat)
+    return flats[0], flats[1]

@@ -1,0 +1,62 @@
+"""What a faster way to make an algorithm's gradient step offers to the training loop."""
+
+from typing import ClassVar, Protocol
+
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.statistics import PassStatistics
+
+DENORMAL_INTERVAL = 100
+"""Once in so many updates of the model, moments of the optimizers and parameters that are nearly denormal become zero."""
+
+
+class UnsupportedError(Exception):
+    """The reason why a gradient step must be made by autograd."""
+
+
+class FastStep(Protocol):
+    """
+    A gradient step other than by autograd.
+
+    :param nets: The networks, with the optimizers of actor and critic
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :raises UnsupportedError: if it does not know a part of them
+    """
+
+    takes_any_device: ClassVar[bool]
+    """Whether minibatches may lie on the CPU while the networks are elsewhere"""
+
+    def __init__(self, nets: Networks, statistics: PassStatistics) -> None: ...
+
+    def is_current(self, nets: Networks, statistics: PassStatistics) -> bool:
+        """
+        :param nets: The networks of the model
+        :param statistics: The model's choice of statistics
+        :return: Whether this object still holds their storage
+        """
+        ...
+
+    def fits(self, nets: Networks, statistics: PassStatistics) -> bool:
+        """
+        Look at everything anew, as a new object would.
+
+        :param nets: The networks of the model
+        :param statistics: The model's choice of statistics
+        :return: Whether this object still serves
+        :raises UnsupportedError: if it does not know a part of them
+        """
+        ...
+
+    def gradient_step(self, batch: Batch, gamma: float, tau: float, update_actor: bool = True) -> UpdateInfo:
+        """
+        :param batch: Transitions sampled from the replay buffer
+        :param gamma: Discount factor, unless the batch has its own (n-step returns)
+        :param tau: Polyak coefficient of the target networks, in [0, 1]
+        :param update_actor: Whether to update the actor and the target networks, too
+        :return: Losses and values of this step
+        """
+        ...
+
+    def flush_denormals(self) -> None:
+        """Set what is too small to count to zero."""
+        ...

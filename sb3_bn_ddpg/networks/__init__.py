@@ -1,0 +1,1 @@
+"""Normalisation, layers, actors, critics, policies."""

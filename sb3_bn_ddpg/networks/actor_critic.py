@@ -1,0 +1,103 @@
+"""Actor, critic and their targets together: what a gradient step trains, keeps the norms of and lets follow."""
+
+import math
+import operator
+from dataclasses import dataclass
+
+import torch as th
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+
+from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.statistics import PassStatistics
+
+
+@dataclass(frozen=True)
+class Networks:
+    """
+    The four networks; without target networks, the last two are the first two.
+
+    :param actor: The actor
+    :param critic: The critic
+    :param actor_target: The target actor
+    :param critic_target: The target critic
+    :param fixed_norm_actor_weights: Weights of the actor that keep their norm
+    :param fixed_norm_critic_weights: Weights of the critic that keep their norm
+    """
+
+    actor: Actor
+    critic: Critic
+    actor_target: Actor
+    critic_target: Critic
+    fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
+    fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All modules of all of them, in order."""
+        return [module for net in (self.actor, self.critic, self.actor_target, self.critic_target) for module in net.modules()]
+
+    def is_same_as(self, other: "Networks") -> bool:
+        """
+        :param other: Other networks
+        :return: Whether these are the same objects
+        """
+        ours, theirs = (
+            [
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target),
+                *nets.fixed_norm_actor_weights,
+                None,
+                *nets.fixed_norm_critic_weights,
+            ]
+            for nets in (self, other)
+        )
+        return len(ours) == len(theirs) and all(map(operator.is_, ours, theirs))
+
+    @property
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """What the actor's loss trains: parameters can be frozen, and thawed, between two steps."""
+        return [param for param in self.actor.own_parameters if param.requires_grad]
+
+    @property
+    def shares_features(self) -> bool:
+        """Whether actor and critic have one features extractor."""
+        return not (self.actor.owns_features_extractor and self.critic.owns_features_extractor)
+
+    @property
+    def online_parameters(self) -> list[nn.Parameter]:
+        """Actor's and critic's, each once: those of a shared features extractor belong to both."""
+        return list(dict.fromkeys([*self.actor.parameters(), *self.critic.parameters()]))
+
+    @property
+    def target_parameters(self) -> list[nn.Parameter]:
+        """The counterparts of ``online_parameters``."""
+        return list(dict.fromkeys([*self.actor_target.parameters(), *self.critic_target.parameters()]))
+
+
+@th.no_grad()
+def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
+    """
+    Scale weights back to the norm that they have at the initialisation (section 7) on average. Before batch norm this changes
+    nothing that a network computes; but weights that grow learn ever more slowly
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+
+    :param weights: Weights of linear layers and convolutions, whose first dimension is the outputs'
+    """
+    for weight in weights:
+        if not weight.requires_grad:  # frozen, as it may be at any time
+            continue
+        # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the fan-in
+        weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
+
+
+def move_targets(nets: Networks, tau: float, statistics: PassStatistics) -> None:
+    """
+    Move the target networks: theta' = tau theta + (1 - tau) theta', and their running statistics by ``target_sync``.
+
+    :param nets: The networks
+    :param tau: Polyak coefficient, in [0, 1]
+    :param statistics: Its ``target_sync`` says how running statistics follow
+    """
+    polyak_update(nets.online_parameters, nets.target_parameters, tau)
+    nets.actor_target.follow_statistics(nets.actor, statistics.target_sync, tau)
+    nets.critic_target.follow_statistics(nets.critic, statistics.target_sync, tau)

@@ -1,0 +1,1 @@
+"""Environments and replay buffers for images."""

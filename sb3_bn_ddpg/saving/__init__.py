@@ -1,0 +1,1 @@
+"""Models, checkpoints, the state of environments and callbacks."""
