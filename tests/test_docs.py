@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
 
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
 ROOT = Path(__file__).parents[1]
@@ -117,7 +118,7 @@ def test_pages_build_without_warnings(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     api = (tmp_path / "api.html").read_text()
     assert "OrnsteinUhlenbeckNoise" in api
-    for cls in (BNDDPG, SavingAlgorithm):  # also what a mixin brings
+    for cls in (BNDDPG, BNOffPolicyAlgorithm, SavingAlgorithm):  # also what it inherits
         for name, value in vars(cls).items():
             is_method = isinstance(value, (FunctionType, classmethod, property)) and not name.startswith("_")
             assert not is_method or f'id="sb3_bn_ddpg.BNDDPG.{name}"' in api, name
