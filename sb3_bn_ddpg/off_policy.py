@@ -37,7 +37,7 @@ from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, Statisti
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
 DIAGNOSTICS_INTERVAL = 10
-"""Gradient norms, drift and saturation are measured once in so many updates of the actor: they cost a tenth of one."""
+"""Gradient norms, drift and saturation are measured once in this number of updates of the actor: they cost a tenth of one."""
 SATURATED = 0.98
 """Beyond it, in units of half an action's range, tanh leaves less than a twenty-fifth of the gradient."""
 
@@ -248,7 +248,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         """
         Build the noise if a word names it, and give it one process for each environment.
 
-        :raises ValueError: if it is no noise, or not one for the environment's actions
+        :raises ValueError: if it is not a noise, or does not fit the environment's actions
         """
         noise: Any = self.action_noise
         action_shape = self.action_space.shape
@@ -523,7 +523,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
 
         :param total_timesteps: Number of environment steps
         :param callback: Callback(s) called at every step with the state of the algorithm
-        :param log_interval: Log after every so many episodes
+        :param log_interval: Number of episodes between two logs
         :param tb_log_name: Name of the run for TensorBoard
         :param reset_num_timesteps: Whether to start counting steps anew; if not, the episode and its noise go on
         :param progress_bar: Whether to display a progress bar

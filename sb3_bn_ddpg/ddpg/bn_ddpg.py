@@ -43,7 +43,7 @@ class BNDDPG(BNOffPolicyAlgorithm):
         during the rollout.
     :param action_noise: The exploration noise, added to actions scaled to [-1, 1]. ``"ou"`` is the paper's
         Ornstein-Uhlenbeck process (:class:`~sb3_bn_ddpg.OrnsteinUhlenbeckNoise`), built for the environment's
-        actions; its instances and SB3's noises go as well; None is no noise.
+        actions; its instances and SB3's noises are accepted too; None disables noise.
     :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
         If ``None``, it will be automatically selected.
     :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.

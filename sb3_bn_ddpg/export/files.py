@@ -38,7 +38,7 @@ def export_policy(policy: BNDDPGPolicy, normalize: VecNormalize | None, path: st
 
     :param policy: The policy
     :param normalize: What normalises its observations, if anything does
-    :param path: The file to write or replace, as it is spelled
+    :param path: The file to write or replace, exactly as given
     :raises ValueError: if the policy has custom parts, which a description without code cannot hold
     :raises ImportError: if the package safetensors is missing
     """
@@ -101,7 +101,7 @@ def export_onnx(policy: BNDDPGPolicy, normalize: VecNormalize | None, path: str 
 
     :param policy: The policy
     :param normalize: What normalises its observations, if anything does
-    :param path: The file to write or replace, as it is spelled
+    :param path: The file to write or replace, exactly as given
     :raises ValueError: if the exporter cannot tell what a class of the user's calculates
     :raises ImportError: if the packages onnx or onnxscript are missing
     """

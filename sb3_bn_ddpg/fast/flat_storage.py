@@ -14,7 +14,7 @@ from torch import nn
 from sb3_bn_ddpg.networks.policies import Actor, Critic
 
 ALIGNMENT = 16
-"""Parameters start at multiples of so many floats (a cache line) in the flat tensors; the gaps stay zero."""
+"""Parameters start at multiples of this number of floats (a cache line) in the flat tensors; the gaps stay zero."""
 
 DENORMAL_THRESHOLD = 1e-30
 """
@@ -26,7 +26,7 @@ SMALLEST_EPS = 1e-12
 """Beside a smaller epsilon moments may count, and so they stay."""
 
 BLOCKS = 32
-"""On a GPU, Adam works on so many pieces of a group side by side; PyTorch has a single launch for up to 36."""
+"""On a GPU, Adam works on this number of pieces of a group side by side; PyTorch has a single launch for up to 36."""
 
 Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
 """Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""

@@ -29,7 +29,7 @@ class NormalizationConfig:
         norm on hidden layers) or None
     :param momentum: Weight of a new batch in the running statistics, in (0, 1]
     :param eps: Value added to the variance for numerical stability, > 0
-    :param renorm_warmup_steps: In so many updates, and one more (as in sb3-contrib), batch renormalisation is batch
+    :param renorm_warmup_steps: For this number of updates, and one more (as in sb3-contrib), batch renormalisation is batch
         normalisation, >= 0
     :param name: The argument that ``kind`` came from, for the message; only ``"normalization"`` knows ``"batch_layer"``
     :raises ValueError: if an argument is out of its range

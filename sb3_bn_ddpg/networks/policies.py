@@ -540,7 +540,7 @@ def inherited_kwargs(
     :param extractor_class: The extractor's class
     :param net_kwargs: Activation function and normalisation of the networks
     :param normalize_images: Whether the policy scales images
-    :return: Keyword arguments of the extractor; none for a class of others
+    :return: Keyword arguments of the extractor; none for other classes
     """
     kwargs: dict[str, Any] = {}
     if issubclass(extractor_class, PaperExtractor):

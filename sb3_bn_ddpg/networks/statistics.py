@@ -96,7 +96,7 @@ class StatisticsMixin(nn.Module):
 
     @property
     def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
-        """Those of a part that another network owns: they normalise as it is said here, but only the owner updates them."""
+        """Those of a part that another network owns: they normalise as the pass of this network does, but only their owner updates them."""
         return ()
 
     @property

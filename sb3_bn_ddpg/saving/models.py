@@ -277,7 +277,7 @@ class SavingAlgorithm(StepLifeCycle):
         :func:`~sb3_bn_ddpg.load_policy` reads without running any code. It takes the environment's own observations:
         statistics of ``VecNormalize`` are in it.
 
-        :param path: The file to write or replace, as it is spelled
+        :param path: The file to write or replace, exactly as given
         :raises ValueError: if the policy has custom parts, which such a file cannot hold
         :raises ImportError: if the package safetensors is missing (the extra ``export``)
         """
@@ -289,7 +289,7 @@ class SavingAlgorithm(StepLifeCycle):
         in, ``action`` of shape ``(n, ...)`` out. Running statistics, those of ``VecNormalize`` and the scaling of actions are
         in it. The policy may have features extractors, layers and activation functions of your own.
 
-        :param path: The file to write or replace, as it is spelled
+        :param path: The file to write or replace, exactly as given
         :raises ValueError: if PyTorch's exporter cannot tell what they calculate
         :raises ImportError: if the packages onnx and onnxscript are missing (the extra ``export``)
         """

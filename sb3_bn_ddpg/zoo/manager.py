@@ -612,7 +612,7 @@ def _settle_noise_spelling(hyperparams: dict[str, Any], overrides: dict[str, Any
 
 def _translate_noise_type(hyperparams: dict[str, Any]) -> None:
     """
-    Check the Zoo's ``noise_type`` and ``noise_std``, and turn the word ``ou`` into ``action_noise``. None is no noise.
+    Check the Zoo's ``noise_type`` and ``noise_std``, and turn the word ``ou`` into ``action_noise``. None disables noise.
 
     :param hyperparams: The hyperparameters, changed in place
     :raises ValueError: if ``noise_type`` is unknown, or a ``noise_std`` is missing or has no ``noise_type``
