@@ -7,7 +7,7 @@ from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 DENORMAL_INTERVAL = 100
-"""Once in this number of updates of the model, moments of the optimizers and parameters that are nearly denormal become zero."""
+"""Once in this number of updates, moments of the optimizers and parameters that are nearly denormal become zero."""
 
 
 class UnsupportedError(Exception):
