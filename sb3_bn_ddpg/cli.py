@@ -125,7 +125,8 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     """
     parser = argparse.ArgumentParser(prog="bn-ddpg train", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     own = parser.add_argument_group("options of bn-ddpg")
-    own.add_argument("--profile", choices=tuple(zoo.PROFILES), help="bn_ddpg's hyperparameters (default: tuned)")
+    profiles = tuple(dict.fromkeys(name for row in zoo.ALGORITHMS.values() for name in row.profiles))
+    own.add_argument("--profile", choices=profiles, help="the hyperparameters that the package ships (default: tuned)")
     recovery = zoo.WorkerRecovery()
     own.add_argument(
         "--heartbeat-interval",
@@ -170,8 +171,9 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     others.add_argument("--algo", default=zoo.ALGO)
     others.add_argument("-conf", "--conf-file")
     known, _ = others.parse_known_args(rest)
-    if known.algo != zoo.ALGO:
-        parser.error(f"argument --profile: not allowed with --algo {known.algo}: its profiles are {zoo.ALGO}'s")
+    if known.algo not in zoo.ALGORITHMS:
+        families = ", ".join(zoo.ALGORITHMS)
+        parser.error(f"argument --profile: not allowed with --algo {known.algo}: only {families} have profiles")
     if known.conf_file is not None:
         parser.error("argument --profile: not allowed with argument -conf/--conf-file")
-    return ["--conf-file", str(zoo.profile_path(options.profile)), *rest]
+    return ["--conf-file", str(zoo.profile_path(options.profile, known.algo)), *rest]

@@ -82,16 +82,16 @@ def open_files_of_trials(n_trials: int) -> list[int]:
     :return: The number of the process's open files before each but the first, and after the last
     """
     from sb3_bn_ddpg import cli
-    from sb3_bn_ddpg.zoo.manager import BNDDPGExperimentManager
+    from sb3_bn_ddpg.zoo.manager import FamilyExperimentManager
 
     counts = []
-    objective = BNDDPGExperimentManager.objective
+    objective = FamilyExperimentManager.objective
 
     def counting_objective(self, trial):
         counts.append(psutil.Process().num_fds())
         return objective(self, trial)
 
-    BNDDPGExperimentManager.objective = counting_objective
+    FamilyExperimentManager.objective = counting_objective
     with tempfile.TemporaryDirectory() as folder:
         before = os.getcwd()
         os.chdir(folder)
@@ -112,7 +112,7 @@ def open_files_of_trials(n_trials: int) -> list[int]:
             tiny = ["-params", "learning_starts:50", "buffer_size:1000", "policy_kwargs:dict(net_arch=[8, 8])"]
             cli.main([*arguments, "--no-optim-plots", *tiny])
         finally:
-            BNDDPGExperimentManager.objective = objective
+            FamilyExperimentManager.objective = objective
             os.chdir(before)
     return [*counts[1:], psutil.Process().num_fds()]
 

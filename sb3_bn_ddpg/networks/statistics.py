@@ -96,7 +96,7 @@ class StatisticsMixin(nn.Module):
 
     @property
     def borrowed_norm_layers(self) -> tuple[nn.Module, ...]:
-        """Those of a part that another network owns: they normalise as this network's pass says, but only their owner updates them."""
+        """Those of a part that another network owns: they normalise as this network's pass says, their owner updates them."""
         return ()
 
     @property

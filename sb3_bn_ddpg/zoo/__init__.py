@@ -1,13 +1,22 @@
-"""RL Zoo with this package's algorithm: after ``register()`` its scripts and classes know ``bn_ddpg``."""
+"""RL Zoo with this package's algorithms: after ``register()`` its scripts and classes know them."""
 
 import importlib.util
 
 if importlib.util.find_spec("rl_zoo3") is None:
     raise ImportError("RL Zoo (rl-zoo3) is not installed: run `pip install sb3-bn-ddpg[zoo]`")
 
+from sb3_bn_ddpg.zoo.algorithms import ALGO, ALGORITHMS, PROFILES, ZooAlgorithm, profile_path
 from sb3_bn_ddpg.zoo.manager import CHECKPOINT_FREQ
-from sb3_bn_ddpg.zoo.profiles import ALGO, PROFILES, profile_path
 from sb3_bn_ddpg.zoo.registration import register
 from sb3_bn_ddpg.zoo.studies import WorkerRecovery
 
-__all__ = ["ALGO", "CHECKPOINT_FREQ", "PROFILES", "WorkerRecovery", "profile_path", "register"]
+__all__ = [
+    "ALGO",
+    "ALGORITHMS",
+    "CHECKPOINT_FREQ",
+    "PROFILES",
+    "WorkerRecovery",
+    "ZooAlgorithm",
+    "profile_path",
+    "register",
+]

@@ -29,11 +29,11 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.common.checks import check_choice, check_number, check_numbers
-from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.saving.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
+from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS, profile_path, shipped_files
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, EnvWrapper, Interrupts, UninterruptedTrial, left_to_parent
-from sb3_bn_ddpg.zoo.profiles import ALGO, PROFILES, profile_path
 from sb3_bn_ddpg.zoo.python_files import imported
 from sb3_bn_ddpg.zoo.search_space import HER_PARAMETERS, NESTED, file_policy_kwargs, merge_hyperparams
 from sb3_bn_ddpg.zoo.studies import (
@@ -94,7 +94,7 @@ NOT_ABOUT_HYPERPARAMETERS = {"make_env", "_observation_space", "_load_pretrained
 """RL Zoo's functions that make the environment and load a model: their errors are not of the hyperparameter file."""
 
 
-class BNDDPGExperimentManager(ExperimentManager):
+class FamilyExperimentManager(ExperimentManager):
     """
     RL Zoo's ``ExperimentManager``. For ``bn_ddpg`` it finds this package's hyperparameter file, schedules
     ``critic_learning_rate`` and builds ``action_noise`` from a mapping; for every algorithm a search is kept in a file by
@@ -117,8 +117,8 @@ class BNDDPGExperimentManager(ExperimentManager):
     """Whether a training that is resumed from a checkpoint begins a new episode in any case"""
 
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
-        if kwargs.get("config") is None and algo == ALGO:
-            kwargs["config"] = str(profile_path())
+        if kwargs.get("config") is None and algo in ALGORITHMS:
+            kwargs["config"] = str(profile_path(algo=algo))
         super().__init__(args, algo, *rest, **kwargs)
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
@@ -130,8 +130,9 @@ class BNDDPGExperimentManager(ExperimentManager):
         self._interrupts = Interrupts()
         self._is_given_steps = self.n_timesteps > 0  # later, the Zoo puts the file's there
         self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
-        if self._is_resumed and algo != ALGO:
-            raise ValueError(f"`algo={algo!r}` is not allowed with the checkpoint {self.trained_agent}: it is one of {ALGO!r}")
+        if self._is_resumed and algo not in ALGORITHMS:
+            known = ", ".join(map(repr, ALGORITHMS))
+            raise ValueError(f"`algo={algo!r}` is not allowed with the checkpoint {self.trained_agent}: it is one of {known}")
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -146,7 +147,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         except HYPERPARAMETER_ERRORS as error:
             says_which = isinstance(error, ValueError) and "` " in str(error)  # "`tau=7` is not allowed ..."
             is_of_another = isinstance(error, FileError) or not _functions_of(error).isdisjoint(NOT_ABOUT_HYPERPARAMETERS)
-            if says_which or is_of_another or self.algo != ALGO or not isinstance(self.config, (str, Path)):
+            if says_which or is_of_another or self.algo not in ALGORITHMS or not isinstance(self.config, (str, Path)):
                 raise
             detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
             given = " ".join(f"{name}:{value!r}" for name, value in (getattr(self.args, "hyperparams", None) or {}).items())
@@ -188,7 +189,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         overrides = from_trial | from_command_line
         self.custom_hyperparams = overrides
         hyperparams, saved_hyperparams = self._read_file()
-        if self.algo == ALGO:
+        if self.algo in ALGORITHMS:
             for each in (hyperparams, saved_hyperparams):
                 _settle_noise_spelling(each, overrides)
         self._file_hyperparams = dict(saved_hyperparams)
@@ -199,7 +200,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         :return: What the Zoo reads: the hyperparameters of the file and the command line, and a copy of them to save
         """
         config, env_name = self.config, self.env_name
-        if config in map(str, map(profile_path, PROFILES)):
+        if config in shipped_files(self.algo):
             entry = self._default_entry(yaml.safe_load(Path(config).read_text()))
             self.env_name = SimpleNamespace(gym_id=entry or env_name.gym_id)  # the entry that the Zoo looks for
             try:
@@ -262,7 +263,8 @@ class BNDDPGExperimentManager(ExperimentManager):
         given = self.custom_hyperparams or {}
         checked = given | ({"env_kwargs": self.env_kwargs} if self.env_kwargs else {})
         saved = hyperparams | ({"env_kwargs": arguments["env_kwargs"]} if arguments.get("env_kwargs") else {})
-        settled = {*inspect.signature(BNDDPG).parameters, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
+        of_model = inspect.signature(ALGORITHMS[self.algo].algorithm).parameters
+        settled = {*of_model, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
         for name in checked.keys() & settled:
             if name not in saved or checked[name] != saved[name]:
                 raise ValueError(
@@ -336,7 +338,7 @@ class BNDDPGExperimentManager(ExperimentManager):
     @property
     def _nested(self) -> tuple[str, ...]:
         """Mappings of which a trial changes entries; the Zoo replaces the ``policy_kwargs`` of its own algorithms."""
-        return NESTED if self.algo == ALGO else ("replay_buffer_kwargs",)
+        return NESTED if self.algo in ALGORITHMS else ("replay_buffer_kwargs",)
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -352,10 +354,10 @@ class BNDDPGExperimentManager(ExperimentManager):
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
     ) -> dict[str, Any]:
-        if self.algo == ALGO:
+        if self.algo in ALGORITHMS:
             _translate_noise_type(hyperparams)
         hyperparams = super()._preprocess_action_noise(hyperparams, saved_hyperparams, env)
-        if self.algo == ALGO:
+        if self.algo in ALGORITHMS:
             self.n_actions: Any = env.action_space.shape  # for the sampler, where the Zoo has the first dimension alone
         if "action_noise" in hyperparams and env.action_space.shape is not None:
             hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], env.action_space.shape)
@@ -397,7 +399,7 @@ class BNDDPGExperimentManager(ExperimentManager):
 
         :param model: The model
         """
-        with_checkpoints = isinstance(model, BNDDPG) and self.checkpoint_freq > 0
+        with_checkpoints = isinstance(model, BNOffPolicyAlgorithm) and self.checkpoint_freq > 0
         # The Zoo announces an end to the first callback after an error in the middle of a step too: never one with checkpoints
         at_each_step = _go_on if with_checkpoints else self._interrupts.stop_if_happened
         self.callbacks = [*self.callbacks, ConvertCallback(at_each_step)]
@@ -414,7 +416,8 @@ class BNDDPGExperimentManager(ExperimentManager):
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self._is_resumed:
             return super()._load_pretrained_agent(hyperparams, env)
-        model = BNDDPG.resume(self.trained_agent, env, device=self.device, new_episode=self.new_episode)
+        algorithm = ALGORITHMS[self.algo].algorithm
+        model = algorithm.resume(self.trained_agent, env, device=self.device, new_episode=self.new_episode)
         model.verbose = self.verbose
         if self.tensorboard_log is not None:
             model.tensorboard_log = self.tensorboard_log
@@ -524,7 +527,7 @@ class BNDDPGExperimentManager(ExperimentManager):
         best_file = folder / "best.yml"
         from_trial = self._converted(study.best_trial.params)
         hyperparams = merge_hyperparams(self._file_hyperparams, from_trial, self._nested)
-        if self.algo == ALGO:
+        if self.algo in ALGORITHMS:
             _settle_noise_spelling(hyperparams, from_trial)
         if self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs

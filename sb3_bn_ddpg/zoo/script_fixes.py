@@ -18,7 +18,7 @@ from requests.exceptions import HTTPError
 from rl_zoo3 import utils
 from rl_zoo3.utils import ALGOS
 
-from sb3_bn_ddpg.zoo.profiles import ALGO
+from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
 
 
 @contextmanager
@@ -96,13 +96,14 @@ def small_replay_buffer() -> Iterator[None]:
     Let ``enjoy`` and ``record_video`` load a model without the memory of its replay buffer, as the Zoo does for the off-policy
     algorithms that it lists by name. (Not ``push_to_hub``: it saves the loaded model, whose ``buffer_size`` then stayed 1.)
     """
-    algorithm = ALGOS[ALGO]
+    algos: dict[str, Any] = ALGOS
+    own = {name: algos[name] for name in ALGORITHMS}
     # Loading is all that these two scripts ask of an algorithm
-    ALGOS[ALGO] = SimpleNamespace(load=partial(algorithm.load, buffer_size=1))  # type: ignore[assignment]
+    algos |= {name: SimpleNamespace(load=partial(algorithm.load, buffer_size=1)) for name, algorithm in own.items()}
     try:
         yield
     finally:
-        ALGOS[ALGO] = algorithm
+        algos |= own
 
 
 @contextmanager
@@ -113,7 +114,7 @@ def own_model_card() -> Iterator[None]:
     def save_with_own_commands(local_path: str | Path, data: dict[Any, Any]) -> None:
         path = Path(local_path)
         card = path.read_text(encoding="utf-8")
-        if f"--algo {ALGO} " in card:
+        if any(f"--algo {name} " in card for name in ALGORITHMS):
             card = card.replace("python -m rl_zoo3.", "python -m sb3_bn_ddpg ")
             card = card.replace("pip install rl_zoo3", "pip install sb3-bn-ddpg[zoo]")
             path.write_text(card, encoding="utf-8")
