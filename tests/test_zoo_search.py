@@ -137,7 +137,7 @@ def test_a_class_in_a_python_file_from_search_to_enjoy(tmp_path):
         run(*train, "-i", f"logs/bn_ddpg/Pendulum-v1_{number}/checkpoint.zip", cwd=tmp_path)
         model = BNDDPG.load(tmp_path / f"logs/bn_ddpg/Pendulum-v1_{2 + number}/Pendulum-v1.zip")
         assert type(model.actor.features_extractor).__name__ == "Sets"
-        assert model.num_timesteps == 120
+        assert model.num_timesteps >= 120  # whole rollouts, of a length that the search samples
     assert "1 Episodes" in run("enjoy", "--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200", cwd=tmp_path)
 
 

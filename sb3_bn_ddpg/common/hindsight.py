@@ -14,11 +14,15 @@ REPEATING = ("AtariPreprocessing", "MaxAndSkipObservation")
 """Gymnasium's wrappers of whose steps each takes several of what they wrap"""
 
 
+class FirstEpisodeError(ValueError):
+    """Learning would start before there is an episode to sample."""
+
+
 def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) -> None:
     """
     :param model: A model with an environment
     :param until: The step at which its training ends
-    :raises ValueError: if it has ``HerReplayBuffer`` and its first gradient step is before the time limit of the first episode
+    :raises FirstEpisodeError: if it has ``HerReplayBuffer`` and its first gradient step is before the first episode's time limit
     """
     train_freq: Any = model.train_freq
     frequency, unit = train_freq if isinstance(train_freq, tuple) else (train_freq, "step")
@@ -33,7 +37,7 @@ def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) 
     if n_rollouts * rollout < limit * n_envs and model.num_timesteps + n_rollouts * rollout <= until:
         in_envs = f" in {n_envs} environments" if n_envs > 1 else ""
         after = f" (or the replay buffer of the {model.num_timesteps} steps before be loaded)" if model.num_timesteps else ""
-        raise ValueError(
+        raise FirstEpisodeError(
             f"`learning_starts={model.learning_starts}` is not allowed with HerReplayBuffer and episodes of up to {limit} "
             f"steps{in_envs}: it samples finished episodes only, so learning_starts must be at least "
             f"{model.num_timesteps + limit * n_envs}{after}"
@@ -46,7 +50,7 @@ def unfinished_episodes_named(model: OffPolicyAlgorithm) -> Iterator[None]:
     Say which argument is wrong where SB3 cannot sample. (To ask the replay buffer before each sample would take long.)
 
     :param model: A model that samples its replay buffer within this context
-    :raises ValueError: if it has ``HerReplayBuffer``, and there is no finished episode to sample
+    :raises FirstEpisodeError: if it has ``HerReplayBuffer``, and there is no finished episode to sample
     """
     try:
         yield
@@ -54,7 +58,7 @@ def unfinished_episodes_named(model: OffPolicyAlgorithm) -> Iterator[None]:
         if not _waits_for_an_episode(model):
             raise
         buffer: Any = model.replay_buffer
-        raise ValueError(
+        raise FirstEpisodeError(
             f"`learning_starts={model.learning_starts}` is not allowed with HerReplayBuffer and episodes of more than "
             f"{buffer.size()} steps: at step {model.num_timesteps} none has ended, and it samples finished episodes only. "
             "learning_starts must be longer than the first episode"

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.common.checks import check_choice, check_number, check_numbers
+from sb3_bn_ddpg.common.hindsight import FirstEpisodeError
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.saving.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.zoo.action_noise import ZOO_NOISE_TYPES, build_action_noise, parse_linear_schedule
@@ -443,11 +444,17 @@ class FamilyExperimentManager(ExperimentManager):
         :param trial: The trial
         :return: The mean reward of its last evaluation
         :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
+        :raises FirstEpisodeError: if no trial can learn with this `learning_starts`, which is none of the sampled
         """
         self._interrupts.stop_if_happened()
         with self._interrupts.at_once(not self._has_workers), file_policy_kwargs(self._hyperparams.get("policy_kwargs") or {}):
             uninterrupted: Any = UninterruptedTrial(trial, self._interrupts)
-            value = super().objective(uninterrupted)
+            try:
+                value = super().objective(uninterrupted)
+            except optuna.TrialPruned as pruned:
+                if isinstance(pruned.__cause__, FirstEpisodeError):
+                    raise pruned.__cause__ from None
+                raise
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")
         return value
