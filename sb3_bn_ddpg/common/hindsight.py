@@ -22,7 +22,7 @@ def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) 
     """
     :param model: A model with an environment
     :param until: The step at which its training ends
-    :raises FirstEpisodeError: if it has ``HerReplayBuffer`` and its first gradient step is before the first episode's time limit
+    :raises FirstEpisodeError: if it has ``HerReplayBuffer`` and learns before the first episode's time limit
     """
     train_freq: Any = model.train_freq
     frequency, unit = train_freq if isinstance(train_freq, tuple) else (train_freq, "step")
