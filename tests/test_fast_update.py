@@ -193,7 +193,7 @@ def test_hundred_updates_equal_the_reference(double_pair, path, name):
 def errors(model: BNDDPG, info: UpdateInfo, exact: BNDDPG, exact_info: UpdateInfo) -> dict[str, float]:
     """
     Of what a step reports, of the gradients, and of all that it leaves in the policy: of each tensor as a whole, in units of
-    its size. What is zero but for rounding has the size of others of its kind.
+    its size. A tensor that is zero but for rounding takes the size of its kind.
     """
 
     def tensors_of(each: BNDDPG, reported: UpdateInfo) -> dict[str, th.Tensor]:

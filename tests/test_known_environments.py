@@ -1,4 +1,4 @@
-"""What is said to be all of an environment's state is all of it: by the sources of its class, and by restoring it."""
+"""The tables of known environments hold all of their state: by the sources of each class, and by restoring it."""
 
 import ast
 import importlib

@@ -278,7 +278,7 @@ VARIANTS |= {
 VARIANTS |= {
     "long_targets_copied": _long("running statistics in the target, copied", target_statistics="running"),
     "long_ou_slow": _long("OU noise with dt 0.01", action_noise=dict(type="ou", dt=0.01)),
-    # The Zoo's number for MuJoCo. The class's default of 100 would hardly differ from 1,000 in so many steps
+    # The Zoo's number for MuJoCo. The class's default of 100 would hardly differ from 1,000 in a run of this length
     "long_warmup": _long("10,000 random steps first", learning_starts=10_000),
 }
 

@@ -54,8 +54,8 @@ def weight_statistics(critic: th.nn.Module) -> dict[str, float]:
 
 class Recorder(BaseCallback):
     """
-    Evaluates at step 0 and every so many steps, with the training's clocks stopped. Then it writes a checkpoint, if the unit's
-    file has a place for one.
+    Evaluates at step 0 and at the budget's interval, with the training's clocks stopped. Then it writes a checkpoint, if the
+    unit's file has a place for one.
 
     :param file: Where the rows go
     :param task: The task

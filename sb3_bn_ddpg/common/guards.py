@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from stable_baselines3.her import HerReplayBuffer
+
+from sb3_bn_ddpg.common.vec_env_layers import layers_of
 
 SLACK = 2.0
 """Q-values may exceed the return's bound by this factor, and by 1 beside it, before they count as exploding."""
@@ -131,7 +133,7 @@ def check_no_answer_is_due(model: OffPolicyAlgorithm) -> None:
     :raises EnvironmentFailureError: if the processes of its environment were interrupted between question and answer: the
         answer would be taken for that to the next question, and so on with all later ones
     """
-    env = _innermost(model.env)
+    env = layers_of(model.env)[-1]
     if not isinstance(env, SubprocVecEnv):
         return
     pairs = zip(env.processes, env.remotes, strict=True)
@@ -141,16 +143,6 @@ def check_no_answer_is_due(model: OffPolicyAlgorithm) -> None:
             "The processes of the environment were interrupted in the middle of a step, and are out of step since: "
             "give the model a new environment with `set_env`"
         )
-
-
-def _innermost(env: VecEnv | None) -> VecEnv | None:
-    """
-    :param env: Environments in wrappers
-    :return: Those without
-    """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    return env
 
 
 @contextmanager
@@ -202,10 +194,7 @@ def _environment_frame(traceback: TracebackType | None, env: VecEnv | None) -> d
     :param env: The training environment
     :return: The local variables of the call of its innermost layer that the error came through, None if it came through none
     """
-    layers = [env]
-    while isinstance(layers[-1], VecEnvWrapper):
-        layers.append(layers[-1].venv)
-    found = None
+    layers, found = layers_of(env), None
     while traceback is not None:
         frame = traceback.tb_frame
         if frame.f_code.co_name in ("reset", "step_async", "step_wait"):

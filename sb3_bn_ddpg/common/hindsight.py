@@ -7,8 +7,10 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.her import HerReplayBuffer
+
+from sb3_bn_ddpg.common.vec_env_layers import layers_of
 
 REPEATING = ("AtariPreprocessing", "MaxAndSkipObservation")
 """Gymnasium's wrappers of whose steps each takes several of what they wrap"""
@@ -18,7 +20,7 @@ class FirstEpisodeError(ValueError):
     """Learning would start before there is an episode to sample."""
 
 
-def check_first_episode(model: OffPolicyAlgorithm, until: float = float("inf")) -> None:
+def check_first_episode(model: OffPolicyAlgorithm, until: float) -> None:
     """
     :param model: A model with an environment
     :param until: The step at which its training ends
@@ -79,11 +81,10 @@ def _shortest_time_limit(env: VecEnv | None) -> int | None:
     :param env: The training environment
     :return: The shortest time limit of its environments, None if one has none that is known
     """
-    while isinstance(env, VecEnvWrapper):
-        env = env.venv
-    if not isinstance(env, DummyVecEnv):
+    base = layers_of(env)[-1]
+    if not isinstance(base, DummyVecEnv):
         return None
-    limits = [_time_limit(each) for each in env.envs]
+    limits = [_time_limit(each) for each in base.envs]
     known = [limit for limit in limits if limit is not None]
     return min(known) if len(known) == len(limits) else None
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper
 
+from sb3_bn_ddpg.common.vec_env_layers import layers_of
 from sb3_bn_ddpg.saving import known_environments as known
 from sb3_bn_ddpg.saving.environment_levels import (
     EnvironmentState,
@@ -224,11 +225,8 @@ def _layers(venv: Any) -> tuple[list[VecEnvWrapper], Any]:
     :param venv: A vectorised environment
     :return: Its wrappers, outermost first, and what they wrap, which may be no ``VecEnv`` at all
     """
-    wrappers = []
-    while isinstance(venv, VecEnvWrapper):
-        wrappers.append(venv)
-        venv = venv.venv
-    return wrappers, venv
+    *wrappers, base = layers_of(venv)
+    return wrappers, base
 
 
 def _targets(model: BaseAlgorithm) -> dict[Place, Any]:
