@@ -1,4 +1,4 @@
-"""The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971) as a Stable-Baselines3 algorithm."""
+"""The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971), and TD3 with it, as Stable-Baselines3 algorithms."""
 
 from importlib.metadata import version
 
@@ -12,11 +12,13 @@ from sb3_bn_ddpg.pixels.dm_control import register_environments
 from sb3_bn_ddpg.pixels.frame_buffer import FrameReplayBuffer
 from sb3_bn_ddpg.pixels.observation import PixelObservation
 from sb3_bn_ddpg.saving.callbacks import CheckpointEvery
+from sb3_bn_ddpg.td3.bn_td3 import BNTD3
 
 __version__ = version("sb3-bn-ddpg")
 
 __all__ = [
     "BNDDPG",
+    "BNTD3",
     "CheckpointEvery",
     "CnnPolicy",
     "EnvironmentFailureError",

@@ -15,21 +15,24 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, VectorizedActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_bn_ddpg.common.atomic_files import PathOrFile
-from sb3_bn_ddpg.common.checks import check_choice, check_number, check_schedule
+from sb3_bn_ddpg.common.checks import check_choice, check_installed, check_number, check_schedule
 from sb3_bn_ddpg.common.finite_numbers import check_observation, check_transition
 from sb3_bn_ddpg.common.guards import LearningGuard, check_no_answer_is_due, environment_failures
 from sb3_bn_ddpg.common.hindsight import check_first_episode, unfinished_episodes_named
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise, is_self_contained
 from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, averages, on_device
+from sb3_bn_ddpg.fast.graph_update import CudaGraphUpdate
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, UnsupportedError
+from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
 from sb3_bn_ddpg.networks.policies import Actor, BNDDPGPolicy, Critic
@@ -38,6 +41,8 @@ from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in this number of updates of the actor: they cost a tenth of one."""
+NORMAL_SIGMA = 0.1
+"""Standard deviation of the noise ``"normal"``, TD3's."""
 SATURATED = 0.98
 """Beyond it, in units of half an action's range, tanh leaves less than a twenty-fifth of the gradient."""
 
@@ -49,7 +54,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     An off-policy actor-critic with batch norm, of which each pass says its statistics.
 
     A subclass has the signature, whose arguments it hands over by name, its step as the definition (:meth:`_defined_step`)
-    and, if it has faster ways, their classes (:meth:`_find_fast_steps`).
+    and, if it is to have a fast update, the same step on the engine (:meth:`_step_on_engine`).
 
     :param arguments: The arguments of the subclass's constructor, by name. Those that SB3's ``OffPolicyAlgorithm`` does not
         know become attributes.
@@ -68,7 +73,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     critic_target: Critic
 
     policy_delay: int
-    critic_learning_rate: float | Schedule
+    critic_learning_rate: float | Schedule | None
     critic_weight_decay: float
     use_target_networks: bool
     weight_normalization: Literal["critic", "both"] | None
@@ -177,7 +182,8 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
                 f"{', '.join(map(repr, self.policy_aliases))} or a subclass of BNDDPGPolicy"
             )
         check_schedule("learning_rate", self.learning_rate)
-        check_schedule("critic_learning_rate", self.critic_learning_rate)
+        if self.critic_learning_rate is not None:
+            check_schedule("critic_learning_rate", self.critic_learning_rate)
         check_number("buffer_size", self.buffer_size, low=1, integer=True)
         learning_starts: Any = self.learning_starts
         if isinstance(learning_starts, float) and learning_starts.is_integer():  # 1e4, as scripts for SB3 have it
@@ -235,7 +241,8 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()
-        self.critic_lr_schedule = FloatSchedule(self.critic_learning_rate)
+        rate = self.critic_learning_rate
+        self.critic_lr_schedule = self.lr_schedule if rate is None else FloatSchedule(rate)
 
     def _update_optimizers(self) -> None:
         """Set learning rates and weight decay for the present progress, also after an optimizer's state was loaded."""
@@ -253,14 +260,14 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         noise: Any = self.action_noise
         action_shape = self.action_space.shape
         assert action_shape is not None
-        if isinstance(noise, str):
-            if noise != "ou":
-                raise ValueError(f"`action_noise={noise!r}` is not allowed: it must be 'ou', None or an `ActionNoise`")
+        if noise == "ou":
             noise = OrnsteinUhlenbeckNoise(np.zeros(action_shape))
+        elif noise == "normal":
+            noise = NormalActionNoise(np.zeros(action_shape), np.full(action_shape, NORMAL_SIGMA))
         if noise is None:
             return
         if not isinstance(noise, ActionNoise):
-            raise ValueError(f"`action_noise={noise!r}` is not allowed: it must be 'ou', None or an `ActionNoise`")
+            raise ValueError(f"`action_noise={noise!r}` is not allowed: it must be 'ou', 'normal', None or an `ActionNoise`")
         if isinstance(noise, OrnsteinUhlenbeckNoise):
             noise.set_n_envs(self.n_envs)
             if not noise.is_seeded and self.seed is not None:
@@ -451,51 +458,86 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         :param update_actor: Whether it updates the actor and the target networks, too
         :return: Losses and values of this step
         """
-        fast_update = self._current_fast_update()
+        fast_update, noise = self._current_fast_update(), self._step_noise(batch)
         if fast_update is not None:
-            info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor)
+            info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor, noise)
             if self._n_updates % DENORMAL_INTERVAL == 0:
                 fast_update.flush_denormals()
             return info
-        batch = on_device(batch, self.device)
+        batch, noise = on_device(batch, self.device), None if noise is None else noise.to(self.device)
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
         self.policy.set_training_mode(True)
         try:
-            return self._defined_step(batch, update_actor)
+            return self._defined_step(batch, update_actor, noise)
         finally:
             self.policy.set_training_mode(False)
 
-    def _defined_step(self, batch: Batch, update_actor: bool) -> UpdateInfo:
+    def _step_noise(self, batch: Batch) -> th.Tensor | None:
+        """
+        Draw the random numbers of a gradient step, the same ones for all ways to make it.
+
+        :param batch: Its transitions
+        :return: The numbers, on the minibatch's device; None if the step needs none
+        """
+        return None
+
+    def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
         """
         One gradient step of the algorithm by autograd, as its definition has it.
 
         :param batch: Transitions sampled from the replay buffer, on the model's device
         :param update_actor: Whether it updates the actor and the target networks, too
+        :param noise: What :meth:`_step_noise` has drawn
         :return: Losses and values of this step
         """
         raise NotImplementedError
 
+    def _step_on_engine(self) -> EngineStep | None:
+        """
+        :return: The same step written on the engine's operations, for ``fast_update``; None if there is none
+        """
+        return None
+
+    @property
+    def _redefines_its_step(self) -> bool:
+        """Whether a subclass has another definition than the step on the engine was written for."""
+        owners = [
+            next(index for index, kind in enumerate(type(self).__mro__) if name in vars(kind))
+            for name in ("_defined_step", "_step_on_engine")
+        ]
+        return owners[0] < owners[1]
+
     def _find_fast_steps(self) -> list[type[FastStep]]:
         """
-        :return: The classes that make the same step for ``fast_update``, the fastest first; none of them if it is False
+        :return: The classes that make the step on the engine as ``fast_update`` asks, the fastest first
         :raises ImportError: if it is ``"compiled"`` and the extra is missing
         """
-        raise NotImplementedError
+        if not self.fast_update or self._redefines_its_step or self._step_on_engine() is None:
+            return []
+        if self.device.type == "cuda":
+            return [CudaGraphUpdate]
+        if self.fast_update != "compiled":
+            return [FastUpdate]
+        check_installed("compiled", "numba", "scipy", "threadpoolctl")
+        from sb3_bn_ddpg.fast.compiled_update import CompiledUpdate
+
+        # It knows all that FastUpdate knows, on the CPU
+        return [CompiledUpdate] if self.device.type == "cpu" else [CompiledUpdate, FastUpdate]
 
     def _current_fast_update(self) -> FastStep | None:
         """
         :return: The fast update, holding the storage of the networks as they are now; None if they are not supported
         """
-        nets, statistics, kept = self._networks, self._pass_statistics, self._fast_update
         if self._is_fast_update_checked and not self._fast_update_classes:
             return None
-        if self._is_fast_update_checked and kept is not None and kept.is_current(nets, statistics):
+        nets, step, kept = self._networks, self._step_on_engine(), self._fast_update
+        if self._is_fast_update_checked and kept is not None and step is not None and kept.is_current(nets, step):
             return kept
         said = []
-        while self._fast_update_classes:
+        while self._fast_update_classes and step is not None:
             try:
-                if type(kept) is not self._fast_update_classes[0] or not kept.fits(nets, statistics):
-                    self._fast_update = self._fast_update_classes[0](nets, statistics)
+                if type(kept) is not self._fast_update_classes[0] or not kept.fits(nets, step):
+                    self._fast_update = self._fast_update_classes[0](nets, step)
                 break
             except UnsupportedError as reason:
                 self._fast_update_classes.pop(0)

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, CnnPolicy
-from sb3_bn_ddpg.ddpg.step import gradient_step
+from sb3_bn_ddpg.deterministic.step import gradient_step
 from sb3_bn_ddpg.networks.layers import PaperCNN
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm2d, BatchRenorm2d, batch_statistics
 from sb3_bn_ddpg.networks.statistics import PassStatistics

@@ -11,8 +11,8 @@ from test_fast_update import EXACT_RATES, by, needs_cuda
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import averages
-from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
-from sb3_bn_ddpg.ddpg.graph_step import MAX_KINDS, CudaGraphUpdate
+from sb3_bn_ddpg.fast.update import FastUpdate
+from sb3_bn_ddpg.fast.graph_update import MAX_KINDS, CudaGraphUpdate
 from sb3_bn_ddpg.fast.step import UnsupportedError
 
 pytestmark = needs_cuda

@@ -15,14 +15,24 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy
+from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
-from sb3_bn_ddpg.ddpg import fast_step as fast_update
-from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
+from sb3_bn_ddpg.fast import support as fast_update
+from sb3_bn_ddpg.fast.update import FastUpdate
+from sb3_bn_ddpg.deterministic.engine_step import gradient_step
 from sb3_bn_ddpg.fast import flat_storage
 from sb3_bn_ddpg.fast import mlp as fast_mlp
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 
+CROSSQ_LAYERS = dict(
+    norm_order="after_activation",
+    critic_input_norm="state_action",
+    critic_norm_layers="all",
+    action_layer=1,
+    final_init="fan_in",
+    norm_momentum=0.01,
+    norm_eps=1e-3,
+)
 CONFIGURATIONS = {
     "default": dict(),
     "no batch norm": dict(policy_kwargs=dict(normalization=None)),
@@ -41,6 +51,7 @@ CONFIGURATIONS = {
     "momentum": dict(policy_kwargs=dict(norm_momentum=0.01, norm_eps=1e-3)),
     "betas": dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.8, 0.99), eps=1e-6, weight_decay=0.01))),
     "weight normalization": dict(weight_normalization="both"),
+    "weight normalization of the critic": dict(weight_normalization="critic", policy_delay=2),
     "no weight decay": dict(critic_weight_decay=0.0, learning_rate=1e-3),
     "no target networks": dict(use_target_networks=False),
     "no target networks, updating": dict(use_target_networks=False, target_statistics="batch_update"),
@@ -82,9 +93,44 @@ CONFIGURATIONS = {
         target_statistics="joint",
         policy_kwargs=dict(critic_norm_layers="all", action_layer=1),
     ),
+    "norm after the activation": dict(policy_kwargs=dict(norm_order="after_activation")),
+    "layer norm after the activation": dict(policy_kwargs=dict(norm_order="after_activation", normalization="layer")),
+    "norm of state and action": dict(policy_kwargs=dict(critic_input_norm="state_action", action_layer=1)),
+    "norm of state and action, critic updating": dict(
+        policy_kwargs=dict(critic_input_norm="state_action", action_layer=1), actor_loss_critic_statistics="batch_update"
+    ),
+    "CrossQ's layers": dict(
+        use_target_networks=False,
+        target_statistics="joint",
+        actor_loss_critic_statistics="batch",
+        policy_kwargs=CROSSQ_LAYERS,
+    ),
+    "TD3": dict(algorithm=BNTD3),
+    "TD3, no smoothing": dict(algorithm=BNTD3, target_policy_noise=0.0),  # whose noise would be another one in float64
+    "TD3, one critic": dict(algorithm=BNTD3, policy_kwargs=dict(n_critics=1)),
+    "TD3, three critics, no smoothing": dict(
+        algorithm=BNTD3, policy_delay=1, target_policy_noise=0.0, policy_kwargs=dict(n_critics=3)
+    ),
+    "TD3, the smallest in both": dict(algorithm=BNTD3, actor_loss_critics="smallest"),
+    "TD3, the smallest in both, all updating": dict(
+        algorithm=BNTD3,
+        actor_loss_critics="smallest",
+        target_statistics="batch_update",
+        actor_loss_critic_statistics="batch_update",
+        weight_normalization="both",
+        policy_kwargs=dict(critic_norm_layers="all"),
+    ),
+    "TD3, joint": dict(algorithm=BNTD3, use_target_networks=False, target_statistics="joint"),
+    "TD3, joint, CrossQ's layers": dict(
+        algorithm=BNTD3,
+        use_target_networks=False,
+        target_statistics="joint",
+        actor_loss_critics="smallest",
+        policy_kwargs=CROSSQ_LAYERS,
+    ),
+    "TD3, no batch norm": dict(algorithm=BNTD3, policy_kwargs=dict(normalization=None, action_layer=1)),
 }
 
-NOT_COMPILED = "weight normalization"
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
 COMPILED = pytest.param("compiled", marks=needs_numba)
 needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
@@ -108,17 +154,31 @@ def by(path: bool | str) -> dict:
     return dict(fast_update=True, device="cuda") if path == "cuda" else dict(fast_update=path, device="cpu")
 
 
-def double_model(path: bool | str, policy: type[MlpPolicy] = MlpPolicy, **kwargs) -> BNDDPG:
+def double_model(
+    path: bool | str,
+    policy: type[MlpPolicy] | None = None,
+    algorithm: type[BNDDPG] | type[BNTD3] = BNDDPG,
+    **kwargs,
+) -> BNDDPG | BNTD3:
     """In float64, two ways that calculate the same agree, whatever the processor."""
 
-    class DoublePolicy(policy):
+    class DoublePolicy(policy or algorithm.policy_aliases["MlpPolicy"]):
         def _build(self, lr_schedule):
             super()._build(lr_schedule)
             self.double()
 
     policy_kwargs = dict(net_arch=[16, 12], features_extractor_class=DoubleExtractor) | kwargs.pop("policy_kwargs", {})
     arguments = dict(buffer_size=100, learning_starts=20, batch_size=16, tau=0.01, seed=0) | by(path) | kwargs
-    return BNDDPG(DoublePolicy, VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
+    return algorithm(DoublePolicy, VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
+
+
+def steps(models: list[BNDDPG | BNTD3], batch, update_actor: bool = True) -> list[UpdateInfo]:
+    """A gradient step of each, with the same random numbers."""
+    infos = []
+    for model in models:
+        th.manual_seed(0)
+        infos.append(model._gradient_step(on_device(batch, model.device), update_actor))
+    return infos
 
 
 @pytest.fixture
@@ -160,7 +220,7 @@ def assert_close(first, second, **tolerance) -> None:
 @pytest.mark.parametrize(
     ("path", "name"),
     [(True, name) for name in CONFIGURATIONS]
-    + [pytest.param("compiled", name, marks=needs_numba) for name in CONFIGURATIONS if name != NOT_COMPILED]
+    + [pytest.param("compiled", name, marks=needs_numba) for name in CONFIGURATIONS]
     + [pytest.param("cuda", name, marks=needs_cuda) for name in CONFIGURATIONS],
 )
 def test_hundred_updates_equal_the_reference(double_pair, path, name):
@@ -175,7 +235,7 @@ def test_hundred_updates_equal_the_reference(double_pair, path, name):
     start = copy.deepcopy(fast.policy.state_dict())
     for index, batch in enumerate(batches(fast, 100)):
         update_actor = index % fast.policy_delay == 0
-        fast_info, info = (model._gradient_step(batch, update_actor) for model in (fast, reference))
+        fast_info, info = steps([fast, reference], batch, update_actor)
         assert (info.actor_loss is not None) == update_actor
         assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
     assert type(fast._fast_update).__name__ == CLASSES[path]
@@ -226,16 +286,17 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
     # Beside a large epsilon, Adam does not make a whole step of a gradient that is zero but for rounding
     policy_kwargs = kwargs.pop("policy_kwargs", {}) | dict(net_arch=[400, 300], optimizer_kwargs=dict(eps=1e-3))
     arguments = dict(buffer_size=10, seed=0, tau=0.01) | by(path) | kwargs
-    way = BNDDPG("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
-    reference = BNDDPG("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, **arguments | dict(fast_update=False))
+    algorithm = arguments.pop("algorithm", BNDDPG)
+    way = algorithm("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
+    reference = algorithm("MlpPolicy", VectorEnv(), policy_kwargs=policy_kwargs, **arguments | dict(fast_update=False))
     exact = double_model(False, policy_kwargs=policy_kwargs, **kwargs)
     seen: dict[str, list[tuple[float, float]]] = {}
     for batch in batches(way, 15, double=False):
         for each in (reference, exact):
             # Copies, for PyTorch's optimizers take over the very tensors that they load
             each.set_parameters(copy.deepcopy(way.get_parameters()))
-        exact_info = exact._gradient_step(on_device(as_double(batch), exact.device))
-        reference_info, info = reference._gradient_step(batch), way._gradient_step(batch)
+        (exact_info,) = steps([exact], as_double(batch))
+        reference_info, info = steps([reference, way], batch)
         reference_errors = errors(reference, reference_info, exact, exact_info)
         for key, error in errors(way, info, exact, exact_info).items():
             seen.setdefault(key, []).append((error, reference_errors[key]))
@@ -247,7 +308,7 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
-@pytest.mark.parametrize("name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers"])
+@pytest.mark.parametrize("name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing"])
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not less_exact_than_the_definition(path, name)
 
@@ -324,12 +385,10 @@ def test_it_is_kept_from_one_call_of_learn_to_the_next(make_model, path):
 
 @pytest.mark.parametrize("path", [True, COMPILED])
 def test_a_loop_of_learn_says_once_what_is_not_fast(make_model, path, capsys):
-    activation_fn = nn.ReLU if path == "compiled" else nn.Tanh
-    kwargs = dict(weight_normalization="critic", policy_kwargs=SMALL | dict(activation_fn=activation_fn))
-    model = make_model(**by(path), verbose=1, **kwargs).learn(30)
+    model = make_model(**by(path), verbose=1, policy_kwargs=SMALL | dict(activation_fn=nn.Tanh)).learn(30)
     for _ in range(5):
         model.learn(1, reset_num_timesteps=False)
-    assert capsys.readouterr().out.count("Updating") == 1
+    assert capsys.readouterr().out.count("Updating by autograd: there is a layer Tanh") == 1
     model.critic.optimizer = th.optim.SGD(model.critic.parameters(), lr=1e-3)
     model.learn(1, reset_num_timesteps=False)
     assert "Updating by autograd" in capsys.readouterr().out
@@ -354,9 +413,10 @@ def test_compiled_where_nothing_can_be_kept(tmp_path, fault):
             setattr(caching.IndexDataCacheFile, "save" if fault == "a full disk" else "load", raises)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            from sb3_bn_ddpg.fast import kernels as compiled_kernels
-            target = compiled_kernels.np.zeros(3)
-            compiled_kernels.move(target, target + 1, 0.5)
+            import numba, numpy
+            from sb3_bn_ddpg.fast import numba_operations as ops
+            target = numpy.zeros(3)
+            numba.njit(lambda target: ops.move(target, target + 1, 0.5))(target)
         assert target.tolist() == [0.5] * 3
         texts = [str(warning.message) for warning in caught if "Numba can keep no compiled code" in str(warning.message)]
         assert len(texts) == 1 and "NUMBA_CACHE_DIR" in texts[0], texts
@@ -475,7 +535,8 @@ TIED = nn.Linear(4, 4)
     ("layers", "reason"),
     [
         ((nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.Hardtanh()), "the last layer of the actor is Hardtanh"),
-        ((nn.Linear(4, 8), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2), nn.Tanh()), "a layer BatchNorm1d stands where"),
+        ((nn.ReLU(), nn.Linear(4, 2), nn.Tanh()), "a layer ReLU stands where"),
+        ((nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 2), nn.Tanh()), "two normalisations"),
         ((nn.Linear(4, 8), nn.Linear(8, 2), nn.Tanh()), "no ReLU follows a layer"),
         ((nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
         ((nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
@@ -642,16 +703,6 @@ def test_the_actors_weights_keep_their_norm_without_the_critics(make_model):
 
 
 @needs_numba
-def test_what_is_not_compiled_goes_by_the_fast_update_and_says_so_once(make_model, capsys):
-    model = make_model(fast_update="compiled", verbose=1, weight_normalization="both")
-    model.learn(40)
-    assert type(model._fast_update) is FastUpdate
-    output = capsys.readouterr().out
-    assert output.count("Updating without compiled code") == 1
-    assert "weight normalization" in output
-
-
-@needs_numba
 def test_compiled_products_have_pytorchs_threads():
     """SciPy's BLAS is among those that are limited; it is loaded when it is first used, if nobody loads it before."""
     code = """
@@ -673,14 +724,14 @@ def test_compiled_by_autograd_if_nothing_else_goes(make_model, capsys):
 
 @needs_numba
 def test_one_compiled_code_serves_networks_of_any_depth(make_model):
-    from sb3_bn_ddpg.fast import kernels as compiled_kernels
+    from sb3_bn_ddpg.fast.compiled_update import compiled_function
 
     numbers = []
     for policy_kwargs in (dict(net_arch=[8]), dict(net_arch=[8, 8, 8], normalization="layer"), dict(net_arch=[])):
         model = make_model(fast_update="compiled", policy_kwargs=policy_kwargs)
         model._gradient_step(random_batch(model))
         assert type(model._fast_update).__name__ == "CompiledUpdate"
-        numbers.append(len(compiled_kernels.gradient_step.signatures))
+        numbers.append(len(compiled_function(gradient_step).signatures))
     assert len(set(numbers)) == 1
 
 

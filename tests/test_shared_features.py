@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.ddpg.step import td_target
+from sb3_bn_ddpg.deterministic.step import td_target
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchNorm2d
 from sb3_bn_ddpg.networks.statistics import Statistics
 

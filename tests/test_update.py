@@ -13,10 +13,10 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
-import sb3_bn_ddpg.ddpg.fast_step as fast_update_module
+import sb3_bn_ddpg.fast.support as fast_update_module
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages
-from sb3_bn_ddpg.ddpg.step import actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step, joint_pass, td_target
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.policies import Critic, MlpPolicy
 from sb3_bn_ddpg.networks.statistics import PassStatistics

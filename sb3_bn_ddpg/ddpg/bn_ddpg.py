@@ -8,12 +8,10 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_bn_ddpg.common.checks import check_installed
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
-from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
-from sb3_bn_ddpg.ddpg.graph_step import CudaGraphUpdate
-from sb3_bn_ddpg.ddpg.step import gradient_step
-from sb3_bn_ddpg.fast.step import FastStep
+from sb3_bn_ddpg.deterministic.engine_step import step_on_engine
+from sb3_bn_ddpg.deterministic.step import gradient_step
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy, CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
@@ -140,15 +138,8 @@ class BNDDPG(BNOffPolicyAlgorithm):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(**arguments)
 
-    def _defined_step(self, batch: Batch, update_actor: bool) -> UpdateInfo:
+    def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
         return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
 
-    def _find_fast_steps(self) -> list[type[FastStep]]:
-        if self.fast_update and self.device.type == "cuda":
-            return [CudaGraphUpdate]
-        if self.fast_update != "compiled":
-            return [FastUpdate] if self.fast_update else []
-        check_installed("compiled", "numba", "scipy", "threadpoolctl")
-        from sb3_bn_ddpg.ddpg.compiled_step import CompiledUpdate
-
-        return [CompiledUpdate, FastUpdate]
+    def _step_on_engine(self) -> EngineStep:
+        return step_on_engine(self._pass_statistics, n_ascended=1)

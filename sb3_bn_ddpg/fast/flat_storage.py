@@ -11,6 +11,8 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
+from sb3_bn_ddpg.networks.actor_critic import restore_norms
 from sb3_bn_ddpg.networks.policies import Actor, Critic
 
 ALIGNMENT = 16
@@ -39,10 +41,13 @@ class FlatStorage:
 
     :param network: The network, with its Adam optimizer
     :param target: Its target network, or the network itself
+    :param fixed_norm_weights: Weights that get their norm back after each step
     """
 
-    def __init__(self, network: Actor | Critic, target: Actor | Critic) -> None:
-        self.network, self.optimizer = network, network.optimizer
+    def __init__(
+        self, network: Actor | Critic, target: Actor | Critic, fixed_norm_weights: tuple[th.Tensor, ...] = ()
+    ) -> None:
+        self.network, self.optimizer, self.fixed_norm_weights = network, network.optimizer, fixed_norm_weights
         groups = self.optimizer.param_groups
         names = {param: name for name, param in network.named_parameters()}
         # Group by group, so that each group is one slice
@@ -190,16 +195,25 @@ class FlatStorage:
         for flat in flats:
             flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
 
-    def move_target_statistics(self, tau: float, sync: str | None) -> None:
+    def restore_norms(self) -> None:
+        """Give the weights of a fixed norm that norm."""
+        restore_norms(self.fixed_norm_weights)
+
+    def move_target(self, tau: float, sync: int) -> None:
         """
+        Move the target network, if there is one.
+
         :param tau: Polyak coefficient, in [0, 1]
-        :param sync: How running statistics follow: ``"copy"``, ``"polyak"`` or None
+        :param sync: What its running statistics do, of :data:`~sb3_bn_ddpg.fast.parts.SYNCS`
         """
-        if sync == "copy":
+        if self.target_values is self.values:
+            return
+        self.target_values.lerp_(self.values, tau)
+        if sync == COPY:
             self.target_stats.copy_(self.stats)
-        elif sync == "polyak":
+        elif sync == POLYAK:
             self.target_stats.lerp_(self.stats, tau)
-        if sync is not None:
+        if sync != STAY:
             self.target_counts.copy_(self.counts)
 
 

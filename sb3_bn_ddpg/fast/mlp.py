@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch as th
 from torch import nn
 
+from sb3_bn_ddpg.fast.parts import BATCH, BATCH_UPDATE, NO_RELU, RELU_FIRST, RELU_LAST, RUNNING
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d
-from sb3_bn_ddpg.networks.statistics import Statistics
 
 Norm = nn.BatchNorm1d | nn.LayerNorm
-MlpArguments = tuple[Norm | None, list[tuple[nn.Linear, Norm | None]], bool]
+Layer = tuple[nn.Linear, Norm | None, int]
+"""A linear layer, the normalisation behind it or None, and where the ReLU stands: of ``parts.NO_RELU`` and so on."""
+MlpArguments = tuple[Norm | None, list[Layer]]
 
 
-@dataclass
-class Pass:
-    """What a forward pass leaves for its backward pass."""
+class Memory:
+    """
+    What a forward pass leaves for its way back.
+
+    :ivar inputs: The input of the network as it came, then of each linear layer, (n, features) each
+    :ivar linear_outputs: What each linear layer returned; after the ReLU, where that comes before the normalisation
+    :ivar moments: Of the input's normalisation and of each layer's: means and inverse standard deviations that it calculated
+    :ivar output: The output of the network
+    """
+
+    __slots__ = ("inputs", "linear_outputs", "moments", "output")
 
     inputs: list[th.Tensor]
-    """The input of the network as it came, then of each linear layer, (n, features) each"""
     linear_outputs: list[th.Tensor]
     moments: list[tuple[th.Tensor, th.Tensor] | None]
-    """Of the input's normalisation and of each layer's: means and inverse standard deviations that it calculated"""
     output: th.Tensor
 
 
@@ -32,11 +38,12 @@ class NormReLU:
     What follows a linear layer: normalisation, ReLU, both or nothing. (A module's attributes are slower than some operations.)
 
     :param module: The batch norm or layer norm, or None
-    :param relu: Whether a ReLU follows
+    :param relu: Where the ReLU stands
     """
 
-    def __init__(self, module: Norm | None, relu: bool) -> None:
+    def __init__(self, module: Norm | None, relu: int) -> None:
         self.relu, self.has_norm = relu, module is not None
+        self.relu_first, self.relu_last = relu == RELU_FIRST, relu == RELU_LAST
         self.is_layer_norm = isinstance(module, nn.LayerNorm)
         if module is None:
             return
@@ -46,29 +53,32 @@ class NormReLU:
         self.eps = module.eps
         self.mean: th.Tensor | None = None
         self.var: th.Tensor | None = None
+        self.count: th.Tensor | None = None
         self.momentum = 0.0
         if isinstance(module, nn.BatchNorm1d):
             assert module.momentum is not None
             self.mean, self.var, self.momentum = module.running_mean, module.running_var, module.momentum
+            self.count = module.num_batches_tracked
 
-    def forward(self, x: th.Tensor, statistics: Statistics) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor] | None]:
+    def forward(self, x: th.Tensor, mode: int) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor] | None]:
         """
-        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no normalisation
-        :param statistics: Which statistics batch norm normalises with and updates; layer norm has those of each row
+        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no normalisation or a ReLU before it
+        :param mode: Which statistics batch norm normalises with and updates; layer norm has those of each row
         :return: Outputs, and the means and inverse standard deviations of batch or rows if they were used
         """
         moments = None
+        if self.relu_first:
+            x = x.relu_()
         if self.is_layer_norm:
             x, row_mean, invstd = th.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
             moments = (row_mean, invstd)
         elif self.has_norm:
-            is_batch = statistics != "running"
-            mean, var = (None, None) if statistics == "batch" else (self.mean, self.var)
+            mean, var = (None, None) if mode == BATCH else (self.mean, self.var)
             x, batch_mean, invstd = th.native_batch_norm(
-                x, self.weight, self.bias, mean, var, is_batch, self.momentum, self.eps
+                x, self.weight, self.bias, mean, var, mode != RUNNING, self.momentum, self.eps
             )
             moments = (batch_mean, invstd)
-        return (x.relu_() if self.relu else x), moments
+        return (x.relu_() if self.relu_last else x), moments
 
     def backward(
         self,
@@ -85,7 +95,7 @@ class NormReLU:
 
         :param grad: Gradient of the outputs y
         :param y: What ``forward`` returned
-        :param x: What it was given
+        :param x: What it was given (after a ReLU that comes first)
         :param moments: The others it returned
         :param is_input: Whether x is the network's input, whose gradient nobody wants
         :param is_batch: Whether batch norm normalised with the statistics of the batch, which depend on x, and not with the
@@ -93,7 +103,7 @@ class NormReLU:
         :param fill: Whether the gradients of the parameters are wanted
         :return: Gradient of x
         """
-        if self.relu:
+        if self.relu_last:
             grad = th.ops.aten.threshold_backward(grad, y, 0)
         if self.has_norm:
             assert moments is not None
@@ -111,96 +121,138 @@ class NormReLU:
                 assert self.bias_grad is not None
                 self.weight_grad.copy_(weight_grad)
                 self.bias_grad.copy_(bias_grad)
-        return grad
+        return th.ops.aten.threshold_backward(grad, x, 0) if self.relu_first else grad
+
+    def last_gradient(
+        self, grad: th.Tensor, x: th.Tensor, moments: tuple[th.Tensor, th.Tensor] | None, is_batch: bool
+    ) -> th.Tensor:
+        """
+        For a batch norm of the network's input: the gradient of the last inputs, which depends on no other ones.
+
+        :param grad: Gradient of the last outputs, (n, wanted)
+        :param x: All inputs
+        :param moments: Of the pass
+        :param is_batch: Whether it normalised with the statistics of the batch
+        :return: Gradient of the last inputs, of the shape of ``grad``
+        """
+        assert moments is not None
+        assert self.mean is not None
+        assert self.var is not None
+        last = slice(x.shape[1] - grad.shape[1], None)
+        # With running statistics there are no moments
+        of_batch = (moment[last] if moment.numel() else moment for moment in moments)
+        gradient: th.Tensor = th.ops.aten.native_batch_norm_backward(
+            grad,
+            x[:, last].contiguous(),
+            self.weight[last],
+            self.mean[last],
+            self.var[last],
+            *of_batch,
+            is_batch,
+            self.eps,
+            [True, False, False],
+        )[0]
+        return gradient
 
 
 class Mlp:
     """
-    A sequence of linear layers, normalised or not, with ReLUs between them, that differentiates itself.
+    A sequence of linear layers, normalised or not, with ReLUs between them, that differentiates itself. It may be empty.
 
     :param input_norm: Normalisation of the input, or None
-    :param layers: Linear layers and the normalisation behind each, or None
-    :param has_output: Whether the last layer is the output: no normalisation, no ReLU
+    :param layers: Linear layers with what follows each
     """
 
-    def __init__(self, input_norm: Norm | None, layers: list[tuple[nn.Linear, Norm | None]], has_output: bool) -> None:
-        self.input_norm = None if input_norm is None else NormReLU(input_norm, False)
-        n_hidden = len(layers) - has_output
-        self.followers = [NormReLU(norm, index < n_hidden) for index, (_, norm) in enumerate(layers)]
-        self.weights = [linear.weight.detach() for linear, _ in layers]
+    def __init__(self, input_norm: Norm | None, layers: list[Layer]) -> None:
+        self.input_norm = None if input_norm is None else NormReLU(input_norm, NO_RELU)
+        self.followers = [NormReLU(norm, relu) for _, norm, relu in layers]
+        self.weights = [linear.weight.detach() for linear, _, _ in layers]
         self.transposed = [weight.t() for weight in self.weights]
-        self.weight_grads = [linear.weight.grad for linear, _ in layers]
-        self.biases = [None if linear.bias is None else linear.bias.detach() for linear, _ in layers]
-        self.bias_grads = [None if linear.bias is None else linear.bias.grad for linear, _ in layers]
+        self.weight_grads = [linear.weight.grad for linear, _, _ in layers]
+        self.biases = [None if linear.bias is None else linear.bias.detach() for linear, _, _ in layers]
+        self.bias_grads = [None if linear.bias is None else linear.bias.grad for linear, _, _ in layers]
+        norms = [norm for norm in (self.input_norm, *self.followers) if norm is not None and norm.has_norm]
+        self.counts = [norm.count for norm in norms if norm.count is not None]
 
-    def forward(self, x: th.Tensor, statistics: Statistics) -> Pass:
+    @property
+    def is_empty(self) -> bool:
+        """Whether its output is its input."""
+        return self.input_norm is None and not self.weights
+
+    def forward(self, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:
         """
+        :param memory: Keeps what the way back needs
         :param x: Inputs, of shape ``(n, features)``
-        :param statistics: Which statistics to normalise with and to update
-        :return: The output and what the backward pass needs
+        :param mode: Which statistics to normalise with and to update
+        :return: The output
         """
         inputs, linear_outputs, moments = [x], [], None
         if self.input_norm is not None:
-            x, moments = self.input_norm.forward(x, statistics)
+            x, moments = self.input_norm.forward(x, mode)
         all_moments = [moments]
         for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
             inputs.append(x)
             x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)
             linear_outputs.append(x)
-            x, moments = follower.forward(x, statistics)
+            x, moments = follower.forward(x, mode)
             all_moments.append(moments)
-        return Pass(inputs, linear_outputs, all_moments, x)
+        memory.inputs, memory.linear_outputs, memory.moments, memory.output = inputs, linear_outputs, all_moments, x
+        if mode == BATCH_UPDATE and self.counts:
+            th._foreach_add_(self.counts, 1)
+        return x
 
-    def backward(self, forward: Pass, grad: th.Tensor, columns: slice | None = None) -> th.Tensor:
+    def backward(self, memory: Memory, grad: th.Tensor, n_wanted: int) -> th.Tensor:
         """
         Fill the gradients of all parameters.
 
-        :param forward: A forward pass, on batch statistics where there is batch norm
+        :param memory: Of a forward pass, on batch statistics where there is batch norm
         :param grad: Gradient of its output
-        :param columns: Inputs whose gradient is wanted, if any; not together with a normalised input
+        :param n_wanted: How many of the inputs, the first ones, have a gradient that is wanted; none of a normalised input
         :return: Gradient of these inputs
         """
         # The output of a layer is the input of the next
-        outputs = [*forward.inputs[2:], forward.output]
+        outputs = [*memory.inputs[2:], memory.output]
         for index in reversed(range(len(self.weights))):
             grad = self.followers[index].backward(
-                grad, outputs[index], forward.linear_outputs[index], forward.moments[index + 1]
+                grad, outputs[index], memory.linear_outputs[index], memory.moments[index + 1]
             )
             bias_grad = self.bias_grads[index]
             if bias_grad is not None:
                 th.sum(grad, dim=0, out=bias_grad)
-            th.mm(grad.t(), forward.inputs[index + 1], out=self.weight_grads[index])
+            th.mm(grad.t(), memory.inputs[index + 1], out=self.weight_grads[index])
             if index or self.input_norm is not None:
                 grad = th.mm(grad, self.weights[index])
-            elif columns is not None:
-                grad = th.mm(grad, self.weights[index][:, columns])
+            elif n_wanted:
+                grad = th.mm(grad, self.weights[index][:, :n_wanted])
         if self.input_norm is not None:
-            x = forward.inputs[0]
+            x = memory.inputs[0]
             # (nothing reads the output of a normalisation without a ReLU)
-            grad = self.input_norm.backward(grad, x, x, forward.moments[0], is_input=True)
+            grad = self.input_norm.backward(grad, x, x, memory.moments[0], is_input=True)
         return grad
 
-    def input_gradient(self, forward: Pass, grad: th.Tensor, columns: slice, is_batch: bool) -> th.Tensor:
+    def last_inputs_gradient(self, memory: Memory, grad: th.Tensor, n_wanted: int, is_batch: bool) -> th.Tensor:
         """
-        The gradient of the input alone, for a sequence that does not normalise its input.
+        The gradient of the last inputs alone.
 
-        :param forward: A forward pass
+        :param memory: Of a forward pass
         :param grad: Gradient of its output
-        :param columns: Inputs whose gradient is wanted
+        :param n_wanted: How many inputs
         :param is_batch: Whether the pass normalised with the statistics of the batch
         :return: Gradient of these inputs
         """
-        outputs = [*forward.inputs[2:], forward.output]
+        outputs = [*memory.inputs[2:], memory.output]
         for index in reversed(range(len(self.weights))):
-            linear_output, moments = forward.linear_outputs[index], forward.moments[index + 1]
+            linear_output, moments = memory.linear_outputs[index], memory.moments[index + 1]
             grad = self.followers[index].backward(grad, outputs[index], linear_output, moments, is_batch=is_batch, fill=False)
-            grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, columns])
+            grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, -n_wanted:])
+        if self.input_norm is not None:
+            grad = self.input_norm.last_gradient(grad, memory.inputs[0], memory.moments[0], is_batch)
         return grad
 
 
 def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     """
-    :param modules: Layers in order
+    :param modules: Layers in order, left as they are
     :return: The arguments of :class:`Mlp`
     :raises UnsupportedError: if there is a layer that it does not know
     """
@@ -211,21 +263,23 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
             raise UnsupportedError(f"the layer {module} has no gamma or beta")
         if isinstance(module, nn.BatchNorm1d) and (module.running_mean is None or module.momentum is None):
             raise UnsupportedError(f"the layer {module} has no running averages")
-
-    def pop_norm() -> Norm | None:
-        if modules and isinstance(norm := modules[0], Norm):
-            del modules[0]
-            return norm
-        return None
-
-    input_norm, has_output = pop_norm(), False
-    layers: list[tuple[nn.Linear, Norm | None]] = []
-    while modules:
-        linear = modules.pop(0)
+    rest = list(modules)
+    input_norm: Norm | None = None
+    if rest and isinstance(first := rest[0], Norm):
+        input_norm, rest = first, rest[1:]
+    layers: list[Layer] = []
+    while rest:
+        linear, *rest = rest
         if not isinstance(linear, nn.Linear):
             raise UnsupportedError(f"a layer {type(linear).__name__} stands where a Linear is expected")
-        layers.append((linear, pop_norm()))
-        has_output = not modules
-        if modules and not isinstance(modules.pop(0), nn.ReLU):
+        n_followers = next((index for index, module in enumerate(rest) if isinstance(module, nn.Linear)), len(rest))
+        followers, rest = rest[:n_followers], rest[n_followers:]
+        norms = [module for module in followers if isinstance(module, Norm)]
+        relus = [index for index, module in enumerate(followers) if isinstance(module, nn.ReLU)]
+        if len(norms) > 1 or len(relus) > 1:
+            raise UnsupportedError("two normalisations or two ReLUs follow a layer")
+        if rest and not relus:
             raise UnsupportedError("no ReLU follows a layer")
-    return input_norm, layers, has_output
+        relu = NO_RELU if not relus else RELU_FIRST if norms and relus[0] == 0 else RELU_LAST
+        layers.append((linear, norms[0] if norms else None, relu))
+    return input_norm, layers

@@ -2,9 +2,11 @@
 
 from typing import ClassVar, Protocol
 
+import torch as th
+
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 DENORMAL_INTERVAL = 100
 """Once in this number of updates, moments of the optimizers and parameters that are nearly denormal become zero."""
@@ -19,40 +21,43 @@ class FastStep(Protocol):
     A gradient step other than by autograd.
 
     :param nets: The networks, with the optimizers of actor and critic
-    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param step: The algorithm's step
     :raises UnsupportedError: if it does not know a part of them
     """
 
     takes_any_device: ClassVar[bool]
     """Whether minibatches may lie on the CPU while the networks are elsewhere"""
 
-    def __init__(self, nets: Networks, statistics: PassStatistics) -> None: ...
+    def __init__(self, nets: Networks, step: EngineStep) -> None: ...
 
-    def is_current(self, nets: Networks, statistics: PassStatistics) -> bool:
+    def is_current(self, nets: Networks, step: EngineStep) -> bool:
         """
         :param nets: The networks of the model
-        :param statistics: The model's choice of statistics
+        :param step: The algorithm's step
         :return: Whether this object still holds their storage
         """
         ...
 
-    def fits(self, nets: Networks, statistics: PassStatistics) -> bool:
+    def fits(self, nets: Networks, step: EngineStep) -> bool:
         """
         Look at everything anew, as a new object would.
 
         :param nets: The networks of the model
-        :param statistics: The model's choice of statistics
+        :param step: The algorithm's step
         :return: Whether this object still serves
         :raises UnsupportedError: if it does not know a part of them
         """
         ...
 
-    def gradient_step(self, batch: Batch, gamma: float, tau: float, update_actor: bool = True) -> UpdateInfo:
+    def gradient_step(
+        self, batch: Batch, gamma: float, tau: float, update_actor: bool = True, noise: th.Tensor | None = None
+    ) -> UpdateInfo:
         """
         :param batch: Transitions sampled from the replay buffer
         :param gamma: Discount factor, unless the batch has its own (n-step returns)
         :param tau: Polyak coefficient of the target networks, in [0, 1]
         :param update_actor: Whether to update the actor and the target networks, too
+        :param noise: The random numbers that the step needs, if it needs any
         :return: Losses and values of this step
         """
         ...

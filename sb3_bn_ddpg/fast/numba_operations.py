@@ -1,27 +1,25 @@
 """
-The arithmetic of a gradient step, compiled by Numba: whole passes of a network, without a call back into Python.
+The operations of a gradient step, compiled by Numba: the same ones as in :mod:`sb3_bn_ddpg.fast.torch_operations`, where they are
+described, by the same names and arguments.
 
 A network is a few flat arrays and a table of where its layers lie in them, so that one compiled code serves networks of any
 depth. Layer norm is the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an
 assignment to a slice takes Numba seconds to compile, for the text of its error.
 """
 
-import pickle
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-RUNNING, BATCH, BATCH_UPDATE, JOINT = range(4)
-"""What a pass does with the statistics of batch norm; see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`."""
+from sb3_bn_ddpg.fast.numba_compiler import compiled
+from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, COPY, NO_RELU, POLYAK, RELU_FIRST, RELU_LAST, RUNNING, STAY
+
 WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU = range(8)
 """
 Columns of a network's table, whose row 0 is its input and row k its k-th linear layer with what follows it: number of
-features; first entries of the parameters, then of the statistics, in their flat arrays, -1 where there is none; whether a ReLU
-follows.
+features; first entries of the parameters, then of the statistics, in their flat arrays, -1 where there is none; where the ReLU
+stands.
 """
 OUTPUT, LINEAR, CENTRE, SCALE, GRAD = range(5)
 """
@@ -36,6 +34,7 @@ class Network(NamedTuple):
     :param values: Parameters
     :param grads: Their gradients, likewise
     :param stats: Running statistics
+    :param counts: How often they were updated: the entries of this network's layers, and what lies between
     :param table: Of the columns above, (1 + layers, 8)
     :param numbers: Momentum and epsilon of each normalisation, (1 + layers, 2)
     """
@@ -43,8 +42,37 @@ class Network(NamedTuple):
     values: NDArray[Any]
     grads: NDArray[Any]
     stats: NDArray[Any]
+    counts: NDArray[np.int64]
     table: NDArray[np.int64]
     numbers: NDArray[np.float64]
+
+
+class Storage(NamedTuple):
+    """
+    :param values: Parameters
+    :param grads: Their gradients, like all of the following flat arrays laid out alike
+    :param exp_avg: Adam's first moments
+    :param exp_avg_sq: Its second moments
+    :param bounds: First and last entry of each group of parameters, (groups, 2)
+    :param fixed_norms: First entry, size and number of rows of the weights of a fixed norm, (weights, 3)
+    :param target_values: Parameters of the target network; of no entries if there is none, like the other two
+    :param stats: Running statistics
+    :param target_stats: Those of the target network
+    :param counts: How often they were updated
+    :param target_counts: Likewise
+    """
+
+    values: NDArray[Any]
+    grads: NDArray[Any]
+    exp_avg: NDArray[Any]
+    exp_avg_sq: NDArray[Any]
+    bounds: NDArray[np.int64]
+    fixed_norms: NDArray[np.int64]
+    target_values: NDArray[Any]
+    stats: NDArray[Any]
+    target_stats: NDArray[Any]
+    counts: NDArray[np.int64]
+    target_counts: NDArray[np.int64]
 
 
 class Memory(NamedTuple):
@@ -57,52 +85,6 @@ class Memory(NamedTuple):
 
     floats: NDArray[Any]
     places: NDArray[np.int64]
-
-
-_has_warned = False
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile at the first call, once a machine. Sums may be reordered; NaN and infinity stay what they are."""
-    kernel: Any = numba.njit(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})(function)
-    try:
-        kernel.enable_caching()
-    except RuntimeError as reason:  # neither beside this file nor in the user's folder
-        _say_that_nothing_is_kept(reason)
-    else:
-        kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
-        kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
-    return cast(Callable[..., Any], kernel)
-
-
-def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of Numba's cache, whose files may be unreadable, and whose disk may be full: it goes on without them."""
-
-    def function(*args: Any) -> Any:
-        try:
-            return use_cache(*args)
-        except (OSError, EOFError, pickle.UnpicklingError) as reason:
-            _say_that_nothing_is_kept(reason)
-            return None
-
-    return function
-
-
-def _say_that_nothing_is_kept(reason: Exception) -> None:
-    """
-    Warn, once a process.
-
-    :param reason: What Numba says
-    """
-    global _has_warned
-    if _has_warned:
-        return
-    _has_warned = True
-    warnings.warn(
-        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for some fifteen '
-        f"seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
-        stacklevel=2,
-    )
 
 
 @compiled
@@ -257,58 +239,67 @@ def matrix(flat, first, n_rows, n_columns):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def copy(x, y):  # type: ignore[no-untyped-def]
-    """The rows of x into the first ones of y."""
-    for i in range(x.shape[0]):
-        for j in range(x.shape[1]):
+def copy_columns(x, y):  # type: ignore[no-untyped-def]
+    """The first columns of x into y."""
+    for i in range(y.shape[0]):
+        for j in range(y.shape[1]):
             y[i, j] = x[i, j]
 
 
 @compiled
 def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
-    """Outputs of all layers into the memory, the input's normalised or not; returns those of the last."""
     values, stats, table = network.values, network.stats, network.table
     floats, places = memory.floats, memory.places
     n = x.shape[0]
-    output = matrix(floats, places[0, OUTPUT], n, table[0, WIDTH])
+    result = matrix(floats, places[0, OUTPUT], n, table[0, WIDTH])
     for k in range(table.shape[0]):
-        width, relu = table[k, WIDTH], table[k, RELU] == 1
+        width, relu = table[k, WIDTH], table[k, RELU]
         bias = vector(values, table[k, BIAS], width)
         gamma, beta = vector(values, table[k, GAMMA], width), vector(values, table[k, BETA], width)
         running_mean, running_var = vector(stats, table[k, MEAN], width), vector(stats, table[k, VAR], width)
         n_statistics = width if running_mean.size > 0 else n
         mean, invstd = vector(floats, places[k, CENTRE], n_statistics), vector(floats, places[k, SCALE], n_statistics)
         momentum, eps = network.numbers[k, 0], network.numbers[k, 1]
-        z, y = x, output
+        z, y = x, result
         if k > 0:
             z, y = matrix(floats, places[k, LINEAR], n, width), matrix(floats, places[k, OUTPUT], n, width)
             weight = matrix(values, table[k, WEIGHT], width, table[k - 1, WIDTH])
-            np.dot(output, weight.T, z)
+            np.dot(result, weight.T, z)
         if gamma.size > 0:
-            if bias.size > 0:
-                shift(z, bias, False, z)
+            if relu == RELU_FIRST or bias.size > 0:
+                shift(z, bias, relu == RELU_FIRST, z)
             if running_mean.size > 0:
-                normalise(z, gamma, beta, running_mean, running_var, mean, invstd, mode, momentum, eps, relu, y)
+                normalise(z, gamma, beta, running_mean, running_var, mean, invstd, mode, momentum, eps, relu == RELU_LAST, y)
             else:
-                normalise_rows(z, gamma, beta, mean, invstd, eps, relu, y)
+                normalise_rows(z, gamma, beta, mean, invstd, eps, relu == RELU_LAST, y)
         else:
-            shift(z, bias, relu, y)
-        output = y
-    return output
+            shift(z, bias, relu != NO_RELU, y)
+        result = y
+    if mode == BATCH_UPDATE:
+        for i in range(network.counts.size):
+            network.counts[i] += 1
+    return result
 
 
 @compiled
-def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
+def output(network, memory, n):  # type: ignore[no-untyped-def]
+    last = network.table.shape[0] - 1
+    return matrix(memory.floats, memory.places[last, OUTPUT], n, network.table[last, WIDTH])
+
+
+@compiled
+def way_back(network, memory, x, output_grad, mode, fill, is_input_wanted):  # type: ignore[no-untyped-def]
     """
-    From the gradient of the output, in the memory, to that of the input, and those of the parameters if they are to be
-    filled: after a pass on the batch's statistics. If not, the product with the first weight is left to the caller. The mode
-    is that of the pass.
+    From the gradient of the output, whose further columns count for nothing, to that of the input, and those of the parameters
+    if they are to be filled: after a pass on the batch's statistics. If not, it ends with the gradient of the first linear
+    layer's output.
     """
     values, grads, table = network.values, network.grads, network.table
     floats, places = memory.floats, memory.places
-    n = x.shape[0]
-    for k in range(table.shape[0] - 1, -1, -1):
-        width, relu, is_input = table[k, WIDTH], table[k, RELU] == 1, k == 0
+    n, last = x.shape[0], table.shape[0] - 1
+    copy_columns(output_grad, matrix(floats, places[last, GRAD], n, table[last, WIDTH]))
+    for k in range(last, -1, -1):
+        width, relu, is_input = table[k, WIDTH], table[k, RELU], k == 0
         grad, y = matrix(floats, places[k, GRAD], n, width), matrix(floats, places[k, OUTPUT], n, width)
         z = x if is_input else matrix(floats, places[k, LINEAR], n, width)
         gamma, has_running = vector(values, table[k, GAMMA], width), table[k, MEAN] >= 0
@@ -318,93 +309,231 @@ def backward(network, memory, x, mode, fill):  # type: ignore[no-untyped-def]
         if is_input and (not fill or gamma.size == 0):
             continue
         if has_running and mode == RUNNING:
-            normalise_backward_fixed(grad, y, gamma, invstd, relu)
+            normalise_backward_fixed(grad, y, gamma, invstd, relu == RELU_LAST)
         elif gamma.size > 0:
             gamma_grad, beta_grad = vector(grads, table[k, GAMMA], width), vector(grads, table[k, BETA], width)
             if not fill:
                 gamma_grad, beta_grad = np.empty_like(gamma_grad), np.empty_like(beta_grad)
             if has_running:
-                normalise_backward(grad, y, z, gamma, mean, invstd, relu, is_input, gamma_grad, beta_grad)
+                normalise_backward(grad, y, z, gamma, mean, invstd, relu == RELU_LAST, is_input, gamma_grad, beta_grad)
             else:
-                normalise_rows_backward(grad, y, z, gamma, mean, invstd, relu, gamma_grad, beta_grad)
-            if bias_grad.size > 0:
-                shift_backward(grad, y, False, bias_grad)
-        else:
-            shift_backward(grad, y, relu, bias_grad)
+                normalise_rows_backward(grad, y, z, gamma, mean, invstd, relu == RELU_LAST, gamma_grad, beta_grad)
+        if gamma.size == 0:
+            shift_backward(grad, y, relu != NO_RELU, bias_grad)
+        elif relu == RELU_FIRST:
+            shift_backward(grad, z, True, bias_grad)
+        elif bias_grad.size > 0:
+            shift_backward(grad, y, False, bias_grad)
         if is_input:
             continue
         n_inputs = table[k - 1, WIDTH]
         if fill:
             inputs = matrix(floats, places[k - 1, OUTPUT], n, n_inputs)
             np.dot(grad.T, inputs, matrix(grads, table[k, WEIGHT], width, n_inputs))
-        if fill or k > 1:
+        if k > 1 or (fill and (is_input_wanted or table[0, GAMMA] >= 0)):
             weight = matrix(values, table[k, WEIGHT], width, n_inputs)
             np.dot(grad, weight, matrix(floats, places[k - 1, GRAD], n, n_inputs))
 
 
 @compiled
-def gradient_of(network, memory, n, k):  # type: ignore[no-untyped-def]
-    """The gradient of the outputs of layer k, (n, features), in the memory; of a negative k, counted from the end."""
-    k %= network.table.shape[0]
-    return matrix(memory.floats, memory.places[k, GRAD], n, network.table[k, WIDTH])
+def backward(network, memory, x, grad, n_wanted):  # type: ignore[no-untyped-def]
+    way_back(network, memory, x, grad, BATCH_UPDATE, True, n_wanted > 0)
+    # Of all inputs: a part of the columns would be an array of another kind, for which all is compiled once more
+    return matrix(memory.floats, memory.places[0, GRAD], x.shape[0], network.table[0, WIDTH])
+
+
+@compiled
+def last_inputs_gradient(network, memory, x, grad, mode, n_wanted):  # type: ignore[no-untyped-def]
+    table, n = network.table, x.shape[0]
+    way_back(network, memory, x, grad, mode, False, False)
+    width, n_inputs = table[1, WIDTH], table[0, WIDTH]
+    first = n_inputs - n_wanted
+    weight = matrix(network.values, table[1, WEIGHT], width, n_inputs)
+    columns = np.empty((width, n_wanted), x.dtype)
+    for i in range(width):
+        for j in range(n_wanted):
+            columns[i, j] = weight[i, first + j]
+    input_grad = np.dot(matrix(memory.floats, memory.places[1, GRAD], n, width), columns)
+    if table[0, GAMMA] >= 0:
+        gamma = vector(network.values, table[0, GAMMA], n_inputs)[first:]
+        mean = vector(memory.floats, memory.places[0, CENTRE], n_inputs)[first:]
+        invstd = vector(memory.floats, memory.places[0, SCALE], n_inputs)[first:]
+        if mode == RUNNING:
+            normalise_backward_fixed(input_grad, input_grad, gamma, invstd, False)
+        else:
+            inputs, unused = np.empty((n, n_wanted), x.dtype), np.empty_like(gamma)
+            for i in range(n):
+                for j in range(n_wanted):
+                    inputs[i, j] = x[i, first + j]
+            normalise_backward(input_grad, inputs, inputs, gamma, mean, invstd, False, False, unused, np.empty_like(gamma))
+    return input_grad
 
 
 @compiled
 def join(features, actions, joined):  # type: ignore[no-untyped-def]
-    """The Q-network's input."""
     n_features = features.shape[1]
     for i in range(features.shape[0]):
         for j in range(n_features):
             joined[i, j] = features[i, j]
         for j in range(actions.shape[1]):
             joined[i, n_features + j] = actions[i, j]
+    return joined
 
 
 @compiled
-def q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, mode):  # type: ignore[no-untyped-def]
-    """Q(s, a), the output in the memory of the Q-network."""
-    join(forward(state_net, state_memory, obs, mode), actions, joined)
-    return forward(q_net, q_memory, joined, mode)
-
-
-@compiled
-def td_targets(rewards, discounts, next_q, y):  # type: ignore[no-untyped-def]
-    """y = r + gamma Q'."""
-    for i in range(y.shape[0]):
-        y[i, 0] = rewards[i, 0] + discounts[i, 0] * next_q[i, 0]
+def rows(first, second, memory):  # type: ignore[no-untyped-def]
+    n = first.shape[0]
+    for i in range(n):
+        for j in range(first.shape[1]):
+            memory[i, j] = first[i, j]
+            memory[n + i, j] = second[i, j]
+    return memory
 
 
 @compiled
 def squash(x):  # type: ignore[no-untyped-def]
-    """tanh, in place."""
     for i in range(x.shape[0]):
         for j in range(x.shape[1]):
             x[i, j] = np.tanh(x[i, j])
+    return x
 
 
 @compiled
-def adam(optimizer, settings):  # type: ignore[no-untyped-def]
-    """
-    One step of Adam for each group of parameters.
+def squash_backward(grad, y):  # type: ignore[no-untyped-def]
+    one = grad.dtype.type(1)
+    for i in range(grad.shape[0]):
+        for j in range(grad.shape[1]):
+            grad[i, j] *= one - y[i, j] * y[i, j]
+    return grad
 
-    :param optimizer: Flat values, gradients, first and second moments; first and last entry of each group, (groups, 2)
-    :param settings: For each: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), beta1, beta2, eps, weight decay
+
+@compiled
+def add_noise(actions, noise):  # type: ignore[no-untyped-def]
+    one = actions.dtype.type(1)
+    for i in range(noise.shape[0]):
+        for j in range(noise.shape[1]):
+            value = actions[i, j] + noise[i, j]
+            # (the comparisons leave NaN what it is)
+            actions[i, j] = one if value > one else -one if value < -one else value
+    return actions
+
+
+@compiled
+def like(x):  # type: ignore[no-untyped-def]
+    return np.empty_like(x)
+
+
+@compiled
+def smaller(least, values, is_first):  # type: ignore[no-untyped-def]
+    for i in range(least.shape[0]):
+        # (NaN is passed on)
+        if is_first or values[i, 0] < least[i, 0] or np.isnan(values[i, 0]):
+            least[i, 0] = values[i, 0]
+    return least
+
+
+@compiled
+def td_targets(rewards, discounts, next_q):  # type: ignore[no-untyped-def]
+    for i in range(next_q.shape[0]):
+        next_q[i, 0] = rewards[i, 0] + discounts[i, 0] * next_q[i, 0]
+    return next_q
+
+
+@compiled
+def squared_error(q, y, reports, place):  # type: ignore[no-untyped-def]
+    n = y.shape[0]
+    scale = q.dtype.type(2.0 / n)
+    grad = np.zeros_like(q)
+    loss, mean_q, mean_abs_q = 0.0, 0.0, 0.0
+    for i in range(n):
+        error = q[i, 0] - y[i, 0]
+        grad[i, 0] = scale * error
+        loss += error * error
+        mean_q += q[i, 0]
+        mean_abs_q += abs(q[i, 0])
+    reports[place], reports[place + 1], reports[place + 2] = loss / n, mean_q / n, mean_abs_q / n
+    return grad
+
+
+@compiled
+def report(reports, place, values, factor):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(values.shape[0]):
+        total += values[i, 0]
+    reports[place] = factor * total / values.shape[0]
+
+
+@compiled
+def ascent(q, least, n_least, is_only):  # type: ignore[no-untyped-def]
+    grad = np.empty_like(q)
+    share, zero = q.dtype.type(-1.0 / q.shape[0]), q.dtype.type(0)
+    for i in range(q.shape[0]):
+        if is_only:
+            grad[i, 0] = share
+        else:
+            grad[i, 0] = share / n_least[i, 0] if q[i, 0] == least[i, 0] else zero
+    return grad
+
+
+@compiled
+def count_least(n_least, q, least, is_first):  # type: ignore[no-untyped-def]
+    for i in range(q.shape[0]):
+        n_least[i, 0] = (0 if is_first else n_least[i, 0]) + (q[i, 0] == least[i, 0])
+    return n_least
+
+
+@compiled
+def add(total, x, is_first):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            total[i, j] = x[i, j] if is_first else total[i, j] + x[i, j]
+    return total
+
+
+@compiled
+def adam(storage, rates):  # type: ignore[no-untyped-def]
     """
-    flats, bounds = optimizer[:4], optimizer[4]
-    dtype = flats[0].dtype.type
+    :param rates: Of each group: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), beta1, beta2, eps, weight decay
+    """
+    bounds, dtype = storage.bounds, storage.values.dtype.type
     for g in range(bounds.shape[0]):
         # Slices, counted from 0: an index that might be negative keeps the loop from being vectorised
         start, end = bounds[g, 0], bounds[g, 1]
-        values, grads, first, second = flats[0][start:end], flats[1][start:end], flats[2][start:end], flats[3][start:end]
-        rate, root, beta1, beta2 = dtype(settings[g, 0]), dtype(settings[g, 1]), dtype(settings[g, 2]), dtype(settings[g, 3])
+        values, grads = storage.values[start:end], storage.grads[start:end]
+        first, second = storage.exp_avg[start:end], storage.exp_avg_sq[start:end]
+        rate, root, beta1, beta2 = dtype(rates[g, 0]), dtype(rates[g, 1]), dtype(rates[g, 2]), dtype(rates[g, 3])
         # In float32, 1 - 0.999 would be wrong in its fifth digit
-        rest1, rest2 = dtype(1 - settings[g, 2]), dtype(1 - settings[g, 3])
-        eps, decay = dtype(settings[g, 4]), dtype(settings[g, 5])
+        rest1, rest2 = dtype(1 - rates[g, 2]), dtype(1 - rates[g, 3])
+        eps, decay = dtype(rates[g, 4]), dtype(rates[g, 5])
         for i in range(values.size):
             grad = grads[i] + decay * values[i]
             first[i] = beta1 * first[i] + rest1 * grad
             second[i] = beta2 * second[i] + rest2 * grad * grad
             values[i] -= rate * first[i] / (np.sqrt(second[i]) * root + eps)
+    for k in range(storage.fixed_norms.shape[0]):
+        start, size, n_rows = storage.fixed_norms[k, 0], storage.fixed_norms[k, 1], storage.fixed_norms[k, 2]
+        weight = storage.values[start : start + size]
+        squares = 0.0
+        for i in range(size):
+            squares += weight[i] * weight[i]
+        scale = dtype(np.sqrt(n_rows / 3) / np.sqrt(squares))
+        for i in range(size):
+            weight[i] *= scale
+
+
+@compiled
+def follow(storage, tau, sync):  # type: ignore[no-untyped-def]
+    if storage.target_values.size == 0:
+        return
+    move(storage.target_values, storage.values, tau)
+    if sync == COPY:
+        for i in range(storage.stats.size):
+            storage.target_stats[i] = storage.stats[i]
+    elif sync == POLYAK:
+        move(storage.target_stats, storage.stats, tau)
+    if sync != STAY:
+        for i in range(storage.counts.size):
+            storage.target_counts[i] = storage.counts[i]
 
 
 @compiled
@@ -413,103 +542,3 @@ def move(target, values, tau):  # type: ignore[no-untyped-def]
     weight = target.dtype.type(tau)
     for i in range(target.size):
         target[i] += weight * (values[i] - target[i])
-
-
-@compiled
-def gradient_step(  # type: ignore[no-untyped-def]
-    online, target, memories, joint_memories, q_grads, batch, modes, optimizers, settings, update_actor
-):
-    """
-    Algorithm 1, as ``step.gradient_step``, up to the target networks' move.
-
-    :param online: Actor, state net and Q-net
-    :param target: Those of the targets
-    :param memories: Of actor, state net and Q-net; passes of online and target networks take turns with them. The last is for
-        the input of the Q-net, (n, features + action_dim).
-    :param joint_memories: For a joint pass: of state net and Q-net, the Q-net's input, states and next states, their actions,
-        of 2 n rows each. Without one, of no rows.
-    :param q_grads: Memory for the action columns of the Q-net's first weight and for the actions' gradient
-    :param batch: Observations, actions, next observations, rewards, discounts (zero where there is no next state)
-    :param modes: Of the target, the critic's loss, the actor and the critic in the actor's loss
-    :param optimizers: The actor's and the critic's, as :func:`adam` takes them
-    :param settings: Theirs
-    :param update_actor: Whether to update the actor, too
-    :return: Actor's loss (zero without its update), critic's loss, means of Q(s, a), its absolute value and the TD target
-    """
-    actor, state_net, q_net = online
-    actor_memory, state_memory, q_memory, joined = memories
-    joint_state_memory, joint_q_memory, joint_joined, joint_obs, joint_actions = joint_memories
-    obs, actions, next_obs, rewards, discounts = batch
-    action_columns, action_grad = q_grads
-    n, action_dim = actions.shape
-    dtype = actions.dtype.type
-    scale = dtype(2.0 / n)
-
-    # The TD target y = r + gamma Q'(s', mu'(s')), and Q(s, a), in one pass or in two
-    is_joint = modes[0] == JOINT
-    next_actions = forward(target[0], actor_memory, next_obs, RUNNING if is_joint else modes[0])
-    squash(next_actions)
-    y = np.empty_like(rewards)
-    if is_joint:
-        copy(obs, joint_obs)
-        copy(next_obs, joint_obs[n:])
-        copy(actions, joint_actions)
-        copy(next_actions, joint_actions[n:])
-        q = q_values(state_net, joint_state_memory, q_net, joint_q_memory, joint_obs, joint_actions, joint_joined, modes[1])
-        td_targets(rewards, discounts, q[n:], y)
-        critic_memories = joint_state_memory, joint_q_memory
-        critic_inputs = joint_obs, joint_joined
-        gradient_of(q_net, joint_q_memory, 2 * n, -1)[n:] = 0  # the targets are constants
-    else:
-        q = q_values(target[1], state_memory, target[2], q_memory, next_obs, next_actions, joined, modes[0])
-        td_targets(rewards, discounts, q, y)
-        q = q_values(state_net, state_memory, q_net, q_memory, obs, actions, joined, modes[1])
-        critic_memories = state_memory, q_memory
-        critic_inputs = obs, joined
-
-    # The critic's loss mean (Q(s, a) - y)^2, its gradient and its step
-    n_rows = q.shape[0]
-    q_grad = gradient_of(q_net, critic_memories[1], n_rows, -1)
-    loss, mean_q, mean_abs_q, mean_y = 0.0, 0.0, 0.0, 0.0
-    for i in range(n):
-        error = q[i, 0] - y[i, 0]
-        q_grad[i, 0] = scale * error
-        loss += error * error
-        mean_q += q[i, 0]
-        mean_abs_q += abs(q[i, 0])
-        mean_y += y[i, 0]
-    backward(q_net, critic_memories[1], critic_inputs[1], modes[1], True)
-    features_grad = gradient_of(state_net, critic_memories[0], n_rows, -1)
-    q_input_grad = gradient_of(q_net, critic_memories[1], n_rows, 0)
-    for i in range(n_rows):
-        for j in range(features_grad.shape[1]):
-            features_grad[i, j] = q_input_grad[i, j]
-    backward(state_net, critic_memories[0], critic_inputs[0], modes[1], True)
-    adam(optimizers[1], settings[1])
-    critic_reports = loss / n, mean_q / n, mean_abs_q / n, mean_y / n
-    if not update_actor:
-        return 0.0, *critic_reports
-
-    # The actor's loss -mean Q(s, mu(s)); of the critic, only the gradient of the action is needed
-    mu = forward(actor, actor_memory, obs, modes[2])
-    squash(mu)
-    q = q_values(state_net, state_memory, q_net, q_memory, obs, mu, joined, modes[3])
-    q_grad = gradient_of(q_net, q_memory, n, -1)
-    actor_loss = 0.0
-    for i in range(n):
-        actor_loss -= q[i, 0]
-        q_grad[i, 0] = dtype(-1.0 / n)
-    backward(q_net, q_memory, joined, modes[3], False)
-    table = q_net.table
-    first_weight = matrix(q_net.values, table[1, WEIGHT], table[1, WIDTH], table[0, WIDTH])
-    for i in range(first_weight.shape[0]):
-        for j in range(action_dim):
-            action_columns[i, j] = first_weight[i, first_weight.shape[1] - action_dim + j]
-    np.dot(gradient_of(q_net, q_memory, n, 1), action_columns, action_grad)
-    mu_grad = gradient_of(actor, actor_memory, n, -1)
-    for i in range(n):
-        for j in range(action_dim):
-            mu_grad[i, j] = action_grad[i, j] * (dtype(1) - mu[i, j] * mu[i, j])
-    backward(actor, actor_memory, obs, modes[2], True)
-    adam(optimizers[0], settings[0])
-    return actor_loss / n, *critic_reports

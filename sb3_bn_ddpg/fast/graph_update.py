@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import torch as th
 
 from sb3_bn_ddpg.common.steps import Batch, on_device
-from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
-from sb3_bn_ddpg.fast.mlp import MlpArguments
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.fast.support import ParsedNetworks
+from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 MAX_KINDS = 8
 """
@@ -44,29 +44,29 @@ class CudaGraphUpdate(FastUpdate):
     cuBLAS take what it needs; the second is recorded. Learning rates, which schedules change, lie on the device instead.
 
     :param nets: The networks, with the optimizers of actor and critic
-    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param step: The algorithm's step
     :raises UnsupportedError: if the device is no CUDA device, or ``FastUpdate`` does not know a part of them
     """
 
     takes_any_device: ClassVar[bool] = True
 
-    def __init__(self, nets: Networks, statistics: PassStatistics) -> None:
-        super().__init__(nets, statistics)
+    def __init__(self, nets: Networks, step: EngineStep) -> None:
+        super().__init__(nets, step)
         self.kinds: dict[Hashable, Recording | None] = {}
 
     @classmethod
-    def parsed(cls, nets: Networks, statistics: PassStatistics) -> tuple[list[MlpArguments], list[MlpArguments]]:
+    def parsed(cls, nets: Networks, step: EngineStep) -> tuple[ParsedNetworks, ParsedNetworks]:
         """As ``FastUpdate.parsed``."""
         if nets.actor.device.type != "cuda":
             raise UnsupportedError(f"the device is {nets.actor.device}")
-        return super().parsed(nets, statistics)
+        return super().parsed(nets, step)
 
-    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool) -> th.Tensor:
+    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> th.Tensor:
         storages = (self.actor_storage, self.critic_storage)
         for storage in storages:
             storage.hold_learning_rates()
         settings = tuple(storage.settings() for storage in storages)
-        entries: tuple[Any, ...] = batch
+        entries: tuple[Any, ...] = (*batch, noise)
         shapes = tuple(None if entry is None else (entry.shape, entry.dtype) for entry in entries)
         kind = (gamma, tau, update_actor, settings, shapes)
         device = self.actor_storage.values.device
@@ -79,13 +79,13 @@ class CudaGraphUpdate(FastUpdate):
                 stream, current = side_stream(device), th.cuda.current_stream(device)
                 stream.wait_stream(current)
                 with th.cuda.stream(stream):
-                    reported = super()._step(on_device(batch, device), gamma, tau, update_actor)
+                    reported = super()._step(on_device(batch, device), gamma, tau, update_actor, noise.to(device))
                 current.wait_stream(stream)
                 return reported
             recording = self.kinds[kind]
             if recording is None:
                 # Does nothing on the device, but counts the optimizers' step where they have their counters on the CPU
-                recording = self.kinds[kind] = self._record(batch, gamma, tau, update_actor)
+                recording = self.kinds[kind] = self._record(batch, gamma, tau, update_actor, noise)
             else:
                 for storage in storages if update_actor else storages[1:]:
                     if not storage.steps.is_cuda:
@@ -96,22 +96,23 @@ class CudaGraphUpdate(FastUpdate):
             recording.graph.replay()
             return recording.reported.clone()  # the next step writes its own over them
 
-    def _record(self, batch: Batch, gamma: float, tau: float, update_actor: bool) -> Recording:
+    def _record(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> Recording:
         """
         :param batch: A minibatch of the shape that is recorded
         :param gamma: Discount factor
         :param tau: Polyak coefficient
         :param update_actor: Whether to update the actor and the target networks, too
+        :param noise: The random numbers, of the shape that is recorded
         :return: The step's recording
         """
-        entries: tuple[Any, ...] = batch
+        entries: tuple[Any, ...] = (*batch, noise)
         device = self.actor_storage.values.device
         own: tuple[Any, ...] = tuple(None if entry is None else th.empty_like(entry, device=device) for entry in entries)
         graph = th.cuda.CUDAGraph()
         stream = side_stream(device)
         # Other threads, as an environment's that renders or computes on the GPU, go on meanwhile
         with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            reported = super()._step(type(batch)(*own), gamma, tau, update_actor)
+            reported = super()._step(type(batch)(*own[:-1]), gamma, tau, update_actor, own[-1])
         return Recording(graph, own, reported)
 
 

@@ -1,0 +1,1 @@
+"""The gradient step of a deterministic policy, which BNDDPG and BNTD3 share."""

@@ -1,0 +1,101 @@
+"""How Numba compiles the engine's operations and the steps that are written on them."""
+
+import os
+import pickle
+import warnings
+from collections.abc import Callable
+from types import FunctionType, ModuleType
+from typing import Any, cast
+
+import numba
+
+OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
+_has_warned = False
+
+
+def compiled(function: Callable[..., Any], also_from: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """
+    Compile at the first call, once a machine. Sums may be reordered; NaN and infinity stay what they are.
+
+    :param function: The function
+    :param also_from: Files of further functions that it calls, which are compiled into it: after a change of one of them, what
+        was kept is compiled anew
+    :return: The same, compiled
+    """
+    kernel: Any = numba.njit(no_cpython_wrapper=not also_from, no_cfunc_wrapper=True, **OPTIONS)(function)
+    try:
+        kernel.enable_caching()
+    except RuntimeError as reason:  # neither beside this file nor in the user's folder
+        _say_that_nothing_is_kept(reason)
+    else:
+        if also_from:
+            index = kernel._cache._cache_file
+            index._source_stamp = (index._source_stamp, *((path, *_stamp(path)) for path in also_from))
+        kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
+        kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
+    return cast(Callable[..., Any], kernel)
+
+
+def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Numba's cache, whose files may be unreadable, and whose disk may be full: it goes on without them."""
+
+    def function(*args: Any) -> Any:
+        try:
+            return use_cache(*args)
+        except (OSError, EOFError, pickle.UnpicklingError) as reason:
+            _say_that_nothing_is_kept(reason)
+            return None
+
+    return function
+
+
+def _say_that_nothing_is_kept(reason: Exception) -> None:
+    """
+    Warn, once a process.
+
+    :param reason: What Numba says
+    """
+    global _has_warned
+    if _has_warned:
+        return
+    _has_warned = True
+    warnings.warn(
+        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for some fifteen '
+        f"seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
+        stacklevel=2,
+    )
+
+
+
+
+def _stamp(path: str) -> tuple[float, int]:
+    """
+    :param path: A file
+    :return: What changes with it, as Numba has it for the function's own file
+    """
+    status = os.stat(path)
+    return status.st_mtime, status.st_size
+
+
+def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[..., Any]:
+    """
+    Compile a step that is written on the operations of a module that its own module calls ``ops``.
+
+    :param step: The step, a plain function; so are the ones it calls, apart from the operations
+    :param operations: What is taken in the place of ``ops``
+    :return: The same, compiled
+    """
+    files = {str(operations.__file__)}
+
+    def bound(function: FunctionType) -> FunctionType:
+        files.add(function.__code__.co_filename)
+        namespace = dict(function.__globals__) | {"ops": operations}
+        for name in function.__code__.co_names:
+            if isinstance(called := namespace.get(name), FunctionType):
+                namespace[name] = numba.njit(inline="always", **OPTIONS)(bound(called))
+        copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+        copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+        return copy
+
+    assert isinstance(step, FunctionType)
+    return compiled(bound(step), tuple(sorted(files)))

@@ -1,0 +1,117 @@
+"""Which networks and optimizers a gradient step on the engine knows, and their layers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+from sb3_bn_ddpg.fast.flat_storage import has_own_step, has_parameter_hooks, has_variants
+from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
+from sb3_bn_ddpg.fast.parts import EngineStep
+from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.policies import Actor, Critic
+
+
+class ParsedNetworks(NamedTuple):
+    """
+    The layers of an actor and of its critic, as arguments of :class:`~sb3_bn_ddpg.fast.mlp.Mlp`.
+
+    :param actor: The actor before its tanh
+    :param critics: Of each Q-network, before and after the action
+    :param obs_dim: Number of entries of an observation
+    """
+
+    actor: MlpArguments
+    critics: tuple[tuple[MlpArguments, MlpArguments], ...]
+    obs_dim: int
+
+    def n_features(self, state_layers: MlpArguments) -> int:
+        """
+        :param state_layers: Of a Q-network, before the action
+        :return: Number of their outputs
+        """
+        layers = state_layers[1]
+        return layers[-1][0].out_features if layers else self.obs_dim
+
+
+def check_supported(nets: Networks, step: EngineStep) -> None:
+    """
+    :param nets: The networks
+    :param step: The algorithm's step
+    :raises UnsupportedError: if their update needs the definition, for a reason that is not in the layers
+    """
+    for network, network_type in ((nets.actor, Actor), (nets.critic, Critic)):
+        if type(network) is not network_type:
+            raise UnsupportedError(f"the network {type(network).__name__} is a custom class")
+        if type(network.features_extractor) is not FlattenExtractor:
+            raise UnsupportedError(f"the features extractor is {type(network.features_extractor).__name__}")
+        if not isinstance(network.observation_space, spaces.Box) or is_image_space(network.observation_space):
+            raise UnsupportedError(f"the observation space is {network.observation_space}")
+        if not all(param.requires_grad for param in network.parameters()):
+            raise UnsupportedError("a parameter is frozen")
+        if network.device.type == "cpu" and any(map(th.Tensor.is_shared, network.parameters())):
+            raise UnsupportedError("a parameter lies in shared memory, which other processes read")
+        if _has_module_hooks(network) or has_parameter_hooks(network.parameters()) or has_own_step(network.optimizer):
+            raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
+        optimizer = network.optimizer
+        # SGD, AdamW and others are not Adam itself
+        if type(optimizer) is not th.optim.Adam or has_variants(optimizer):
+            raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
+        groups = [group["params"] for group in optimizer.param_groups]
+        if {param for group in groups for param in group} != set(network.parameters()):
+            raise UnsupportedError("the optimizer has not just the parameters of its network")
+        for group in groups:  # which has one counter here
+            if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
+                raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+    distinct = dict.fromkeys((nets.actor, nets.critic, nets.actor_target, nets.critic_target))
+    params = [param for network in distinct for param in network.parameters()]
+    if len(set(params)) < len(params):
+        raise UnsupportedError("networks share parameters")
+    if nets.critic.features_extractor is nets.actor.features_extractor:
+        raise UnsupportedError("actor and critic share their features extractor")
+    if step.unsupported is not None:
+        raise UnsupportedError(step.unsupported)
+
+
+def _has_module_hooks(network: nn.Module) -> bool:
+    """
+    :param network: A network
+    :return: Whether its modules call something of the user's
+    """
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for module in network.modules() for name in names)
+
+
+def parsed_networks(actor: Actor, critic: Critic) -> ParsedNetworks:
+    """
+    :param actor: The actor, whose last layer is its tanh
+    :param critic: The critic
+    :return: Their layers
+    :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
+    """
+    for sequence in (actor.mu, *(part for q in _q_networks(critic) for part in (q.state_net, q.q_net))):
+        if type(sequence) is not nn.Sequential:
+            raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
+    *actor_layers, last = actor.mu
+    if type(last) is not nn.Tanh:
+        raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
+    for layers in (actor_layers, [layer for q in _q_networks(critic) for layer in (*q.state_net, *q.q_net)]):
+        with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
+        if len(set(with_parameters)) < len(with_parameters):
+            raise UnsupportedError("a layer occurs twice")
+        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d)}.issubset(
+            [*actor.norm_layers, *critic.norm_layers]
+        ):
+            raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
+    critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in _q_networks(critic))
+    return ParsedNetworks(parse_layers(actor_layers), critics, actor.features_extractor.features_dim)
+
+
+def _q_networks(critic):
+    return getattr(critic, "q_networks", [critic])

@@ -1,0 +1,1 @@
+"""BNTD3: two critics, smoothed targets, a delayed actor."""

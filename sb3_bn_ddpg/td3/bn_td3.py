@@ -1,0 +1,172 @@
+"""TD3 with the batch normalisation of the family: its parameters and its gradient step."""
+
+from typing import Any, ClassVar, Literal, get_args
+
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_bn_ddpg.common.checks import check_choice, check_number
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.deterministic.engine_step import step_on_engine
+from sb3_bn_ddpg.deterministic.step import ActorLossCritics, gradient_step
+from sb3_bn_ddpg.fast.parts import EngineStep
+from sb3_bn_ddpg.networks.policies import BNActorCriticPolicy
+from sb3_bn_ddpg.networks.td3_policies import BNTD3CnnPolicy, BNTD3MultiInputPolicy, BNTD3Policy
+from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync, TargetStatistics
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+
+
+class BNTD3(BNOffPolicyAlgorithm):
+    """
+    Twin Delayed DDPG (TD3, `Addressing Function Approximation Error in Actor-Critic Methods
+    <https://arxiv.org/abs/1802.09477>`_) with the batch normalisation of :class:`~sb3_bn_ddpg.BNDDPG`: two critics, of which the
+    smaller value makes the target, noise on the target's actions, an actor that is updated less often than the critics.
+
+    The parameters are those of SB3's ``TD3``, in its order, with the paper's values, followed by the ones of this family. With
+    one critic, ``policy_delay=1`` and ``target_policy_noise=0`` it is BNDDPG.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: Learning rate of actor and critics (>= 0), a number or a function of the progress remaining (from 1 to 0)
+    :param buffer_size: Size of the replay buffer, in transitions (>= 1)
+    :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
+        starts (0 or a negative number: none). With ``HerReplayBuffer``, at least as many as the first episode takes.
+    :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
+    :param tau: The soft update coefficient ("Polyak update", in [0, 1])
+    :param gamma: The discount factor, in [0, 1]
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param action_noise: The exploration noise, added to actions scaled to [-1, 1]. ``"normal"`` is the paper's: independent
+        normal noise of standard deviation 0.1 (SB3's ``NormalActionNoise``); ``"ou"`` is BNDDPG's
+        (:class:`~sb3_bn_ddpg.OrnsteinUhlenbeckNoise`); instances are accepted too; None disables noise.
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
+        If ``None``, it will be automatically selected.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
+        at a cost of more complexity.
+        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
+    :param policy_delay: The actor and the target networks are only updated once every ``policy_delay`` updates of the critics
+        (>= 1)
+    :param target_policy_noise: Standard deviation of the normal noise that is added to the target's actions (>= 0; 0 disables
+        it)
+    :param target_noise_clip: Limit of the absolute value of that noise (>= 0)
+    :param critic_learning_rate: Learning rate of the critics (>= 0), a number or a schedule (if None: ``learning_rate``)
+    :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0; its biases, and batch norm's gamma and beta
+        are spared): with Adam, this times the weight is added to the gradient of the loss
+    :param actor_loss_critics: Whose value the actor's loss ascends: the ``"first"`` critic's, as in the paper, or in each state
+        the ``"smallest"``, as in SAC and CrossQ
+    :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
+        ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
+    :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
+        ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
+        ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
+        up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
+        graph.
+    :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
+        training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
+        warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
+    :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
+        ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
+        (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states. ``"joint"``, only without target networks, takes states
+        and next states through the critics in one pass (see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+    :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
+        ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
+    :param critic_loss_statistics: Batch-norm statistics of the critics in their loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_actor_statistics: Batch-norm statistics of the actor in its loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_critic_statistics: Batch-norm statistics of the critics in the actor's loss: any of the four
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation:
+        see :class:`~sb3_bn_ddpg.networks.policies.BNTD3Policy`, of which ``n_critics`` (2) is the number of critics
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators, the noise's included
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": BNTD3Policy,
+        "CnnPolicy": BNTD3CnnPolicy,
+        "MultiInputPolicy": BNTD3MultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[BNActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | Literal["normal", "ou"] | None = "normal",
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        policy_delay: int = 2,
+        target_policy_noise: float = 0.2,
+        target_noise_clip: float = 0.5,
+        critic_learning_rate: float | Schedule | None = None,
+        critic_weight_decay: float = 0.0,
+        actor_loss_critics: ActorLossCritics = "first",
+        use_target_networks: bool = True,
+        weight_normalization: Literal["critic", "both"] | None = None,
+        fast_update: bool | Literal["compiled"] = True,
+        allow_nan_observations: bool | None = None,
+        target_statistics: TargetStatistics = "batch",
+        target_statistics_sync: StatisticsSync | None = "copy",
+        critic_loss_statistics: Statistics = "batch_update",
+        actor_loss_actor_statistics: Statistics = "batch_update",
+        actor_loss_critic_statistics: Statistics = "running",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__(**arguments)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("target_policy_noise", self.target_policy_noise, low=0)
+        check_number("target_noise_clip", self.target_noise_clip, low=0)
+        check_choice("actor_loss_critics", self.actor_loss_critics, get_args(ActorLossCritics))
+
+    def _step_noise(self, batch: Batch) -> th.Tensor | None:
+        if not self.target_policy_noise:
+            return None
+        # As SB3's TD3 draws it, from the same generator
+        noise = th.empty_like(batch.actions).normal_(0, self.target_policy_noise)
+        return noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
+
+    def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
+        statistics = self._pass_statistics
+        return gradient_step(
+            self._networks, batch, self.gamma, self.tau, statistics, update_actor, noise, self.actor_loss_critics
+        )
+
+    def _step_on_engine(self) -> EngineStep:
+        n_critics = len(self.critic.q_networks)
+        return step_on_engine(self._pass_statistics, n_ascended=1 if self.actor_loss_critics == "first" else n_critics)
