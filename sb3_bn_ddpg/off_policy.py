@@ -31,8 +31,10 @@ from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, averages, on_device
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
-from sb3_bn_ddpg.networks.policies import Actor, BNDDPGPolicy, Critic
+from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 

@@ -103,7 +103,8 @@ def test_hidden_layers_in_a_tuple(make_model, net_arch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("maker", "network_type", "network"), [("make_actor", Actor, "Actor"), ("make_critic", ContinuousCritic, "Critic")]
+    ("maker", "network_type", "network"),
+    [("make_actor", Actor, "actors.Actor"), ("make_critic", ContinuousCritic, "critics.Critic")],
 )
 def test_networks_of_another_library(maker, network_type, network):
     """The recipe of SB3's documentation for a policy of one's own, with SB3's networks in it."""
@@ -114,7 +115,7 @@ def test_networks_of_another_library(maker, network_type, network):
 
     other_policy = type("OtherPolicy", (MlpPolicy,), {maker: make})
     with pytest.raises(
-        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.networks.policies.{network} "
+        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.networks.{network} "
     ):
         BNDDPG(other_policy, VectorEnv())
 
@@ -158,6 +159,11 @@ def test_joint_pass_with_target_networks(make_model):
         ("final_init", 0, "> 0"),
         ("action_layer", 0, ">= 1"),
         ("critic_norm_layers", "some", "'before_action', 'all'"),
+        ("critic_input_norm", "action", "'state', 'state_action'"),
+        ("critic_input_norm", "state_action", "`action_layer` must be 1"),
+        ("norm_order", "before", "'before_activation', 'after_activation'"),
+        ("norm_order", None, "'before_activation', 'after_activation'"),
+        ("final_init", "fan_out", "> 0 or 'fan_in'"),
         ("net_arch", [64, 0], ">= 1"),
         ("net_arch", [64, 3.5], "an integer"),
         ("net_arch", [64.0], "an integer"),

@@ -20,7 +20,7 @@ from torch import nn
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, load_policy
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export import files as export
-from sb3_bn_ddpg.networks.policies import Actor
+from sb3_bn_ddpg.networks.actors import Actor
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -338,7 +338,7 @@ def _without(mapping, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, d: (t, d | dict(format_version=2)), "format version 2: only version 1 is known"),
+        (lambda t, d: (t, d | dict(format_version=1)), "format version 1: only version 2 is known"),
         (lambda t, d: (t, _without(d, "format_version")), "no format_version"),
         (lambda t, d: (t, d | dict(code="import os")), r"unknown or missing: \['code'\]"),
         (lambda t, d: (t, _without(d, "network")), r"unknown or missing: \['network'\]"),

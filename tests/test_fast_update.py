@@ -613,17 +613,19 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x):
-        return self.inner(x) / 2
+    def forward(self, *inputs):
+        return self.inner(*inputs) / 2
 
 
-@pytest.mark.parametrize("name", ["actor.mu", "critic.state_net", "critic.q_net"])
+@pytest.mark.parametrize("name", ["actor.mu", "critic.qf0", "critic.qf0.state_net", "critic.qf0.q_net"])
 @PATHS
 def test_modules_of_ones_own_go_by_autograd(make_model, path, name):
     model = make_model(**by(path), verbose=1)
-    network, attribute = name.split(".")
+    network, attribute = name.split(".", 1)
     for each in (network, f"{network}_target"):
-        setattr(getattr(model, each), attribute, Scaled(getattr(getattr(model, each), attribute)))
+        owner = getattr(model, each).get_submodule(attribute.rpartition(".")[0])
+        inner = getattr(owner, attribute.rpartition(".")[2])
+        setattr(owner, attribute.rpartition(".")[2], Scaled(inner))
     model.learn(30)
     assert model._fast_update is None
 
@@ -863,7 +865,7 @@ def test_weights_do_not_decay_into_denormal_numbers(make_model, path):
     model._fast_update.flush_denormals()
     for name, value in model.policy.state_dict().items():
         expected = before[name].clone()
-        if name in ("critic.q_net.0.weight", "critic_target.q_net.0.weight"):
+        if name in ("critic.qf0.q_net.0.weight", "critic_target.qf0.q_net.0.weight"):
             assert (expected[:4] > 0).all()
             expected[:4] = 0
         assert th.equal(value, expected), name

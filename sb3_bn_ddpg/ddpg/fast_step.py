@@ -17,10 +17,11 @@ from torch import nn
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage, has_own_step, has_parameter_hooks, has_variants
-from sb3_bn_ddpg.fast.mlp import Mlp, MlpArguments, parse_layers
+from sb3_bn_ddpg.fast.mlp import Mlp, MlpArguments, Norm, parse_layers
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks, restore_norms
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic, QNetwork
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics
 
 
@@ -241,6 +242,11 @@ def _check_supported(nets: Networks, statistics: PassStatistics) -> None:
         for group in groups:  # which has one counter here
             if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
                 raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+    for critic in (nets.critic, nets.critic_target):
+        if len(critic.q_networks) > 1:
+            raise UnsupportedError(f"there are {len(critic.q_networks)} critics")
+        if type(critic.q_networks[0]) is not QNetwork:
+            raise UnsupportedError(f"the network {type(critic.q_networks[0]).__name__} is a custom class")
     distinct = dict.fromkeys((nets.actor, nets.critic, nets.actor_target, nets.critic_target))
     params = [param for network in distinct for param in network.parameters()]
     if len(set(params)) < len(params):
@@ -287,4 +293,6 @@ def _parsed_networks(actor: Actor, critic: Critic) -> list[MlpArguments]:
             [*actor.norm_layers, *critic.norm_layers]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
+    if len(critic.q_net) and isinstance(critic.q_net[0], Norm):
+        raise UnsupportedError("the critic normalises the action")
     return [parse_layers(modules) for modules in (actor_layers, list(critic.state_net), list(critic.q_net))]

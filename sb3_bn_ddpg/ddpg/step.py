@@ -5,7 +5,8 @@ from torch.nn import functional as F
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, concatenated, discounted
 from sb3_bn_ddpg.networks.actor_critic import Networks, move_targets, restore_norms
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 
@@ -35,7 +36,7 @@ def gradient_step(
         else:
             # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss too
             features = nets.critic.forward_with(statistics.critic_loss, batch.observations, part=nets.critic.features)
-            q_values = nets.critic.forward_with(statistics.critic_loss, features, batch.actions, part=nets.critic.values_of)
+            q_values = nets.critic.forward_with(statistics.critic_loss, features, batch.actions, part=nets.critic.values_of)[0]
     critic_loss = F.mse_loss(q_values, target)
     nets.critic.optimizer.zero_grad()
     critic_loss.backward()  # type: ignore[no-untyped-call]
@@ -83,7 +84,7 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
         owner: Actor | Critic = actor if actor.owns_features_extractor else critic
         features = owner.forward_with(statistics.target, next_obs, part=owner.features)
         next_actions = actor.forward_with(statistics.target, features, part=actor.actions_of)
-        next_q_values = critic.forward_with(statistics.target, features, next_actions, part=critic.values_of)
+        next_q_values = critic.forward_with(statistics.target, features, next_actions, part=critic.values_of)[0]
     else:
         next_actions = actor.forward_with(statistics.target, next_obs)
         next_q_values = critic.forward_with(statistics.target, next_obs, next_actions)[0]
@@ -121,7 +122,7 @@ def joint_pass(
         with th.no_grad():
             next_actions = actor.forward_with("running", features[n:], part=actor.actions_of)
         actions = th.cat([batch.actions, next_actions])
-        all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)
+        all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)[0]
     q_values, next_q_values = all_q_values.split(n)
     return q_values, discounted(batch, gamma, next_q_values.detach()), shared_features
 
@@ -145,6 +146,6 @@ def actor_loss(nets: Networks, batch: Batch, statistics: PassStatistics, feature
         q_values = critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)[0]
     else:
         actions = actor.forward_with(statistics.actor_loss_actor, features, part=actor.actions_of)
-        q_values = critic.forward_with(statistics.actor_loss_critic, features, actions, part=critic.values_of)
+        q_values = critic.forward_with(statistics.actor_loss_critic, features, actions, part=critic.values_of)[0]
     loss: th.Tensor = -q_values.mean()
     return loss
