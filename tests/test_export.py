@@ -60,6 +60,9 @@ MODELS = {
     "batch renorm, Tanh": lambda: _trained(
         UnequalEnv(), policy_kwargs=dict(net_arch=[9, 8], normalization="batch_renorm", activation_fn=th.nn.Tanh)
     ),
+    "norm after the activation": lambda: _trained(
+        UnequalEnv(), policy_kwargs=dict(SMALL, norm_order="after_activation", final_init="fan_in", norm_eps=1e-3)
+    ),
     "layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="layer")),
     "batch and layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="batch_layer")),
     "linear, no norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(net_arch=[], normalization=None)),
@@ -348,6 +351,18 @@ def _without(mapping, key):
         (lambda t, d: (t, d | dict(observation_space=dict(type="Graph"))), "unknown kind"),
         (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[16, 10**9]))), "size mismatch"),
         (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[-1]))), "policy"),
+        (
+            lambda t, d: (t, d | dict(network=d["network"] | dict(normalization="batch"))),
+            "a normalization whose keys are unknown or missing: batch",
+        ),
+        (
+            lambda t, d: (
+                t,
+                d | dict(network=d["network"] | dict(normalization=d["network"]["normalization"] | dict(order="first"))),
+            ),
+            "`norm_order='first'` is not allowed",
+        ),
+        (lambda t, d: (t, d | dict(network=d["network"] | dict(final_init="fan_out"))), "`final_init='fan_out'`"),
         (lambda t, d: (t, "[" * 100_000), "Recursion|damaged"),
         (lambda t, d: (t, "no json"), "JSONDecodeError"),
         (lambda t, d: (t | {"extra": th.zeros(1)}, d), r"unknown tensors \['extra'\]"),

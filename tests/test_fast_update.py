@@ -1,6 +1,7 @@
 """The hand-derived gradient steps against their definition by autograd: same numbers, same files, and the way back."""
 
 import copy
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -21,7 +22,8 @@ from sb3_bn_ddpg.ddpg import fast_step as fast_update
 from sb3_bn_ddpg.ddpg.fast_step import FastUpdate
 from sb3_bn_ddpg.fast import flat_storage
 from sb3_bn_ddpg.fast import mlp as fast_mlp
-from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
+from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.networks.policies import BNDDPGPolicy, BNTD3Policy
 
 CONFIGURATIONS = {
     "default": dict(),
@@ -445,6 +447,15 @@ def test_state_set_from_outside_counts(make_model, change):
         (dict(policy_kwargs=dict(SMALL, share_features_extractor=True)), "share"),
         (dict(policy_kwargs=dict(SMALL, share_features_extractor=True, shared_extractor_loss="critic")), "share"),
         (dict(critic_loss_statistics="running_update"), "running_update"),
+        (dict(policy_kwargs=dict(SMALL, norm_order="after_activation")), "a layer BatchNorm1d stands where"),
+        (
+            dict(policy_kwargs=dict(SMALL, norm_order="after_activation", normalization="layer")),
+            "a layer LayerNorm stands where",
+        ),
+        (
+            dict(policy_kwargs=dict(SMALL, critic_input_norm="state_action", action_layer=1)),
+            "the critic normalises the action",
+        ),
     ],
 )
 def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, kwargs, reason):
@@ -454,6 +465,21 @@ def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, k
     output = capsys.readouterr().out
     assert output.count("Updating by autograd") == 1
     assert reason in output
+
+
+@pytest.mark.parametrize("name", ["critic", "critic_target"])
+def test_several_critics_are_not_supported(make_model, name):
+    model, two = make_model(), BNTD3Policy(VectorEnv().observation_space, VectorEnv().action_space, lambda _: 1e-3, **SMALL)
+    nets = dataclasses.replace(model._networks, **{name: getattr(two, name)})
+    with pytest.raises(UnsupportedError, match="there are 2 critics"):
+        FastUpdate(nets, model._pass_statistics)
+
+
+@pytest.mark.parametrize("normalization", ["layer", None])
+def test_a_joint_input_without_a_layer_is_fast(make_model, normalization):
+    """Where nothing normalises the input, it makes no difference what would be normalised."""
+    policy_kwargs = dict(SMALL, normalization=normalization, critic_input_norm="state_action", action_layer=1)
+    assert type(make_model(policy_kwargs=policy_kwargs).learn(40)._fast_update) is FastUpdate
 
 
 def with_layers(*layers: nn.Module, **kwargs) -> type[BNDDPGPolicy]:
