@@ -34,8 +34,10 @@ from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, UnsupportedError
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
-from sb3_bn_ddpg.networks.policies import Actor, BNDDPGPolicy, Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
@@ -61,7 +63,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
     """
 
-    policy: BNDDPGPolicy
+    policy: BNActorCriticPolicy
     _schedule_timesteps: int | None = None
     _fast_update: FastStep | None = None
     _said_of_fast_update: tuple[str, ...] | list[str] = ()
@@ -176,10 +178,11 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         """
         :raises ValueError: if an argument is out of its range
         """
-        if not issubclass(self.policy_class, BNDDPGPolicy):
+        policy_class = self.policy_aliases["MlpPolicy"]
+        if not issubclass(self.policy_class, policy_class):
             raise ValueError(
                 f"`policy={self.policy_class.__name__}` is not allowed: it must be one of "
-                f"{', '.join(map(repr, self.policy_aliases))} or a subclass of BNDDPGPolicy"
+                f"{', '.join(map(repr, self.policy_aliases))} or a subclass of {policy_class.__name__}"
             )
         check_schedule("learning_rate", self.learning_rate)
         if self.critic_learning_rate is not None:

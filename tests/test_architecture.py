@@ -219,9 +219,9 @@ def test_weight_decay_spares_biases_and_normalisation():
     decays = {id(param): group["weight_decay"] for group in model.critic.optimizer.param_groups for param in group["params"]}
     names = {name: decays[id(param)] for name, param in model.critic.named_parameters()}
     assert {name: decay for name, decay in names.items() if decay} == {
-        "state_net.1.weight": 0.02,
-        "q_net.0.weight": 0.02,
-        "q_net.2.weight": 0.02,
+        "qf0.state_net.1.weight": 0.02,
+        "qf0.q_net.0.weight": 0.02,
+        "qf0.q_net.2.weight": 0.02,
     }
     assert len(names) == len(decays) == 9
     assert all(group["weight_decay"] == 0 for group in model.actor.optimizer.param_groups)
@@ -249,7 +249,7 @@ def test_weight_decay_pulls_by_its_own_measure():
         param.grad = th.zeros_like(param)
     model.critic.optimizer.step()
     for name, param in model.critic.named_parameters():
-        is_weight = name in ("state_net.1.weight", "q_net.0.weight", "q_net.2.weight")
+        is_weight = name in ("qf0.state_net.1.weight", "qf0.q_net.0.weight", "qf0.q_net.2.weight")
         assert th.allclose(param, before[name] * (0.95 if is_weight else 1.0)), name
 
 

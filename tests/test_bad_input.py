@@ -18,6 +18,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.td3.policies import Actor, TD3Policy
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.networks.actors import Actor as OurActor
+from sb3_bn_ddpg.networks.actors import GaussianActor
+from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
+from sb3_bn_ddpg.networks.policies import BNTD3Policy
 
 BOX = spaces.Box(-1, 1, (2,))
 
@@ -103,7 +107,8 @@ def test_hidden_layers_in_a_tuple(make_model, net_arch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("maker", "network_type", "network"), [("make_actor", Actor, "Actor"), ("make_critic", ContinuousCritic, "Critic")]
+    ("maker", "network_type", "network"),
+    [("make_actor", Actor, "actors.Actor"), ("make_critic", ContinuousCritic, "critics.Critic")],
 )
 def test_networks_of_another_library(maker, network_type, network):
     """The recipe of SB3's documentation for a policy of one's own, with SB3's networks in it."""
@@ -114,7 +119,7 @@ def test_networks_of_another_library(maker, network_type, network):
 
     other_policy = type("OtherPolicy", (MlpPolicy,), {maker: make})
     with pytest.raises(
-        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.networks.policies.{network} "
+        ValueError, match=rf"`{maker}\(\)=stable_baselines3.* is not allowed: .*sb3_bn_ddpg.networks.{network} "
     ):
         BNDDPG(other_policy, VectorEnv())
 
@@ -135,6 +140,30 @@ def test_number_of_critics(make_model):
     make_model(policy_kwargs=policy_kwargs)
     with pytest.raises(ValueError, match="`n_critics=2` is not allowed: it must be 1, DDPG has one critic"):
         make_model(policy_kwargs=dict(n_critics=2))
+
+
+@pytest.mark.parametrize("n_critics", [0, -1, 1.5, None, "two"])
+def test_number_of_critics_of_other_algorithms(n_critics):
+    space = spaces.Box(-1, 1, (4,))
+    with pytest.raises(ValueError, match=rf"`n_critics={n_critics!r}` is not allowed: it must be an integer >= 1"):
+        BNTD3Policy(space, BOX, lambda progress_remaining: 1e-3, n_critics=n_critics)
+
+
+def test_networks_by_themselves_check_their_arguments():
+    space = spaces.Box(-1, 1, (4,))
+    arguments = (space, BOX, [4], FlattenExtractor(space), 4)
+    for kwargs, message in (
+        (dict(n_critics=0), "`n_critics=0` is not allowed: it must be an integer >= 1"),
+        (dict(norm_layers="none"), "`critic_norm_layers='none'` is not allowed"),
+        (dict(input_norm="action"), "`critic_input_norm='action'` is not allowed"),
+        (dict(input_norm="state_action"), "`critic_input_norm='state_action'` is not allowed with `action_layer=2`"),
+        (dict(final_init="fan_out"), "`final_init='fan_out'` is not allowed: it must be a finite number > 0 or 'fan_in'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Critic(*arguments, **kwargs)
+    for network_type in (OurActor, GaussianActor, ValueNetwork):
+        with pytest.raises(ValueError, match=r"`final_init=-0\.1` is not allowed: it must be a finite number > 0 or 'fan_in'"):
+            network_type(*arguments, final_init=-0.1)
 
 
 def test_targets_without_any_statistics(make_model):
@@ -158,6 +187,11 @@ def test_joint_pass_with_target_networks(make_model):
         ("final_init", 0, "> 0"),
         ("action_layer", 0, ">= 1"),
         ("critic_norm_layers", "some", "'before_action', 'all'"),
+        ("critic_input_norm", "action", "'state', 'state_action'"),
+        ("critic_input_norm", "state_action", "`action_layer` must be 1"),
+        ("norm_order", "before", "'before_activation', 'after_activation'"),
+        ("norm_order", None, "'before_activation', 'after_activation'"),
+        ("final_init", "fan_out", "> 0 or 'fan_in'"),
         ("net_arch", [64, 0], ">= 1"),
         ("net_arch", [64, 3.5], "an integer"),
         ("net_arch", [64.0], "an integer"),

@@ -11,9 +11,9 @@ from test_fast_update import EXACT_RATES, by, needs_cuda
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import averages
-from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.fast.graph_update import MAX_KINDS, CudaGraphUpdate
 from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.fast.update import FastUpdate
 
 pytestmark = needs_cuda
 

@@ -20,7 +20,7 @@ from torch import nn
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, load_policy
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export import files as export
-from sb3_bn_ddpg.networks.policies import Actor
+from sb3_bn_ddpg.networks.actors import Actor
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -59,6 +59,9 @@ MODELS = {
     "pendulum": lambda: _trained("Pendulum-v1"),
     "batch renorm, Tanh": lambda: _trained(
         UnequalEnv(), policy_kwargs=dict(net_arch=[9, 8], normalization="batch_renorm", activation_fn=th.nn.Tanh)
+    ),
+    "norm after the activation": lambda: _trained(
+        UnequalEnv(), policy_kwargs=dict(SMALL, norm_order="after_activation", final_init="fan_in", norm_eps=1e-3)
     ),
     "layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="layer")),
     "batch and layer norm": lambda: _trained(UnequalEnv(), policy_kwargs=dict(SMALL, normalization="batch_layer")),
@@ -338,7 +341,7 @@ def _without(mapping, key):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t, d: (t, d | dict(format_version=2)), "format version 2: only version 1 is known"),
+        (lambda t, d: (t, d | dict(format_version=1)), "format version 1: only version 2 is known"),
         (lambda t, d: (t, _without(d, "format_version")), "no format_version"),
         (lambda t, d: (t, d | dict(code="import os")), r"unknown or missing: \['code'\]"),
         (lambda t, d: (t, _without(d, "network")), r"unknown or missing: \['network'\]"),
@@ -348,6 +351,18 @@ def _without(mapping, key):
         (lambda t, d: (t, d | dict(observation_space=dict(type="Graph"))), "unknown kind"),
         (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[16, 10**9]))), "size mismatch"),
         (lambda t, d: (t, d | dict(network=d["network"] | dict(net_arch=[-1]))), "policy"),
+        (
+            lambda t, d: (t, d | dict(network=d["network"] | dict(normalization="batch"))),
+            "a normalization whose keys are unknown or missing: batch",
+        ),
+        (
+            lambda t, d: (
+                t,
+                d | dict(network=d["network"] | dict(normalization=d["network"]["normalization"] | dict(order="first"))),
+            ),
+            "`norm_order='first'` is not allowed",
+        ),
+        (lambda t, d: (t, d | dict(network=d["network"] | dict(final_init="fan_out"))), "`final_init='fan_out'`"),
         (lambda t, d: (t, "[" * 100_000), "Recursion|damaged"),
         (lambda t, d: (t, "no json"), "JSONDecodeError"),
         (lambda t, d: (t | {"extra": th.zeros(1)}, d), r"unknown tensors \['extra'\]"),

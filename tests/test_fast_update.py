@@ -17,11 +17,11 @@ from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
-from sb3_bn_ddpg.fast import support as fast_update
-from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
 from sb3_bn_ddpg.fast import flat_storage
 from sb3_bn_ddpg.fast import mlp as fast_mlp
+from sb3_bn_ddpg.fast import support as fast_update
+from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 
 CROSSQ_LAYERS = dict(
@@ -308,7 +308,9 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
-@pytest.mark.parametrize("name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing"])
+@pytest.mark.parametrize(
+    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing"]
+)
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not less_exact_than_the_definition(path, name)
 
@@ -516,6 +518,13 @@ def test_everything_else_goes_by_autograd_and_says_so_once(make_model, capsys, k
     assert reason in output
 
 
+@pytest.mark.parametrize("normalization", ["layer", None])
+def test_a_joint_input_without_a_layer_is_fast(make_model, normalization):
+    """Where nothing normalises the input, it makes no difference what would be normalised."""
+    policy_kwargs = dict(SMALL, normalization=normalization, critic_input_norm="state_action", action_layer=1)
+    assert type(make_model(policy_kwargs=policy_kwargs).learn(40)._fast_update) is FastUpdate
+
+
 def with_layers(*layers: nn.Module, **kwargs) -> type[BNDDPGPolicy]:
     """A policy whose actor has these layers."""
 
@@ -674,17 +683,19 @@ class Scaled(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x):
-        return self.inner(x) / 2
+    def forward(self, *inputs):
+        return self.inner(*inputs) / 2
 
 
-@pytest.mark.parametrize("name", ["actor.mu", "critic.state_net", "critic.q_net"])
+@pytest.mark.parametrize("name", ["actor.mu", "critic.qf0", "critic.qf0.state_net", "critic.qf0.q_net"])
 @PATHS
 def test_modules_of_ones_own_go_by_autograd(make_model, path, name):
     model = make_model(**by(path), verbose=1)
-    network, attribute = name.split(".")
+    network, attribute = name.split(".", 1)
     for each in (network, f"{network}_target"):
-        setattr(getattr(model, each), attribute, Scaled(getattr(getattr(model, each), attribute)))
+        owner = getattr(model, each).get_submodule(attribute.rpartition(".")[0])
+        inner = getattr(owner, attribute.rpartition(".")[2])
+        setattr(owner, attribute.rpartition(".")[2], Scaled(inner))
     model.learn(30)
     assert model._fast_update is None
 
@@ -914,7 +925,7 @@ def test_weights_do_not_decay_into_denormal_numbers(make_model, path):
     model._fast_update.flush_denormals()
     for name, value in model.policy.state_dict().items():
         expected = before[name].clone()
-        if name in ("critic.q_net.0.weight", "critic_target.q_net.0.weight"):
+        if name in ("critic.qf0.q_net.0.weight", "critic_target.qf0.q_net.0.weight"):
             assert (expected[:4] > 0).all()
             expected[:4] = 0
         assert th.equal(value, expected), name

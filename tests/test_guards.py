@@ -80,7 +80,7 @@ def test_actions_that_are_not_finite_do_not_reach_the_environment(make_model):
 def test_checkpoint_of_numbers_that_are_not_finite(make_model, tmp_path):
     """The loss may still be finite when the parameters are not any more."""
     model = make_model(gradient_steps=0)
-    with pytest.raises(ValueError, match=r"`critic\.state_net\.0\.weight` of the policy .* not finite at step 50"):
+    with pytest.raises(ValueError, match=r"`critic\.qf0\.state_net\.0\.weight` of the policy .* not finite at step 50"):
         model.learn(100, [CheckpointEvery(10, tmp_path / "checkpoint"), Poison(at_step=47)])
     assert BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).num_timesteps == 40
 

@@ -152,7 +152,8 @@ def test_dictionaries():
 
 def test_custom_policy_class(make_model):
     """A subclass with its own actor, given as a class: SB3's way to bring a network."""
-    from sb3_bn_ddpg.networks.policies import Actor, BNDDPGPolicy
+    from sb3_bn_ddpg.networks.actors import Actor
+    from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 
     class Biased(Actor):
         def forward(self, obs):

@@ -371,8 +371,8 @@ def test_a_callback_that_watches_layers_and_gradients(make_model, capsys, n_step
     assert "Updating by autograd" not in capsys.readouterr().out
     watching = Watching()
     model.learn(30, callback=watching, log_interval=None)
-    assert watching.calls["gradient of critic.q_net.0.weight"] >= 10
-    assert watching.calls["critic.q_net.0"] >= 10
+    assert watching.calls["gradient of critic.qf0.q_net.0.weight"] >= 10
+    assert watching.calls["critic.qf0.q_net.0"] >= 10
     assert capsys.readouterr().out.count("Updating by autograd: there are hooks in the network") == 1
 
 

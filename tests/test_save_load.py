@@ -19,7 +19,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 
 OBSERVATIONS = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
 
@@ -37,6 +38,16 @@ UNUSUAL_POLICY = dict(
     optimizer_kwargs=dict(betas=(0.8, 0.9)),
 )
 
+CROSSQ_POLICY = dict(
+    net_arch=[9, 8],
+    normalization="batch_renorm",
+    norm_order="after_activation",
+    final_init="fan_in",
+    action_layer=1,
+    critic_norm_layers="all",
+    critic_input_norm="state_action",
+)
+
 
 def assert_same_state(first, second) -> None:
     assert first.keys() == second.keys()
@@ -44,7 +55,7 @@ def assert_same_state(first, second) -> None:
         assert th.equal(value, second[key]), key
 
 
-@pytest.mark.parametrize("policy_kwargs", [SMALL, UNUSUAL_POLICY])
+@pytest.mark.parametrize("policy_kwargs", [SMALL, UNUSUAL_POLICY, CROSSQ_POLICY])
 def test_save_and_load(make_model, tmp_path, policy_kwargs):
     model = make_model(
         policy_kwargs=policy_kwargs,

@@ -97,7 +97,7 @@ def test_step_trained_by_the_critic():
     F.mse_loss(critic(batch.observations, batch.actions)[0], target).backward()
     optimizers[1].step()
     assert features.grad_fn is None
-    loss = -critic.values_of(features, actor.mu(features)).mean()
+    loss = -critic.values_of(features, actor.mu(features))[0].mean()
     loss.backward(inputs=actor.own_parameters)
     optimizers[0].step()
     for network, expected in ((model.actor, actor), (model.critic, critic)):

@@ -18,7 +18,8 @@ from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages
 from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step, joint_pass, td_target
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.policies import Critic, MlpPolicy
+from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.policies import MlpPolicy
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 
@@ -109,7 +110,7 @@ def test_ten_gradient_steps_equal_sb3s(double, fast_update, policy_delay):
 @pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
 def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
     """The test above is worth something: each of these mistakes makes it fail."""
-    import sb3_bn_ddpg.ddpg.step as update
+    import sb3_bn_ddpg.deterministic.step as update
 
     if flaw == "sign":
         monkeypatch.setattr(update, "actor_loss", lambda *args: -actor_loss(*args))
@@ -406,7 +407,7 @@ def test_shared_features_extractor_is_trained_by_the_actor_and_moved_once():
 def test_weight_normalization_keeps_norms_and_changes_no_output(make_model, fast_update):
     model = make_model(weight_normalization="both", learning_rate=0.1, critic_learning_rate=0.1, fast_update=fast_update)
     free = make_model(learning_rate=0.1, critic_learning_rate=0.1, fast_update=fast_update)
-    layers = {"actor": ["mu.1", "mu.4"], "critic": ["state_net.1"]}  # all that batch norm follows
+    layers = {"actor": ["mu.1", "mu.4"], "critic": ["qf0.state_net.1"]}  # all that batch norm follows
     for seed in range(5):
         batch = random_batch(model, seed=seed)
         model._gradient_step(batch)

@@ -21,7 +21,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
-from sb3_bn_ddpg.networks.policies import Critic
+from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.normalization import NormalizationConfig
 
 
 class WithSquares(BaseFeaturesExtractor):
@@ -40,7 +41,7 @@ class LayerNormCriticPolicy(MlpPolicy):
     """`normalization` is the actor's alone: the critic, online and target, has layer norm."""
 
     def make_critic(self, features_extractor: BaseFeaturesExtractor | None = None) -> Critic:
-        self.critic_kwargs["normalization"] = "layer"
+        self.critic_kwargs["normalization"] = NormalizationConfig("layer")
         return super().make_critic(features_extractor)
 
 

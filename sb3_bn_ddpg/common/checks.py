@@ -17,6 +17,7 @@ def check_number(
     high: float = math.inf,
     low_open: bool = False,
     integer: bool = False,
+    words: Collection[str] = (),
 ) -> None:
     """
     Check that an argument is a finite number in an interval.
@@ -27,15 +28,18 @@ def check_number(
     :param high: Largest allowed value
     :param low_open: Whether ``low`` itself is excluded
     :param integer: Whether only integers are allowed, of Python or NumPy
+    :param words: Words that are allowed, too
     :raises ValueError: if ``value`` is anything else
     """
+    if isinstance(value, str) and value in words:
+        return
     kind = "an integer" if integer else "a finite number"
     bounds = []
     if low > -math.inf:
         bounds.append(f"{'>' if low_open else '>='} {low}")
     if high < math.inf:
         bounds.append(f"<= {high}")
-    allowed = " ".join([kind, " and ".join(bounds)]).strip()
+    allowed = " or ".join([" ".join([kind, " and ".join(bounds)]).strip(), *map(repr, words)])
     try:
         # Not even 4.0 is an integer: layers and buffers cannot be made of it
         number = float(operator.index(value) if integer else value)

@@ -46,7 +46,15 @@ def step_on_engine(statistics: PassStatistics, n_ascended: int) -> EngineStep:
     modes = (target, *(MODES[use] for use in passes))
     return EngineStep(
         gradient_step,
-        Choices(*modes, is_joint, SYNCS[statistics.target_sync], n_ascended),
+        Choices(
+            target=modes[0],
+            critic_loss=modes[1],
+            actor_loss_actor=modes[2],
+            actor_loss_critic=modes[3],
+            is_joint=is_joint,
+            sync=SYNCS[statistics.target_sync],
+            n_ascended=n_ascended,
+        ),
         is_joint,
         "a pass has the statistics 'running_update'" if UNKNOWN in modes else None,
     )

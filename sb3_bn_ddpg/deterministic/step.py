@@ -2,18 +2,20 @@
 One gradient step of a deterministic policy by autograd: the definition that all faster ways are held to.
 
 With one critic it is DDPG's (`Lillicrap et al. <https://arxiv.org/abs/1509.02971>`_, Algorithm 1). TD3
-(`Fujimoto et al. <https://arxiv.org/abs/1802.09477>`_) adds a second critic, noise on the target's actions, and updates the actor
-less often than the critics.
+(`Fujimoto et al. <https://arxiv.org/abs/1802.09477>`_) adds a second critic, noise on the target's actions, and updates the
+actor less often than the critics.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch as th
 from torch.nn import functional as F
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, concatenated, discounted
 from sb3_bn_ddpg.networks.actor_critic import Networks, move_targets, restore_norms
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 ActorLossCritics = Literal["first", "smallest"]
@@ -131,20 +133,20 @@ def smallest(q_values: tuple[th.Tensor, ...]) -> th.Tensor:
 
 
 def joint_pass(
-    nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics
-) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+    nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, noise: th.Tensor | None = None
+) -> tuple[tuple[th.Tensor, ...], th.Tensor, th.Tensor | None]:
     """
     Q(s, a) and the TD target y = r + gamma min Q(s', mu(s') + noise) from one pass of the critics, which normalises states and
-    next states with the statistics of both. Where the two are distributed differently, as where episodes end early, the statistics of each
-    alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
+    next states with the statistics of both. Where the two are distributed differently, as where episodes end early, the
+    statistics of each alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
 
     :param nets: The networks, without target networks
     :param batch: Transitions sampled from the replay buffer
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :param noise: What is added to the next actions (if None: nothing)
-    :return: Each critic's Q-values, and the targets, of shape ``(batch_size, 1)`` each; features of the states if the critic's loss trains what
-        extracts them for both networks
+    :return: Each critic's Q-values, and the targets, of shape ``(batch_size, 1)`` each; features of the states if the critic's
+        loss trains what extracts them for both networks
     """
     actor, critic, use, n = nets.actor, nets.critic, statistics.critic_loss, len(batch.actions)
     all_obs = concatenated(batch.observations, batch.next_observations)
@@ -186,12 +188,15 @@ def actor_loss(
     :return: The loss, a scalar
     """
     actor, critic = nets.actor, nets.critic
-    # The actor normalises with the statistics of this batch and updates its running ones by them (default), the critic
-    # normalises with its running statistics and updates nothing (default)
+    # The actor normalises with the statistics of this batch and updates its running ones by them (default), the critics
+    # normalise with their running statistics and update nothing (default); those whose value is not asked make no pass
     if features is None:
         actions = actor.forward_with(statistics.actor_loss_actor, batch.observations)
-        q_values = critic.forward_with(statistics.actor_loss_critic, batch.observations, actions)
+        inputs: tuple[Any, th.Tensor] = batch.observations, actions
+        part: Callable[..., Any] = critic.q1_forward if critics == "first" else critic
     else:
         actions = actor.forward_with(statistics.actor_loss_actor, features, part=actor.actions_of)
-        q_values = critic.forward_with(statistics.actor_loss_critic, features, actions, part=critic.values_of)
-    return -(q_values[0] if critics == "first" else smallest(q_values)).mean()
+        inputs = features, actions
+        part = critic.first_value_of if critics == "first" else critic.values_of
+    q_values = critic.forward_with(statistics.actor_loss_critic, *inputs, part=part)
+    return -(q_values if critics == "first" else smallest(q_values)).mean()

@@ -26,13 +26,13 @@ from sb3_bn_ddpg.common.atomic_files import FileError, atomic_write, clear_error
 from sb3_bn_ddpg.common.checks import check_installed
 from sb3_bn_ddpg.export.exported_policy import ExportedPolicy
 from sb3_bn_ddpg.export.policy_description import build, check_description, describe, observation_statistics
-from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
+from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 
 METADATA_KEY = "bn_ddpg_policy"
 SHA256_KEY = "bn_ddpg_sha256"
 
 
-def export_policy(policy: BNDDPGPolicy, normalize: VecNormalize | None, path: str | pathlib.Path) -> None:
+def export_policy(policy: BNActorCriticPolicy, normalize: VecNormalize | None, path: str | pathlib.Path) -> None:
     """
     Write a deterministic policy to one safetensors file, whose metadata hold the description.
 
@@ -93,7 +93,7 @@ def _sha256(about: str, tensors: dict[str, th.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def export_onnx(policy: BNDDPGPolicy, normalize: VecNormalize | None, path: str | pathlib.Path) -> None:
+def export_onnx(policy: BNActorCriticPolicy, normalize: VecNormalize | None, path: str | pathlib.Path) -> None:
     """
     Write a deterministic policy as an ONNX graph. Its inputs are ``observation``, of shape ``(n, ...)`` (of a
     dictionary the keys, sorted), its output is ``action``. PyTorch's exporter writes what the policy calculates, also by
@@ -106,7 +106,7 @@ def export_onnx(policy: BNDDPGPolicy, normalize: VecNormalize | None, path: str 
     :raises ImportError: if the packages onnx or onnxscript are missing
     """
     check_installed("export", "onnx", "onnxscript")
-    has_own_predict = type(policy)._predict is not BNDDPGPolicy._predict
+    has_own_predict = type(policy)._predict is not BNActorCriticPolicy._predict
     network: BasePolicy = copy.deepcopy(policy if has_own_predict else policy.actor).cpu()
     space = policy.observation_space
     statistics = observation_statistics(normalize, space)

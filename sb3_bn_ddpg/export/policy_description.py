@@ -15,9 +15,11 @@ from torch import nn
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export.exported_policy import ExportedPolicy, ObservationStatistics
 from sb3_bn_ddpg.networks import layers as torch_layers
-from sb3_bn_ddpg.networks.policies import Actor, BNDDPGPolicy, inherited_kwargs
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
+from sb3_bn_ddpg.networks.normalization import NormalizationConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 FEATURES_EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
     cls.__name__: cls
     for cls in (FlattenExtractor, NatureCNN, CombinedExtractor, *vars(torch_layers).values())
@@ -28,7 +30,8 @@ ACTIVATIONS = {
     for cls in (nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.Identity)
 }
 """What a description may name. Everything else is refused, on writing and on reading."""
-NETWORK_KEYS = ("net_arch", "normalization", "norm_momentum", "norm_eps", "renorm_warmup_steps", "final_init")
+NORMALIZATION_KEYS = ("kind", "momentum", "eps", "renorm_warmup_steps", "order")
+NETWORK_KEYS = ("net_arch", "normalization", "final_init")
 DESCRIPTION_KEYS = {
     "format_version",
     "observation_space",
@@ -42,7 +45,7 @@ DESCRIPTION_KEYS = {
 }
 
 
-def describe(policy: BNDDPGPolicy, normalize: VecNormalize | None) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
     :param policy: A policy
     :param normalize: What normalises its observations, if anything does
@@ -52,6 +55,7 @@ def describe(policy: BNDDPGPolicy, normalize: VecNormalize | None) -> tuple[dict
     actor = policy.actor
     tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
     activation_fn: Any = actor.constructor_parameters["activation_fn"]
+    config: NormalizationConfig = actor.constructor_parameters["normalization"]
     parts: list[tuple[str, type, tuple[type, ...]]] = [
         ("the class of the actor", type(actor), (Actor,)),
         ("features_extractor_class", type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
@@ -72,7 +76,11 @@ def describe(policy: BNDDPGPolicy, normalize: VecNormalize | None) -> tuple[dict
         features_extractor_kwargs=policy.features_extractor_kwargs,
         activation_fn=activation_fn.__name__,
         normalize_images=actor.normalize_images,
-        network={name: _plain(actor.constructor_parameters[name]) for name in NETWORK_KEYS},
+        network=dict(
+            net_arch=_plain(actor.constructor_parameters["net_arch"]),
+            normalization={name: _plain(getattr(config, name)) for name in NORMALIZATION_KEYS},
+            final_init=_plain(actor.constructor_parameters["final_init"]),
+        ),
         observation_statistics=_describe_statistics(normalize, tensors),
     )
     try:
@@ -173,6 +181,9 @@ def check_description(path: Any, description: Any) -> None:
             raise FileError(path, f"has an unknown {key}: {description[key]!r}")
     if set(description["network"]) != set(NETWORK_KEYS):
         raise FileError(path, f"has a network whose keys are unknown or missing: {sorted(description['network'])}")
+    normalization = description["network"]["normalization"]
+    if not isinstance(normalization, dict) or set(normalization) != set(NORMALIZATION_KEYS):
+        raise FileError(path, f"has a normalization whose keys are unknown or missing: {normalization}")
 
 
 def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> ExportedPolicy:
@@ -229,10 +240,11 @@ def _make_actor(description: dict[str, Any], observation_space: spaces.Space[Any
     :param action_space: Its action space
     :return: The actor, without memory for its tensors
     """
-    net_kwargs = description["network"] | dict(activation_fn=ACTIVATIONS[description["activation_fn"]])
+    network, activation_fn = description["network"], ACTIVATIONS[description["activation_fn"]]
+    normalization = NormalizationConfig(**network["normalization"])
     with th.device("meta"):
         extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
-        kwargs = inherited_kwargs(extractor_class, net_kwargs, description["normalize_images"])
+        kwargs = torch_layers.inherited_kwargs(extractor_class, activation_fn, normalization, description["normalize_images"])
         extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
         return Actor(
             observation_space,
@@ -240,7 +252,7 @@ def _make_actor(description: dict[str, Any], observation_space: spaces.Space[Any
             features_extractor=extractor,
             features_dim=extractor.features_dim,
             normalize_images=description["normalize_images"],
-            **net_kwargs,
+            **(network | dict(activation_fn=activation_fn, normalization=normalization)),
         )
 
 

@@ -89,24 +89,27 @@ class CompiledUpdate(FastUpdate):
         dtype, n_joint = actor.values.dtype, 2 * n if self.step.is_joint else 0
         input_dims = (network.table[0, ops.WIDTH] for network in (actor, critics[0].q_net))
         obs_dim, joined_dim = input_dims
+        memories, joint_memories = (
+            tuple(
+                QMemory(
+                    memory_arrays(critic.state_net, n_rows),
+                    memory_arrays(critic.q_net, n_rows),
+                    np.empty((n_rows, joined_dim), dtype),
+                )
+                for critic in critics
+            )
+            for n_rows in (n, n_joint)
+        )
+        joint_rows = tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, actor.table[-1, ops.WIDTH]))
         self.arrays = Parts(
             actor,
             actor_target,
             critics,
             critic_targets,
             memory_arrays(actor, n),
-            *(
-                tuple(
-                    QMemory(
-                        memory_arrays(critic.state_net, n_rows),
-                        memory_arrays(critic.q_net, n_rows),
-                        np.empty((n_rows, joined_dim), dtype),
-                    )
-                    for critic in critics
-                )
-                for n_rows in (n, n_joint)
-            ),
-            tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, actor.table[-1, ops.WIDTH])),
+            memories,
+            joint_memories,
+            joint_rows,
             *self.storages,
         )
 
@@ -118,9 +121,7 @@ class CompiledUpdate(FastUpdate):
         rates = adam_rates(self.actor_storage) if update_actor else NO_STEP, adam_rates(self.critic_storage)
         reports = np.zeros(3 * self.n_critics + 2)
         with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
-            self.function(
-                self.arrays, Transitions(*arrays), noise_array, reports, rates, tau, update_actor, self.step.choices
-            )
+            self.function(self.arrays, Transitions(*arrays), noise_array, reports, rates, tau, update_actor, self.step.choices)
         return th.from_numpy(reports).to(self.dtype)
 
 
@@ -190,7 +191,6 @@ def storage_arrays(storage: FlatStorage) -> ops.Storage:
     :return: The same, as the operations take it
     """
     ends = np.cumsum([sum(piece.numel() for piece in values) for _, (values, *_), _ in storage.slices])
-    flats = (storage.values, storage.grads, storage.exp_avg, storage.exp_avg_sq)
     fixed = [
         ((weight.data_ptr() - storage.values.data_ptr()) // weight.element_size(), weight.numel(), len(weight))
         for weight in storage.fixed_norm_weights
@@ -201,14 +201,17 @@ def storage_arrays(storage: FlatStorage) -> ops.Storage:
     target_values, target_stats, target_counts = targets
     dtype = storage.values.dtype
     return ops.Storage(
-        *(flat.numpy() for flat in flats),
-        np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64),
-        np.array(fixed, np.int64).reshape(-1, 3),
-        target_values.numpy(),
-        statistics_array(storage.stats, dtype),
-        statistics_array(target_stats, dtype),
-        statistics_array(storage.counts, th.int64),
-        statistics_array(target_counts, th.int64),
+        values=storage.values.numpy(),
+        grads=storage.grads.numpy(),
+        exp_avg=storage.exp_avg.numpy(),
+        exp_avg_sq=storage.exp_avg_sq.numpy(),
+        bounds=np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1).astype(np.int64),
+        fixed_norms=np.array(fixed, np.int64).reshape(-1, 3),
+        target_values=target_values.numpy(),
+        stats=statistics_array(storage.stats, dtype),
+        target_stats=statistics_array(target_stats, dtype),
+        counts=statistics_array(storage.counts, th.int64),
+        target_counts=statistics_array(target_counts, th.int64),
     )
 
 

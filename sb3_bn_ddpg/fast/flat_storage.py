@@ -13,7 +13,8 @@ from torch import nn
 
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 
 ALIGNMENT = 16
 """Parameters start at multiples of this number of floats (a cache line) in the flat tensors; the gaps stay zero."""

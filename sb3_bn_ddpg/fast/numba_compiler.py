@@ -22,7 +22,7 @@ def compiled(function: Callable[..., Any], also_from: tuple[str, ...] = ()) -> C
         was kept is compiled anew
     :return: The same, compiled
     """
-    kernel: Any = numba.njit(no_cpython_wrapper=not also_from, no_cfunc_wrapper=True, **OPTIONS)(function)
+    kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not also_from, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
     try:
         kernel.enable_caching()
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
@@ -64,8 +64,6 @@ def _say_that_nothing_is_kept(reason: Exception) -> None:
         f"seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
         stacklevel=2,
     )
-
-
 
 
 def _stamp(path: str) -> tuple[float, int]:

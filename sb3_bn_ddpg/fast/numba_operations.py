@@ -1,6 +1,6 @@
 """
-The operations of a gradient step, compiled by Numba: the same ones as in :mod:`sb3_bn_ddpg.fast.torch_operations`, where they are
-described, by the same names and arguments.
+The operations of a gradient step, compiled by Numba: the same ones as in :mod:`sb3_bn_ddpg.fast.torch_operations`, where they
+are described, by the same names and arguments.
 
 A network is a few flat arrays and a table of where its layers lie in them, so that one compiled code serves networks of any
 depth. Layer norm is the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an

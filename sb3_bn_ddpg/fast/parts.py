@@ -97,9 +97,9 @@ class EngineStep:
     """
     A gradient step written on the engine's operations.
 
-    :param function: The step: ``function(parts, transitions, noise, reports, rates, tau, update_actor, choices)``. It is run by
-        PyTorch as it stands, and compiled by Numba with its module's ``ops`` exchanged for Numba's operations.
-        What it reports is of each Q-network the loss, the mean of Q and of its absolute value; then the mean of the TD target,
+    :param function: The step: ``function(parts, transitions, noise, reports, rates, tau, update_actor, choices)``. PyTorch
+        runs it as it stands, and Numba compiles it with its module's ``ops`` exchanged for Numba's operations. What it reports
+        is of each Q-network the loss, the mean of Q and of its absolute value; then the mean of the TD target,
         and the actor's loss.
     :param choices: What else it is told, a named tuple of integers
     :param is_joint: Whether states and next states go through the Q-networks in one pass

@@ -15,7 +15,8 @@ from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic, QNetwork
 
 
 class ParsedNetworks(NamedTuple):
@@ -69,6 +70,10 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         for group in groups:  # which has one counter here
             if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
                 raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+    for critic in (nets.critic, nets.critic_target):
+        for q_network in critic.q_networks:
+            if type(q_network) is not QNetwork:
+                raise UnsupportedError(f"the network {type(q_network).__name__} is a custom class")
     distinct = dict.fromkeys((nets.actor, nets.critic, nets.actor_target, nets.critic_target))
     params = [param for network in distinct for param in network.parameters()]
     if len(set(params)) < len(params):
@@ -95,13 +100,13 @@ def parsed_networks(actor: Actor, critic: Critic) -> ParsedNetworks:
     :return: Their layers
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
-    for sequence in (actor.mu, *(part for q in _q_networks(critic) for part in (q.state_net, q.q_net))):
+    for sequence in (actor.mu, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
         if type(sequence) is not nn.Sequential:
             raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
     *actor_layers, last = actor.mu
     if type(last) is not nn.Tanh:
         raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
-    for layers in (actor_layers, [layer for q in _q_networks(critic) for layer in (*q.state_net, *q.q_net)]):
+    for layers in (actor_layers, [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)]):
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
@@ -109,9 +114,5 @@ def parsed_networks(actor: Actor, critic: Critic) -> ParsedNetworks:
             [*actor.norm_layers, *critic.norm_layers]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
-    critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in _q_networks(critic))
+    critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in critic.q_networks)
     return ParsedNetworks(parse_layers(actor_layers), critics, actor.features_extractor.features_dim)
-
-
-def _q_networks(critic):
-    return getattr(critic, "q_networks", [critic])

@@ -2,8 +2,8 @@
 The operations of a gradient step in PyTorch. :mod:`sb3_bn_ddpg.fast.numba_operations` has the same ones, by the same names and
 arguments; a step is written on these names (see :class:`~sb3_bn_ddpg.fast.parts.EngineStep`).
 
-Arguments that end in ``memory``, and what is handed over to be written to, are for Numba: here an operation returns its result,
-and a pass keeps in its memory what its way back needs.
+What is handed over to be written to is for Numba: here an operation returns its result, and a pass keeps in its memory what
+its way back needs.
 """
 
 from typing import Any
@@ -52,9 +52,7 @@ def backward(network: Mlp, memory: Memory, x: th.Tensor, grad: th.Tensor, n_want
     return network.backward(memory, grad, n_wanted)
 
 
-def last_inputs_gradient(
-    network: Mlp, memory: Memory, x: th.Tensor, grad: th.Tensor, mode: int, n_wanted: int
-) -> th.Tensor:
+def last_inputs_gradient(network: Mlp, memory: Memory, x: th.Tensor, grad: th.Tensor, mode: int, n_wanted: int) -> th.Tensor:
     """
     The gradient of the last inputs alone, such as the action's.
 

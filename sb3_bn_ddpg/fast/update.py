@@ -1,6 +1,6 @@
 """
-A gradient step on the engine, in PyTorch: gradients derived by hand, no autograd, and each network's parameters, gradients, Adam
-moments and running statistics laid out in one tensor each. It knows no algorithm: the step is handed over.
+A gradient step on the engine, in PyTorch: gradients derived by hand, no autograd, and each network's parameters, gradients,
+Adam moments and running statistics laid out in one tensor each. It knows no algorithm: the step is handed over.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import torch as th
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_bn_ddpg.networks.policies import Actor, Critic
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 

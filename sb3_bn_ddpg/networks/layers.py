@@ -1,6 +1,7 @@
 """The building blocks of the paper's networks: convolutions, normalised hidden layers, their initialisation (section 7)."""
 
-from typing import Any
+import inspect
+from typing import Any, Literal
 
 import torch as th
 from gymnasium import spaces
@@ -18,6 +19,9 @@ Kernel and stride of each layer, none padded. The paper leaves them open but for
 network: these leave 7x7 of 64x64 pixels, and with them an actor has 424,000.
 """
 N_FILTERS = 32
+
+FinalInit = float | Literal["fan_in"]
+"""Bound of an output layer's initialisation, or ``"fan_in"``: as a hidden layer's."""
 
 
 class PaperExtractor(BaseFeaturesExtractor):
@@ -65,7 +69,9 @@ class PaperCNN(PaperExtractor):
             )
         assert observation_space.shape is not None
         n_channels, *size = observation_space.shape
-        config = NormalizationConfig(conv_normalization, norm_momentum, norm_eps, renorm_warmup_steps, "conv_normalization")
+        config = NormalizationConfig(
+            conv_normalization, norm_momentum, norm_eps, renorm_warmup_steps, name="conv_normalization"
+        )
         modules: list[nn.Module] = []
         for kernel, stride in CONVOLUTIONS:
             kernel_size = (min(kernel, size[0]), min(kernel, size[1]))
@@ -79,7 +85,7 @@ class PaperCNN(PaperExtractor):
         modules.append(nn.Flatten())
         n_features = N_FILTERS * size[0] * size[1]
         config = NormalizationConfig(
-            features_normalization, norm_momentum, norm_eps, renorm_warmup_steps, "features_normalization"
+            features_normalization, norm_momentum, norm_eps, renorm_warmup_steps, name="features_normalization"
         )
         if features_dim is not None:
             check_number("features_dim", features_dim, low=1, integer=True)
@@ -171,6 +177,38 @@ class PaperCombinedExtractor(PaperExtractor):
         return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
 
 
+def inherited_kwargs(
+    extractor_class: type[BaseFeaturesExtractor],
+    activation_fn: type[nn.Module],
+    normalization: NormalizationConfig,
+    normalize_images: bool,
+) -> dict[str, Any]:
+    """
+    What a features extractor of this package has from its policy, unless ``features_extractor_kwargs`` say otherwise.
+
+    :param extractor_class: The extractor's class
+    :param activation_fn: Activation function of the networks
+    :param normalization: Normalisation of the networks
+    :param normalize_images: Whether the policy scales images
+    :return: Keyword arguments of the extractor; none for other classes
+    """
+    kwargs: dict[str, Any] = {}
+    if issubclass(extractor_class, PaperExtractor):
+        kwargs = dict(
+            activation_fn=activation_fn,
+            norm_momentum=normalization.momentum,
+            norm_eps=normalization.eps,
+            renorm_warmup_steps=normalization.renorm_warmup_steps,
+            normalized_image=not normalize_images,
+        )
+    if issubclass(extractor_class, PaperCombinedExtractor):
+        kwargs["normalization"] = normalization.kind
+    parameters = inspect.signature(extractor_class).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return kwargs
+    return {name: value for name, value in kwargs.items() if name in parameters}  # a subclass may have other arguments
+
+
 def has_images(observation_space: spaces.Space[Any], normalize_images: bool = True) -> bool:
     """
     :param observation_space: Observation space
@@ -200,11 +238,24 @@ def fan_in_conv(
     return conv
 
 
+def input_layers(
+    features_extractor: BaseFeaturesExtractor, features_dim: int, normalization: NormalizationConfig
+) -> list[nn.Module]:
+    """
+    :param features_extractor: What extracts the features
+    :param features_dim: Number of features
+    :param normalization: Normalisation of the network
+    :return: The layers that normalise the features: one or none
+    """
+    return [] if isinstance(features_extractor, PaperExtractor) else normalization.input_layers(features_dim)
+
+
 def hidden_layers(
     input_dim: int, net_arch: list[int], activation_fn: type[nn.Module], normalization: NormalizationConfig
 ) -> list[nn.Module]:
     """
-    Hidden layers, each a linear map, a normalisation and an activation function in this order ("before its nonlinearity").
+    Hidden layers, each a linear map, a normalisation and an activation function in this order ("before its nonlinearity"), or
+    with the last two exchanged.
 
     :param input_dim: Number of inputs
     :param net_arch: Number of units of each hidden layer
@@ -214,13 +265,29 @@ def hidden_layers(
     """
     modules: list[nn.Module] = []
     for n_units in net_arch:
+        norm_layers, activation = normalization.hidden_layers(n_units), [activation_fn()]
         modules += [
             fan_in_linear(input_dim, n_units, bias=not normalization.replaces_bias),
-            *normalization.hidden_layers(n_units),
-            activation_fn(),
+            *(norm_layers + activation if normalization.order == "before_activation" else activation + norm_layers),
         ]
         input_dim = n_units
     return modules
+
+
+def output_linear(in_features: int, out_features: int, final_init: FinalInit) -> nn.Linear:
+    """
+    An output layer.
+
+    :param in_features: Number of inputs
+    :param out_features: Number of outputs
+    :param final_init: Largest absolute value of its weights and biases, > 0, or ``"fan_in"``
+    :return: The layer, weights and biases drawn from U[-final_init, final_init], or as those of :func:`fan_in_linear`
+    :raises ValueError: if ``final_init`` is anything else
+    """
+    check_number("final_init", final_init, low=0, low_open=True, words=("fan_in",))
+    if isinstance(final_init, str):
+        return fan_in_linear(in_features, out_features)
+    return uniform_linear(in_features, out_features, final_init)
 
 
 def fan_in_linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:

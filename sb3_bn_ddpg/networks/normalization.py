@@ -18,6 +18,9 @@ LayerNormalization = Literal["batch", "batch_renorm", "layer"]
 Normalization = Literal["batch", "batch_renorm", "layer", "batch_layer"]
 """Of a network: of the same kind on state and hidden layers, but layer norm, which leaves a state as it is."""
 
+NormOrder = Literal["before_activation", "after_activation"]
+"""Where a hidden layer has its normalisation: before its activation function (the paper's) or after it (CrossQ's)."""
+
 
 @dataclass(frozen=True)
 class NormalizationConfig:
@@ -31,6 +34,8 @@ class NormalizationConfig:
     :param eps: Value added to the variance for numerical stability, > 0
     :param renorm_warmup_steps: For this number of updates, and one more (as in sb3-contrib), batch renormalisation is batch
         normalisation, >= 0
+    :param order: Order of a hidden layer: ``"before_activation"`` (the paper's: linear, normalisation, activation) or
+        ``"after_activation"`` (CrossQ's: linear with a bias, activation, normalisation). Convolutions have the first.
     :param name: The argument that ``kind`` came from, for the message; only ``"normalization"`` knows ``"batch_layer"``
     :raises ValueError: if an argument is out of its range
     """
@@ -39,6 +44,7 @@ class NormalizationConfig:
     momentum: float = 0.1
     eps: float = 1e-5
     renorm_warmup_steps: int = 100_000
+    order: NormOrder = "before_activation"
     name: str = "normalization"
 
     def __post_init__(self) -> None:
@@ -47,14 +53,16 @@ class NormalizationConfig:
         check_number("norm_momentum", self.momentum, low=0, low_open=True, high=1)
         check_number("norm_eps", self.eps, low=0, low_open=True)
         check_number("renorm_warmup_steps", self.renorm_warmup_steps, low=0, integer=True)
+        check_choice("norm_order", self.order, get_args(NormOrder))
 
     @property
     def replaces_bias(self) -> bool:
         """
         Whether a bias before the normalisation would be without effect: batch norm subtracts the mean, and its beta
-        does the bias's work. (Layer norm subtracts a mean over units, batch renorm partly the running mean.)
+        does the bias's work. (Layer norm subtracts a mean over units, batch renorm partly the running mean. Behind an
+        activation function, batch norm cannot take a bias away.)
         """
-        return self.kind == "batch"
+        return self.kind == "batch" and self.order == "before_activation"
 
     def input_layers(self, num_features: int) -> list[nn.Module]:
         """
@@ -68,7 +76,7 @@ class NormalizationConfig:
     def hidden_layers(self, num_features: int) -> list[nn.Module]:
         """
         :param num_features: Number of units of the hidden layer
-        :return: The layers that go between its linear map and its activation function: one or none
+        :return: The layers that go before its activation function, or after it: one or none
         """
         if self.kind == "batch":
             return [BatchNorm1d(num_features, eps=self.eps, momentum=self.momentum)]
@@ -90,6 +98,10 @@ class NormalizationConfig:
         if self.kind == "layer":
             return [nn.GroupNorm(1, num_channels, eps=self.eps)]
         return []
+
+
+PAPER_NORMALIZATION = NormalizationConfig()
+"""Batch norm everywhere, before the activation functions."""
 
 
 def norm_parameters(network: nn.Module) -> set[nn.Parameter]:

@@ -8,7 +8,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 
-from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
+from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.saving.callback_state import restore_callback_states
 
 
@@ -25,7 +25,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
     :ivar _is_new_episode_told: Whether a warning told that checkpoints resume with a new episode
     """
 
-    policy: BNDDPGPolicy
+    policy: BNActorCriticPolicy
     _callback: BaseCallback | None = None
     _is_within_step: bool = False
     _is_collecting: bool = False

@@ -13,8 +13,7 @@ from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.deterministic.engine_step import step_on_engine
 from sb3_bn_ddpg.deterministic.step import ActorLossCritics, gradient_step
 from sb3_bn_ddpg.fast.parts import EngineStep
-from sb3_bn_ddpg.networks.policies import BNActorCriticPolicy
-from sb3_bn_ddpg.networks.td3_policies import BNTD3CnnPolicy, BNTD3MultiInputPolicy, BNTD3Policy
+from sb3_bn_ddpg.networks.policies import BNTD3CnnPolicy, BNTD3MultiInputPolicy, BNTD3Policy
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 
@@ -22,15 +21,15 @@ from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 class BNTD3(BNOffPolicyAlgorithm):
     """
     Twin Delayed DDPG (TD3, `Addressing Function Approximation Error in Actor-Critic Methods
-    <https://arxiv.org/abs/1802.09477>`_) with the batch normalisation of :class:`~sb3_bn_ddpg.BNDDPG`: two critics, of which the
-    smaller value makes the target, noise on the target's actions, an actor that is updated less often than the critics.
+    <https://arxiv.org/abs/1802.09477>`_) with the batch normalisation of :class:`~sb3_bn_ddpg.BNDDPG`: two critics, of which
+    the smaller value makes the target, noise on the target's actions, an actor that is updated less often than the critics.
 
     The parameters are those of SB3's ``TD3``, in its order, with the paper's values, followed by the ones of this family. With
     one critic, ``policy_delay=1`` and ``target_policy_noise=0`` it is BNDDPG.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
-    :param learning_rate: Learning rate of actor and critics (>= 0), a number or a function of the progress remaining (from 1 to 0)
+    :param learning_rate: Learning rate (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param buffer_size: Size of the replay buffer, in transitions (>= 1)
     :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
         starts (0 or a negative number: none). With ``HerReplayBuffer``, at least as many as the first episode takes.
@@ -60,8 +59,8 @@ class BNTD3(BNOffPolicyAlgorithm):
     :param critic_learning_rate: Learning rate of the critics (>= 0), a number or a schedule (if None: ``learning_rate``)
     :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0; its biases, and batch norm's gamma and beta
         are spared): with Adam, this times the weight is added to the gradient of the loss
-    :param actor_loss_critics: Whose value the actor's loss ascends: the ``"first"`` critic's, as in the paper, or in each state
-        the ``"smallest"``, as in SAC and CrossQ
+    :param actor_loss_critics: Whose value the actor's loss ascends: the ``"first"`` critic's, as in the paper, or in each
+        state the ``"smallest"``, as in SAC and CrossQ
     :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
@@ -76,8 +75,9 @@ class BNTD3(BNOffPolicyAlgorithm):
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
     :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
-        (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states. ``"joint"``, only without target networks, takes states
-        and next states through the critics in one pass (see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+        (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
+        ``"joint"``, only without target networks, takes states and next states through the critics in one pass (see
+        :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critics in their loss: ``"batch_update"`` or
@@ -99,6 +99,10 @@ class BNTD3(BNOffPolicyAlgorithm):
     :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
     """
 
+    target_policy_noise: float
+    target_noise_clip: float
+    actor_loss_critics: ActorLossCritics
+
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": BNTD3Policy,
         "CnnPolicy": BNTD3CnnPolicy,
@@ -107,7 +111,7 @@ class BNTD3(BNOffPolicyAlgorithm):
 
     def __init__(
         self,
-        policy: str | type[BNActorCriticPolicy],
+        policy: str | type[BNTD3Policy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         buffer_size: int = 1_000_000,  # 1e6

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
 
+from sb3_bn_ddpg.networks.critics import CriticNormLayers
 from sb3_bn_ddpg.networks.normalization import Normalization
-from sb3_bn_ddpg.networks.policies import CriticNormLayers
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}

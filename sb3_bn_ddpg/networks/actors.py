@@ -1,0 +1,125 @@
+"""Actors: the paper's deterministic one, and one that draws its actions from a Gaussian squashed by tanh."""
+
+import math
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_bn_ddpg.networks.base import StateNetwork
+from sb3_bn_ddpg.networks.layers import FinalInit, output_linear
+
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""Where the logarithm of the standard deviation is clamped, as in SB3's SAC."""
+
+SQUASH_EPS = 1e-6
+"""Added to the derivative of tanh before its logarithm, as in SB3's SAC: where tanh saturates, it is zero."""
+
+
+class BaseActor(StateNetwork, BasePolicy):
+    """What all actors have in common: a deterministic action for each state, scaled to [-1, 1]."""
+
+    action_space: spaces.Box
+
+    @property
+    def squash_output(self) -> bool:
+        """Whether actions are scaled to [-1, 1]."""
+        return True
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :return: Deterministic actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        return self.actions_of(self.features(obs))
+
+    def actions_of(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: Deterministic actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        raise NotImplementedError
+
+
+class Actor(BaseActor):
+    """
+    The paper's actor mu(s): normalised state, normalised hidden layers, tanh (sections 3 and 7).
+
+    The parameters are those of :class:`~sb3_bn_ddpg.networks.base.StateNetwork`.
+    """
+
+    def _add_layers(self, layers: list[nn.Module], n_units: int, final_init: FinalInit) -> None:
+        # The output is not normalised: that would undo the small initialisation, by which the first actions are near zero
+        # (section 7)
+        self.mu = nn.Sequential(*layers, output_linear(n_units, get_action_dim(self.action_space), final_init), nn.Tanh())
+
+    def actions_of(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        """
+        actions: th.Tensor = self.mu(features)
+        return actions
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # The policy is deterministic: exploration is the business of the action noise
+        actions: th.Tensor = self(observation)
+        return actions
+
+
+class GaussianActor(BaseActor):
+    """
+    The actor of SAC, with the paper's normalisation: tanh(mean(s) + std(s) * noise). Mean and logarithm of the standard
+    deviation are two linear layers behind the same hidden layers.
+
+    The parameters are those of :class:`~sb3_bn_ddpg.networks.base.StateNetwork`.
+    """
+
+    def _add_layers(self, layers: list[nn.Module], n_units: int, final_init: FinalInit) -> None:
+        action_dim = get_action_dim(self.action_space)
+        # The names are those of SB3's SAC
+        self.latent_pi = nn.Sequential(*layers)
+        self.mu = output_linear(n_units, action_dim, final_init)
+        self.log_std = output_linear(n_units, action_dim, final_init)
+
+    def actions_of(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: Deterministic actions tanh(mean), of shape ``(batch_size, action_dim)``
+        """
+        return th.tanh(self.mu(self.latent_pi(features)))
+
+    def gaussian_of(self, features: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: Mean of the Gaussian and logarithm of its standard deviation, before tanh, of shape
+            ``(batch_size, action_dim)`` each
+        """
+        latent = self.latent_pi(features)
+        return self.mu(latent), self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def action_and_log_prob(self, features: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The action that a given noise makes, and how probable it is. Gradients flow through both.
+
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :param noise: Standard normal noise, of shape ``(batch_size, action_dim)``
+        :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``, and the logarithm of their probability
+            density, of shape ``(batch_size, 1)``
+        """
+        mean, log_std = self.gaussian_of(features)
+        actions = th.tanh(mean + log_std.exp() * noise)
+        # The density of the Gaussian, divided by the derivative of tanh (change of variables), for each entry of the action
+        log_densities = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_densities = log_densities - th.log(1 - actions.square() + SQUASH_EPS)
+        return actions, log_densities.sum(dim=1, keepdim=True)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        if deterministic:
+            actions: th.Tensor = self(observation)
+            return actions
+        mean, log_std = self.gaussian_of(self.features(observation))
+        return th.tanh(mean + log_std.exp() * th.randn_like(mean))
