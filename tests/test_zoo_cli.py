@@ -93,7 +93,7 @@ def test_options_of_train_reach_the_zoo(monkeypatch):
     )
     paper = ["--conf-file", str(zoo.profile_path("paper"))]
     assert seen == [["--algo", "bn_ddpg", *paper, "--env", "Pendulum-v1", "-params", "gamma:0.9", "tau:1", "-P"]]
-    assert zoo.manager.FamilyExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
+    assert zoo.search.FamilyExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
 
 
 @pytest.mark.parametrize("arguments", [["--env", "dm_control/reacher-easy-v0"], ["--env=dm_control/reacher-easy-v0"]])
