@@ -25,7 +25,7 @@ def test_help_names_every_command(tmp_path):
     assert output == run("--help", cwd=tmp_path)
     for command in cli.COMMANDS:
         assert f"\n  {command} " in output
-    assert "--algo is bn_ddpg" in output
+    assert "--algo" in output
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -53,7 +53,7 @@ def test_unknown_command(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "best"], "argument --profile: invalid choice: 'best'"),
+        (["--profile", "best"], "argument --profile: invalid choice: 'best': bn_ddpg has 'tuned', 'paper'"),
         (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
         (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),
         (["--heartbeat-interval", "0"], "`heartbeat_interval=0` is not allowed: it must be an integer >= 1"),

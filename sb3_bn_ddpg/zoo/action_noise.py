@@ -29,9 +29,9 @@ def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
     which falls linearly to 0, as the Zoo's learning rates do, or the mapping ``{start: 0.2, end: 0.05, end_fraction: 0.5}``,
     which stays at ``end`` after that share of the training.
 
-    :param value: The mapping, or anything else that ``BNDDPG`` takes, which is returned as it is
+    :param value: The mapping, or anything else that a model takes, which is returned as it is
     :param action_shape: Shape of one action
-    :return: A value for the argument ``action_noise`` of ``BNDDPG``
+    :return: A value for a model's argument ``action_noise``
     :raises ValueError: if the mapping has an unknown key or a value out of its range
     """
     if not isinstance(value, Mapping):
