@@ -56,7 +56,7 @@ class TrainingManager(HyperparameterManager):
     :param algo: Algorithm
     :param rest: Other positional arguments of ``ExperimentManager``
     :param kwargs: Its keyword arguments
-    :raises ValueError: if ``n_eval_envs`` is no positive integer, or a checkpoint is to be resumed by an algorithm of the Zoo
+    :raises ValueError: if ``n_eval_envs`` is no positive integer, or a checkpoint is to be resumed by another algorithm
     """
 
     checkpoint_freq: ClassVar[int] = CHECKPOINT_FREQ
@@ -70,16 +70,26 @@ class TrainingManager(HyperparameterManager):
         self._interrupts = Interrupts()
         self._is_given_steps = self.n_timesteps > 0  # later, the Zoo puts the file's there
         self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
-        if self._is_resumed and algo not in ALGORITHMS:
-            known = ", ".join(map(repr, ALGORITHMS))
-            raise ValueError(f"`algo={algo!r}` is not allowed with the checkpoint {self.trained_agent}: it is one of {known}")
+        if self._is_resumed:
+            self._check_algorithm()
+
+    def _check_algorithm(self) -> None:
+        """
+        :raises ValueError: if the checkpoint to resume is another algorithm's
+        """
+        written_by = read_manifest(self.trained_agent)["algorithm"]
+        names = [name for name, row in ALGORITHMS.items() if row.algorithm.__name__ == written_by]
+        if self.algo not in names:
+            takes = f"use `--algo {names[0]}`" if names else "it is not registered with RL Zoo"
+            raise ValueError(
+                f"`algo={self.algo!r}` is not allowed with {self.trained_agent}, a checkpoint of {written_by}: {takes}"
+            )
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
         Read the hyperparameters. A resumed training goes on with its own.
 
         :return: The hyperparameters, and a copy of them to save
-        :raises FileError: if the checkpoint is another algorithm's
         :raises ValueError: if the training has ended, and the command line does not say for how many more steps it goes on
         """
         if self._is_resumed:
