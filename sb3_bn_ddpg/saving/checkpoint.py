@@ -173,7 +173,8 @@ def read_checkpoint(path: str | pathlib.Path, algorithm: type[StepLifeCycle]) ->
             if tuple(archive.namelist()) != MEMBERS:
                 raise FileError(path, f"holds {archive.namelist()}, not {list(MEMBERS)}")
             manifest = json.loads(archive.read("manifest.json"))
-            if manifest["algorithm"] != algorithm.__name__:  # before what is pickled, which may need its module
+            # By name alone: a script's class is in __main__ or in the script's module. Before what is pickled is read
+            if manifest["algorithm"] != algorithm.__name__:
                 raise FileError(
                     path,
                     f"is a checkpoint of {manifest['algorithm']} (in {manifest['module']}), with which "
