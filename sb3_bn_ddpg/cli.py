@@ -1,4 +1,4 @@
-"""``bn-ddpg`` and ``python -m sb3_bn_ddpg``: RL Zoo's own scripts, with ``bn_ddpg`` among their algorithms."""
+"""``bn-ddpg`` and ``python -m sb3_bn_ddpg``: RL Zoo's own scripts, with this package's algorithms among theirs."""
 
 import argparse
 import importlib
@@ -104,8 +104,9 @@ def _top_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bn-ddpg",
         usage="bn-ddpg [-h] [--version] command ...",
-        description="RL Zoo's scripts with all their options, for batch-normalised DDPG:\n"
-        "--algo is bn_ddpg if you leave it out, and the Zoo's other algorithms are a word away (--algo ddpg).",
+        # Without the table of algorithms, which needs RL Zoo
+        description="RL Zoo's scripts with all their options, for algorithms with batch normalisation.\n"
+        "If you leave out --algo, it is the one that a command's help names; the Zoo's others are a word away (--algo ddpg).",
         epilog=f"commands:\n{commands}\n\n`bn-ddpg command --help` shows the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -125,8 +126,11 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     """
     parser = argparse.ArgumentParser(prog="bn-ddpg train", usage=argparse.SUPPRESS, add_help=False, allow_abbrev=False)
     own = parser.add_argument_group("options of bn-ddpg")
-    profiles = tuple(dict.fromkeys(name for row in zoo.ALGORITHMS.values() for name in row.profiles))
-    own.add_argument("--profile", choices=profiles, help="the hyperparameters that the package ships (default: tuned)")
+    own_algorithms = ", ".join(zoo.ALGORITHMS)
+    profiles = "; ".join(f"{algo}: {', '.join(row.profiles)}" for algo, row in zoo.ALGORITHMS.items())
+    own.add_argument(
+        "--profile", help=f"the hyperparameters that the package ships for the algorithm, by default the first ({profiles})"
+    )
     recovery = zoo.WorkerRecovery()
     own.add_argument(
         "--heartbeat-interval",
@@ -149,12 +153,12 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
         default=zoo.CHECKPOINT_FREQ,
         metavar="STEPS",
         help="how often to write the run's checkpoint.zip, replay buffer included, from which `-i .../checkpoint.zip` resumes "
-        "to the same numbers; -1 for never (bn_ddpg only, default: %(default)s)",
+        f"to the same numbers; -1 for never ({own_algorithms} only, default: %(default)s)",
     )
     own.add_argument(
         "--new-episode",
         action="store_true",
-        help="begin a new episode where `-i .../checkpoint.zip` would go on in the middle of one (bn_ddpg only)",
+        help=f"begin a new episode where `-i .../checkpoint.zip` would go on in the middle of one ({own_algorithms} only)",
     )
     options, rest = parser.parse_known_args(arguments)
     if wants_help:
@@ -172,8 +176,10 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
     others.add_argument("-conf", "--conf-file")
     known, _ = others.parse_known_args(rest)
     if known.algo not in zoo.ALGORITHMS:
-        families = ", ".join(zoo.ALGORITHMS)
-        parser.error(f"argument --profile: not allowed with --algo {known.algo}: only {families} have profiles")
+        parser.error(f"argument --profile: not allowed with --algo {known.algo}: only {own_algorithms} have profiles")
+    if options.profile not in zoo.ALGORITHMS[known.algo].profiles:
+        choices = ", ".join(map(repr, zoo.ALGORITHMS[known.algo].profiles))
+        parser.error(f"argument --profile: invalid choice: {options.profile!r}: {known.algo} has {choices}")
     if known.conf_file is not None:
         parser.error("argument --profile: not allowed with argument -conf/--conf-file")
     return ["--conf-file", str(zoo.profile_path(options.profile, known.algo)), *rest]

@@ -34,7 +34,7 @@ from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, UnsupportedError
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
@@ -66,11 +66,11 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     policy: BNActorCriticPolicy
     _schedule_timesteps: int | None = None
     _fast_update: FastStep | None = None
-    _said_of_fast_update: tuple[str, ...] | list[str] = ()
+    _said_of_fast_update: tuple[str, ...] = ()
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
-    actor: Actor
-    actor_target: Actor
+    actor: BaseActor
+    actor_target: BaseActor
     critic: Critic
     critic_target: Critic
 
@@ -536,7 +536,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         nets, step, kept = self._networks, self._step_on_engine(), self._fast_update
         if self._is_fast_update_checked and kept is not None and step is not None and kept.is_current(nets, step):
             return kept
-        said = []
+        said: tuple[str, ...] = ()
         while self._fast_update_classes and step is not None:
             try:
                 if type(kept) is not self._fast_update_classes[0] or not kept.fits(nets, step):
@@ -544,7 +544,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
                 break
             except UnsupportedError as reason:
                 self._fast_update_classes.pop(0)
-                said.append(f"Updating {'without compiled code' if self._fast_update_classes else 'by autograd'}: {reason}")
+                said += (f"Updating {'without compiled code' if self._fast_update_classes else 'by autograd'}: {reason}",)
         else:
             self._fast_update = None
         # Not at each call of learn again
@@ -558,7 +558,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 4,
-        tb_log_name: str = "BNDDPG",
+        tb_log_name: str = "",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
         schedule_timesteps: int | None = None,
@@ -569,7 +569,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         :param total_timesteps: Number of environment steps
         :param callback: Callback(s) called at every step with the state of the algorithm
         :param log_interval: Number of episodes between two logs
-        :param tb_log_name: Name of the run for TensorBoard
+        :param tb_log_name: Name of the run for TensorBoard (if empty: the class's)
         :param reset_num_timesteps: Whether to start counting steps anew; if not, the episode and its noise go on
         :param progress_bar: Whether to display a progress bar
         :param schedule_timesteps: Number of environment steps, those of earlier calls included, after which schedules end
@@ -588,7 +588,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
                 total_timesteps=total_timesteps,
                 callback=callback,
                 log_interval=log_interval,
-                tb_log_name=tb_log_name,
+                tb_log_name=tb_log_name or type(self).__name__,
                 reset_num_timesteps=reset_num_timesteps,
                 progress_bar=progress_bar,
             )

@@ -94,6 +94,22 @@ def make_model() -> Callable[..., BNDDPG]:
     return make
 
 
+@pytest.fixture
+def zoo_registrations():
+    """What a test registers with RL Zoo is gone after it: later tests of the same process see the Zoo too."""
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+    from rl_zoo3.utils import ALGOS
+
+    from sb3_bn_ddpg import zoo
+
+    tables: list[dict[str, Any]] = [zoo.ALGORITHMS, ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]  # type: ignore[list-item]
+    contents = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, contents, strict=True):
+        table.clear()
+        table.update(content)
+
+
 class StopAt(BaseCallback):
     """Ends a training in the middle of a step, as a callback does or Ctrl-C."""
 

@@ -27,22 +27,6 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.fixture
-def zoo_registrations():
-    """What a test registers with RL Zoo is gone after it: later tests of the same process see the Zoo too."""
-    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-    from rl_zoo3.utils import ALGOS
-
-    from sb3_bn_ddpg import zoo
-
-    tables: list[dict[str, Any]] = [zoo.ALGORITHMS, ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]  # type: ignore[list-item]
-    contents = [dict(table) for table in tables]
-    yield
-    for table, content in zip(tables, contents, strict=True):
-        table.clear()
-        table.update(content)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):

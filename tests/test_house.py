@@ -1,6 +1,7 @@
 """The package's structure: what imports what, and what everybody may import."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,23 @@ def test_no_files_import_each_other():
 
 def test_the_rule_sees_what_points_up(tmp_path):
     file = tmp_path / "file.py"
-    file.write_text("def f():\n    from sb3_bn_ddpg.zoo import manager\n    import sb3_bn_ddpg.ddpg.step\n")
-    assert imported_by(file) == {"sb3_bn_ddpg.zoo.manager", "sb3_bn_ddpg.ddpg.step"}
+    file.write_text("def f():\n    from sb3_bn_ddpg.zoo import search\n    import sb3_bn_ddpg.ddpg.step\n")
+    assert imported_by(file) == {"sb3_bn_ddpg.zoo.search", "sb3_bn_ddpg.ddpg.step"}
+
+
+def test_only_the_table_names_algorithms():
+    """RL Zoo's part, the command line and files work with any algorithm: none of them names one."""
+    pytest.importorskip("rl_zoo3")
+    from sb3_bn_ddpg import zoo
+
+    names = {name for algo, row in zoo.ALGORITHMS.items() for name in (algo, row.algorithm.__name__)}
+    named = re.compile(rf"(?<!\w)({'|'.join(names)})(?!\w)", re.IGNORECASE)
+    table = {PACKAGE / "zoo" / "algorithms.py", PACKAGE / "zoo" / "search_space.py"}
+    files = {*(PACKAGE / "zoo").glob("*.py"), *(PACKAGE / "saving").glob("*.py"), PACKAGE / "cli.py"} - table
+    assert len(files) > 15
+    assert named.search('help="bn_ddpg only"')
+    found = {file.name: match for file in files if (match := named.search(file.read_text()))}
+    assert found == {}
 
 
 def test_public_names():

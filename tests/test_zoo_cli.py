@@ -25,7 +25,7 @@ def test_help_names_every_command(tmp_path):
     assert output == run("--help", cwd=tmp_path)
     for command in cli.COMMANDS:
         assert f"\n  {command} " in output
-    assert "--algo is bn_ddpg" in output
+    assert "--algo" in output
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -53,7 +53,7 @@ def test_unknown_command(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "best"], "argument --profile: invalid choice: 'best'"),
+        (["--profile", "best"], "argument --profile: invalid choice: 'best': bn_ddpg has 'tuned', 'paper'"),
         (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
         (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),
         (["--heartbeat-interval", "0"], "`heartbeat_interval=0` is not allowed: it must be an integer >= 1"),
@@ -93,7 +93,7 @@ def test_options_of_train_reach_the_zoo(monkeypatch):
     )
     paper = ["--conf-file", str(zoo.profile_path("paper"))]
     assert seen == [["--algo", "bn_ddpg", *paper, "--env", "Pendulum-v1", "-params", "gamma:0.9", "tau:1", "-P"]]
-    assert zoo.manager.FamilyExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
+    assert zoo.search.FamilyExperimentManager.recovery == zoo.WorkerRecovery(max_retries=1)
 
 
 @pytest.mark.parametrize("arguments", [["--env", "dm_control/reacher-easy-v0"], ["--env=dm_control/reacher-easy-v0"]])

@@ -27,7 +27,8 @@ with contextlib.suppress(ImportError):
 
 zoo.register()
 
-FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in zoo.PROFILES}
+PROFILES = [*zoo.ALGORITHMS[zoo.ALGO].profiles]
+FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in PROFILES}
 ALL_ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if "default" not in env_id]
 PAPERS = {
     "cartpole": ("swingup", "balance", "two_poles", "three_poles"),
@@ -95,7 +96,7 @@ gym.register("Image-v0", lambda: SpaceEnv(IMAGE, spaces.Box(-1, 1, (2,))))
 gym.register("Both-v0", lambda: SpaceEnv(spaces.Dict(VECTORS, camera=IMAGE), spaces.Box(-1, 1, (2,))))
 
 
-@pytest.mark.parametrize("profile", zoo.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize(
     ("env_id", "policy"), [("Vectors-v0", MultiInputPolicy), ("Both-v0", MultiInputPolicy), ("Image-v0", CnnPolicy)]
 )
@@ -153,7 +154,7 @@ def test_tuned_profile_covers_mujoco():
     assert set(mujoco) <= FILES["tuned"].keys()
 
 
-@pytest.mark.parametrize("profile", zoo.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_cover_the_suite(profile):
     assert PAPERS_NAMES < SUITE_NAMES
     for pattern in ("dm_control/{}-v0", "bn_ddpg/{}-pixels-v0"):
@@ -165,7 +166,7 @@ def test_profiles_cover_the_suite(profile):
     assert {f"bn_ddpg/{name}-pixels-v0" for name in SUITE_NAMES} <= gym.registry.keys()
 
 
-@pytest.mark.parametrize("profile", zoo.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 def test_pixels_build_a_model(profile, tmp_path):
     pytest.importorskip("shimmy")
     try:

@@ -85,7 +85,11 @@ def test_register_twice_is_harmless():
     assert (list(ALGOS), list(HYPERPARAMS_SAMPLER), exp_manager.ExperimentManager) == before
     assert ALGOS["bn_ddpg"] is BNDDPG
     assert rl_zoo3.train.ExperimentManager is exp_manager.ExperimentManager
-    assert exp_manager.ExperimentManager.__base__.__module__ == "rl_zoo3.exp_manager"
+    of_the_zoo = [cls.__module__ for cls in exp_manager.ExperimentManager.__mro__].index("rl_zoo3.exp_manager")
+    assert [cls.__module__ for cls in exp_manager.ExperimentManager.__mro__[of_the_zoo:]] == [
+        "rl_zoo3.exp_manager",
+        "builtins",
+    ]
 
 
 def test_other_algorithms_keep_their_files(tmp_path):

@@ -82,7 +82,7 @@ def open_files_of_trials(n_trials: int) -> list[int]:
     :return: The number of the process's open files before each but the first, and after the last
     """
     from sb3_bn_ddpg import cli
-    from sb3_bn_ddpg.zoo.manager import FamilyExperimentManager
+    from sb3_bn_ddpg.zoo.search import FamilyExperimentManager
 
     counts = []
     objective = FamilyExperimentManager.objective

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, concatenated, discounted
 from sb3_bn_ddpg.networks.actor_critic import Networks, move_targets, restore_norms
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
@@ -105,7 +105,7 @@ def td_target(
     actor, critic, next_obs = nets.actor_target, nets.critic_target, batch.next_observations
     if nets.shares_features:
         # Their owner's pass: under "..._update" it alone updates the statistics of shared layers
-        owner: Actor | Critic = actor if actor.owns_features_extractor else critic
+        owner: BaseActor | Critic = actor if actor.owns_features_extractor else critic
         features = owner.forward_with(statistics.target, next_obs, part=owner.features)
         next_actions = smoothed(actor.forward_with(statistics.target, features, part=actor.actions_of), noise)
         next_q_values = critic.forward_with(statistics.target, features, next_actions, part=critic.values_of)

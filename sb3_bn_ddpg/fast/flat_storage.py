@@ -13,7 +13,7 @@ from torch import nn
 
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic
 
 ALIGNMENT = 16
@@ -46,7 +46,7 @@ class FlatStorage:
     """
 
     def __init__(
-        self, network: Actor | Critic, target: Actor | Critic, fixed_norm_weights: tuple[th.Tensor, ...] = ()
+        self, network: BaseActor | Critic, target: BaseActor | Critic, fixed_norm_weights: tuple[th.Tensor, ...] = ()
     ) -> None:
         self.network, self.optimizer, self.fixed_norm_weights = network, network.optimizer, fixed_norm_weights
         groups = self.optimizer.param_groups
@@ -266,7 +266,7 @@ def _flattened(tensors: Iterable[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]
     return flat, views
 
 
-def _flat_statistics(network: Actor | Critic) -> tuple[th.Tensor, th.Tensor]:
+def _flat_statistics(network: BaseActor | Critic) -> tuple[th.Tensor, th.Tensor]:
     """
     :param network: A network, whose batch-norm buffers become views
     :return: One tensor with all running means and variances, one with all counters of updates

@@ -15,7 +15,7 @@ from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import Actor, BaseActor
 from sb3_bn_ddpg.networks.critics import Critic, QNetwork
 
 
@@ -93,13 +93,14 @@ def _has_module_hooks(network: nn.Module) -> bool:
     return any(getattr(module, name) for module in network.modules() for name in names)
 
 
-def parsed_networks(actor: Actor, critic: Critic) -> ParsedNetworks:
+def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
     """
     :param actor: The actor, whose last layer is its tanh
     :param critic: The critic
     :return: Their layers
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
+    assert isinstance(actor, Actor)
     for sequence in (actor.mu, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
         if type(sequence) is not nn.Sequential:
             raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")

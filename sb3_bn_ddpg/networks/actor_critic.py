@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
@@ -26,9 +26,9 @@ class Networks:
     :param fixed_norm_critic_weights: Weights of the critic that keep their norm
     """
 
-    actor: Actor
+    actor: BaseActor
     critic: Critic
-    actor_target: Actor
+    actor_target: BaseActor
     critic_target: Critic
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()

@@ -14,7 +14,7 @@ from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
 class CheckpointEvery(BaseCallback):
     """
     Write a checkpoint every ``save_freq`` steps, and at the end. It replaces the one before when all of it is on the disk, so
-    that there is a good one at any moment; :meth:`BNDDPG.resume <sb3_bn_ddpg.BNDDPG.resume>` goes on from it.
+    that there is a good one at any moment; the algorithm's ``resume`` goes on from it.
 
     An environment whose state is not known resumes with a new episode. If there is a single one, checkpoints wait for the end
     of its episode, and the running training resets it once more there: so it takes the same steps as a resumed one, if

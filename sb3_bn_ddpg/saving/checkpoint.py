@@ -17,7 +17,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch as th
@@ -70,11 +70,13 @@ def read_manifest(path: str | pathlib.Path) -> dict[str, Any]:
     """
     :param path: A checkpoint
     :return: What it is, without a look at the rest
-    :raises FileError: if it is truncated or was altered
+    :raises FileError: if it is truncated, was altered, or is no checkpoint of this version
     """
-    with clear_errors(path, what="is truncated or was altered"), zipfile.ZipFile(path) as archive:
-        manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
-        return manifest
+    with open(path, "rb") as file:
+        _read_first_line(file, path)
+        with clear_errors(path, what="is truncated or was altered"), zipfile.ZipFile(file) as archive:
+            manifest: dict[str, Any] = json.loads(archive.read("manifest.json"))
+            return manifest
 
 
 def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
@@ -111,6 +113,8 @@ def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
         is_new_episode_told=model._is_new_episode_told,
     )
     manifest = dict(
+        algorithm=type(model).__name__,
+        module=type(model).__module__,
         num_timesteps=int(model.num_timesteps),
         total_timesteps=int(model._total_timesteps),  # NumPy's are no JSON
         num_envs=env_state.num_envs,
@@ -139,24 +143,43 @@ def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
         file.write(FIRST_LINE % (FORMAT_VERSION, hashing.digest.hexdigest().encode()))
 
 
-def read_checkpoint(path: str | pathlib.Path) -> Checkpoint:
+def _read_first_line(file: BinaryIO, path: str | pathlib.Path) -> str:
+    """
+    :param file: An open file, at its beginning; it is read to the end of its first line
+    :param path: Its path, for the message
+    :return: The SHA-256 of the rest
+    :raises FileError: if it is no checkpoint of this version
+    """
+    match = re.fullmatch(rb"bn-ddpg checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})\n", file.readline(200))
+    if match is None:
+        raise FileError(path, "is no checkpoint of bn-ddpg, or its first line was altered")
+    if int(match[1]) != FORMAT_VERSION:
+        raise FileError(path, f"is a checkpoint of version {int(match[1])}: only version {FORMAT_VERSION} is known")
+    return match[2].decode()
+
+
+def read_checkpoint(path: str | pathlib.Path, algorithm: type[StepLifeCycle]) -> Checkpoint:
     """
     :param path: The file
+    :param algorithm: The class that shall go on with it
     :return: What it holds
-    :raises FileError: if it is truncated, was altered, or is no checkpoint of this version
+    :raises FileError: if it is truncated, was altered, or is no checkpoint of this version, or of another class
     """
     with open(path, "rb") as file:
-        match = re.fullmatch(rb"bn-ddpg checkpoint (\d{1,9}) sha256 ([0-9a-f]{64})\n", file.readline(200))
-        if match is None:
-            raise FileError(path, "is no checkpoint of bn-ddpg, or its first line was altered")
-        if int(match[1]) != FORMAT_VERSION:
-            raise FileError(path, f"is a checkpoint of version {int(match[1])}: only version {FORMAT_VERSION} is known")
-        if sha256(file) != match[2].decode():
+        digest = _read_first_line(file, path)
+        if sha256(file) != digest:
             raise FileError(path, "is truncated or was altered: its content does not match its SHA-256")
         with clear_errors(path), zipfile.ZipFile(file) as archive:
             if tuple(archive.namelist()) != MEMBERS:
                 raise FileError(path, f"holds {archive.namelist()}, not {list(MEMBERS)}")
             manifest = json.loads(archive.read("manifest.json"))
+            # By name alone: a script's class is in __main__ or in the script's module. Before what is pickled is read
+            if manifest["algorithm"] != algorithm.__name__:
+                raise FileError(
+                    path,
+                    f"is a checkpoint of {manifest['algorithm']} (in {manifest['module']}), with which "
+                    f"{algorithm.__name__} (in {algorithm.__module__}) cannot go on: use `{manifest['algorithm']}.resume`",
+                )
             with archive.open("replay_buffer.pkl") as member:
                 replay_buffer = read_buffer(member)
             state = pickle.loads(archive.read("state.pkl"))

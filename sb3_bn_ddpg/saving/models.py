@@ -46,6 +46,9 @@ class SavingAlgorithm(StepLifeCycle):
     :class:`~sb3_bn_ddpg.FileError` (a ``ValueError``) that names it, before anything of the model has changed.
     """
 
+    _saved_by: str | None = None
+    """Name of the class whose model was last saved, or loaded"""
+
     # --- Checkpoints
 
     def save_checkpoint(self, path: str | pathlib.Path) -> None:
@@ -101,10 +104,10 @@ class SavingAlgorithm(StepLifeCycle):
         :param device: Device (cpu, cuda, ...) on which the code should be run
         :param new_episode: Whether to begin a new episode in any case
         :return: The model
-        :raises FileError: if the file is truncated, was altered, or is no checkpoint
+        :raises FileError: if the file is truncated, was altered, is no checkpoint, or one of another class
         :raises ValueError: if the environment is not like the saved one
         """
-        saved = checkpoint.read_checkpoint(path)
+        saved = checkpoint.read_checkpoint(path, cls)
         if differences := checkpoint.changed_versions(saved.manifest):
             warnings.warn(f"The resumed training need not give the same numbers: {'; '.join(differences)}", stacklevel=2)
         env_state = checkpoint.environment_of(saved)
@@ -142,6 +145,7 @@ class SavingAlgorithm(StepLifeCycle):
         :param exclude: name of parameters that should be excluded in addition to the default ones
         :param include: name of parameters that might be excluded but should be included anyway
         """
+        self._saved_by = type(self).__name__  # which SB3's format does not say
         with atomic_sb3_file(path, "zip") as file, _errors_of_the_file():
             super().save(file, exclude, include)
 
@@ -159,6 +163,9 @@ class SavingAlgorithm(StepLifeCycle):
         """
         Load the model from a zip-file. It runs pickled code: load only files that you trust
         (:func:`~sb3_bn_ddpg.load_policy` reads a format without).
+
+        As in SB3, another class's model of the same networks can be loaded. It acts as it did, but goes on learning by this
+        class's gradient step, of which a warning tells.
 
         :param path: path to the file (or a file-like) where to load the agent from
         :param env: the new environment to run the loaded model on (can be None if you only need prediction)
@@ -178,6 +185,12 @@ class SavingAlgorithm(StepLifeCycle):
         has_values = kwargs or env is not None or custom_objects is not None
         with clear_errors(path, but=(ValueError, TypeError) if has_values else (), what="is whole but cannot be loaded"):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if model._saved_by not in (None, cls.__name__):
+            warnings.warn(
+                f"{path} was saved by {model._saved_by}: loaded as a {cls.__name__} it acts as it did, but learns as "
+                f"{cls.__name__} does; `{model._saved_by}.load` has both",
+                stacklevel=2,
+            )
         if kwargs.get("seed") is not None:
             model.set_random_seed(model.seed)  # of the noise, too, which otherwise goes on with its saved generator
         return model
@@ -354,7 +367,8 @@ def _check_model_file(path: Any) -> None:
     :raises FileError: if it is truncated, was altered, or is no model
     """
     if isinstance(path, pathlib.Path) and checkpoint.is_checkpoint(path):
-        raise FileError(path, "is a checkpoint: it takes `BNDDPG.resume`, not `load`")
+        algorithm = checkpoint.read_manifest(path)["algorithm"]
+        raise FileError(path, f"is a checkpoint: it takes `{algorithm}.resume`, not `load`")
     position = None if isinstance(path, pathlib.Path) else path.tell()
     try:
         with clear_errors(path), zipfile.ZipFile(path) as archive:

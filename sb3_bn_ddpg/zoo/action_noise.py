@@ -29,9 +29,9 @@ def build_action_noise(value: Any, action_shape: int | tuple[int, ...]) -> Any:
     which falls linearly to 0, as the Zoo's learning rates do, or the mapping ``{start: 0.2, end: 0.05, end_fraction: 0.5}``,
     which stays at ``end`` after that share of the training.
 
-    :param value: The mapping, or anything else that ``BNDDPG`` takes, which is returned as it is
+    :param value: The mapping, or anything else that a model takes, which is returned as it is
     :param action_shape: Shape of one action
-    :return: A value for the argument ``action_noise`` of ``BNDDPG``
+    :return: A value for a model's argument ``action_noise``
     :raises ValueError: if the mapping has an unknown key or a value out of its range
     """
     if not isinstance(value, Mapping):
@@ -101,3 +101,53 @@ def parse_linear_schedule(name: str, value: str) -> Schedule:
         )
     schedule: Schedule = linear_schedule(number)
     return schedule
+
+
+def spells_noise(hyperparams: dict[str, Any]) -> bool:
+    return "noise_type" in hyperparams or "action_noise" in hyperparams
+
+
+def settle_noise_spelling(hyperparams: dict[str, Any], overrides: dict[str, Any]) -> None:
+    """
+    Let the noise of a trial or of the command line replace the file's, whichever of the two spellings each has.
+
+    :param hyperparams: All hyperparameters, from which the replaced ones are removed
+    :param overrides: Those of the trial and the command line
+    :raises ValueError: if both spellings come from the same place
+    """
+    if not ("noise_type" in hyperparams and "action_noise" in hyperparams):
+        return
+    if ("noise_type" in overrides) == ("action_noise" in overrides):
+        raise ValueError(
+            f"`action_noise={hyperparams['action_noise']!r}` is not allowed beside `noise_type="
+            f"{hyperparams['noise_type']!r}`: there must be one of the two"
+        )
+    for name in ("action_noise",) if "noise_type" in overrides else ("noise_type", "noise_std"):
+        hyperparams.pop(name, None)
+
+
+def translate_noise_type(hyperparams: dict[str, Any]) -> None:
+    """
+    Check the Zoo's ``noise_type`` and ``noise_std``, and turn the word ``ou`` into ``action_noise``. None disables noise.
+
+    :param hyperparams: The hyperparameters, changed in place
+    :raises ValueError: if ``noise_type`` is unknown, or a ``noise_std`` is missing or has no ``noise_type``
+    """
+    if "noise_type" not in hyperparams:
+        if "noise_std" in hyperparams:
+            raise ValueError(
+                f"`noise_std={hyperparams['noise_std']!r}` is not allowed without `noise_type`: "
+                "the sigma of `action_noise` is an entry of that mapping"
+            )
+        return
+    noise_type = hyperparams["noise_type"]
+    if isinstance(noise_type, str):
+        noise_type = noise_type.strip()
+    check_choice("noise_type", noise_type, (*ZOO_NOISE_TYPES, "ou", None))
+    if noise_type in ZOO_NOISE_TYPES:
+        check_numbers("noise_std", hyperparams.get("noise_std"))
+    if noise_type == "ornstein-uhlenbeck":
+        return
+    del hyperparams["noise_type"]
+    sigma = {"sigma": hyperparams.pop("noise_std")} if "noise_std" in hyperparams else {}
+    hyperparams["action_noise"] = None if noise_type is None else {"type": noise_type, **sigma}

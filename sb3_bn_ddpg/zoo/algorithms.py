@@ -8,7 +8,7 @@ from typing import Any
 from sb3_bn_ddpg.common.checks import check_choice
 from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.zoo.search_space import convert_bn_ddpg_params, sample_bn_ddpg_params
+from sb3_bn_ddpg.zoo.search_space import BN_DDPG
 
 
 @dataclass(frozen=True)
@@ -17,9 +17,11 @@ class ZooAlgorithm:
     What RL Zoo needs of an algorithm.
 
     :param algorithm: Its class
-    :param profiles: The hyperparameter file of each profile, in RL Zoo's format; the first one is the default
+    :param profiles: The hyperparameter file of each profile, in RL Zoo's format: a name in the folder ``hyperparams``, or an
+        absolute path. The first profile is the default.
     :param sampler: Draws a trial's hyperparameters, as in ``rl_zoo3.hyperparams_opt``
-    :param converter: Makes arguments of what a trial has drawn
+        (:meth:`SearchSpace.sample <sb3_bn_ddpg.zoo.search_space.SearchSpace.sample>` does)
+    :param converter: Makes hyperparameters of what a trial has drawn
     """
 
     algorithm: type[BNOffPolicyAlgorithm]
@@ -32,15 +34,13 @@ ALGORITHMS: dict[str, ZooAlgorithm] = {
     "bn_ddpg": ZooAlgorithm(
         BNDDPG,
         {"tuned": "bn_ddpg.yml", "paper": "bn_ddpg_paper.yml"},
-        sample_bn_ddpg_params,
-        convert_bn_ddpg_params,
+        BN_DDPG.sample,
+        BN_DDPG.convert,
     ),
 }
 """By the value of ``--algo``, which is also the folder in the logs."""
 ALGO = next(iter(ALGORITHMS))
 """The one that the command line takes if none is named."""
-PROFILES = ALGORITHMS[ALGO].profiles
-"""Its profiles."""
 
 
 def profile_path(profile: str | None = None, algo: str = ALGO) -> Path:

@@ -6,8 +6,9 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
 
 from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
-from sb3_bn_ddpg.zoo.manager import CHECKPOINT_FREQ, FamilyExperimentManager
+from sb3_bn_ddpg.zoo.search import FamilyExperimentManager
 from sb3_bn_ddpg.zoo.studies import WorkerRecovery
+from sb3_bn_ddpg.zoo.training import CHECKPOINT_FREQ
 
 
 def register(

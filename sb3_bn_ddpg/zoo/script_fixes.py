@@ -24,7 +24,7 @@ from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
 @contextmanager
 def own_child_processes() -> Iterator[None]:
     """
-    Let ``benchmark`` and ``record_training`` start their child processes through this package, where ``bn_ddpg`` is known;
+    Let ``benchmark`` and ``record_training`` start their child processes through this package, where its algorithms are known;
     ``benchmark`` would also look for its script in the current folder, which only holds in a checkout of the Zoo. They take
     the environment's id, also if the script has its name in folders.
     """
@@ -108,7 +108,7 @@ def small_replay_buffer() -> Iterator[None]:
 
 @contextmanager
 def own_model_card() -> Iterator[None]:
-    """Let ``push_to_hub`` write the commands for ``bn_ddpg`` on the model's card: the Zoo's own do not know the algorithm."""
+    """Let ``push_to_hub`` write on a model's card the commands that know its algorithm, which the Zoo's own do not."""
     metadata_save = repocard.metadata_save
 
     def save_with_own_commands(local_path: str | Path, data: dict[Any, Any]) -> None:

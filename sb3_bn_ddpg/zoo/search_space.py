@@ -1,9 +1,10 @@
 """What an Optuna search varies, and how a trial's parameters become hyperparameters, in the search and ever after."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any, NamedTuple, get_args
 
 import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
@@ -17,6 +18,8 @@ NESTED = ("policy_kwargs", "replay_buffer_kwargs")
 """Hyperparameters that are mappings: a trial changes entries of the file's, it does not replace them."""
 HER_PARAMETERS = ("n_sampled_goal", "goal_selection_strategy")
 """What a search varies of ``HerReplayBuffer``'s arguments"""
+CALCULATED = ("gamma", "batch_size", "gradient_steps")
+"""Hyperparameters that a trial draws in another form: what they come to is noted on it"""
 
 _file_policy_kwargs: ContextVar[dict[str, Any]] = ContextVar("_file_policy_kwargs")
 
@@ -36,87 +39,168 @@ def file_policy_kwargs(policy_kwargs: dict[str, Any]) -> Iterator[None]:
         _file_policy_kwargs.reset(token)
 
 
-def sample_bn_ddpg_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-    """
-    Sample the hyperparameters of one trial.
+class Part(NamedTuple):
+    """What a search varies of one concern, which several algorithms can share."""
 
-    Every parameter is drawn in every trial, also where another one makes it idle (as dt without noise): the Zoo's
-    multivariate TPE sampler models only parameters that all trials share.
+    suggest: Callable[[optuna.Trial], None]
+    """Draws the trial's parameters. Every one of them in every trial, also where another one makes it idle (as dt without
+    noise): the Zoo's multivariate TPE sampler models only parameters that all trials share."""
+    convert: Callable[[dict[str, Any]], dict[str, Any]]
+    """Makes hyperparameters of them, as a file spells them: numbers, words, lists and mappings."""
 
-    :param trial: The trial
-    :param n_actions: Number of action dimensions
-    :param n_envs: Number of parallel environments
-    :param additional_args: The Zoo's, about hindsight experience replay
-    :return: Arguments of ``BNDDPG``
+
+@dataclass(frozen=True)
+class SearchSpace:
     """
+    What a search varies of an algorithm.
+
+    :param parts: Its parts, in the order in which they are drawn. Of two that have the same hyperparameter, the later one's
+        counts; mappings (:data:`NESTED`) hold the entries of both.
+    """
+
+    parts: tuple[Part, ...]
+
+    def sample(self, trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+        """
+        Sample the hyperparameters of one trial.
+
+        :param trial: The trial
+        :param n_actions: Number of action dimensions
+        :param n_envs: Number of parallel environments
+        :param additional_args: The Zoo's, about hindsight experience replay
+        :return: Arguments of the algorithm
+        """
+        for part in self.parts:
+            part.suggest(trial)
+        her_kwargs = additional_args["her_kwargs"]
+        if additional_args["using_her_replay_buffer"]:
+            sample_her_params(trial, {}, her_kwargs)
+
+        hyperparams = self.convert(trial.params)
+        for name in CALCULATED:
+            if name in hyperparams:
+                trial.set_user_attr(name, hyperparams[name])
+        if "action_noise" in hyperparams:
+            hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], n_actions)
+        in_file = {"policy_kwargs": _file_policy_kwargs.get({}), "replay_buffer_kwargs": her_kwargs}
+        return merge_hyperparams(in_file, hyperparams)
+
+    def convert(self, sampled_params: dict[str, Any]) -> dict[str, Any]:
+        """
+        Turn the parameters of a trial, fresh or read from a storage, into hyperparameters as a file spells them.
+
+        :param sampled_params: The trial's
+        :return: Hyperparameters made of numbers, words, lists and mappings
+        """
+        hyperparams: dict[str, Any] = {}
+        for part in self.parts:
+            hyperparams = merge_hyperparams(hyperparams, part.convert(sampled_params))
+        her_kwargs = {key: sampled_params[key] for key in HER_PARAMETERS if key in sampled_params}
+        return hyperparams | ({"replay_buffer_kwargs": her_kwargs} if her_kwargs else {})
+
+
+# --- Parts
+
+
+def _suggest_learning(trial: optuna.Trial) -> None:
     trial.suggest_float("one_minus_gamma", 1e-4, 3e-2, log=True)
     trial.suggest_float("learning_rate", 1e-5, 3e-3, log=True)
     trial.suggest_float("critic_learning_rate", 1e-5, 1e-2, log=True)
     trial.suggest_float("critic_weight_decay", 1e-6, 1e-1, log=True)
     trial.suggest_float("tau", 5e-4, 8e-2, log=True)
     trial.suggest_int("batch_size_pow", 4, 9)
+
+
+def _learning(params: dict[str, Any]) -> dict[str, Any]:
+    same = ("learning_rate", "critic_learning_rate", "critic_weight_decay", "tau")
+    return {
+        "gamma": 1 - params["one_minus_gamma"],
+        **{name: params[name] for name in same},
+        "batch_size": 2 ** params["batch_size_pow"],
+    }
+
+
+LEARNING = Part(_suggest_learning, _learning)
+"""Discount factor, learning rates, weight decay, tau and the size of minibatches"""
+
+
+def _suggest_updates(trial: optuna.Trial) -> None:
     trial.suggest_int("train_freq_pow", 0, 3)
     trial.suggest_categorical("updates_per_step", [0.25, 0.5, 1.0, 2.0])
+
+
+def _updates(params: dict[str, Any]) -> dict[str, Any]:
+    train_freq = 2 ** params["train_freq_pow"]
+    return {"train_freq": train_freq, "gradient_steps": max(int(train_freq * params["updates_per_step"]), 1)}
+
+
+UPDATES = Part(_suggest_updates, _updates)
+"""How often, and how many, gradient steps are made"""
+
+
+def _suggest_networks(trial: optuna.Trial) -> None:
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     trial.suggest_categorical("normalization", [*get_args(Normalization), None])
     trial.suggest_float("norm_momentum", 1e-3, 0.3, log=True)
     trial.suggest_categorical("critic_norm_layers", list(get_args(CriticNormLayers)))
     trial.suggest_categorical("action_layer", [1, 2])
+
+
+def _networks(params: dict[str, Any]) -> dict[str, Any]:
+    same = ("normalization", "norm_momentum", "critic_norm_layers", "action_layer")
+    return {"policy_kwargs": {"net_arch": NET_ARCHS[params["net_arch"]], **{name: params[name] for name in same}}}
+
+
+NETWORKS = Part(_suggest_networks, _networks)
+"""Layers and their normalisation"""
+
+
+def _suggest_targets(trial: optuna.Trial) -> None:
     trial.suggest_categorical("use_target_networks", [True, False])
+
+
+def _targets(params: dict[str, Any]) -> dict[str, Any]:
+    # Without target networks, states and next states in one pass: in two, batch norm diverges where episodes end early
+    statistics = "batch" if params["use_target_networks"] else "joint"
+    return {"use_target_networks": params["use_target_networks"], "target_statistics": statistics}
+
+
+TARGETS = Part(_suggest_targets, _targets)
+"""Whether TD targets come from target networks, and their statistics"""
+
+
+def _suggest_policy_delay(trial: optuna.Trial) -> None:
     trial.suggest_int("policy_delay", 1, 3)
+
+
+def _policy_delay(params: dict[str, Any]) -> dict[str, Any]:
+    return {"policy_delay": params["policy_delay"]}
+
+
+POLICY_DELAY = Part(_suggest_policy_delay, _policy_delay)
+"""How many updates of the critic each of the actor has"""
+
+
+def _suggest_noise(trial: optuna.Trial) -> None:
     trial.suggest_categorical("noise_type", ["ou", "normal", None])
     trial.suggest_float("noise_sigma", 0.02, 0.6, log=True)
     trial.suggest_float("noise_dt", 1e-2, 1.0, log=True)
-    her_kwargs = additional_args["her_kwargs"]
-    if additional_args["using_her_replay_buffer"]:
-        sample_her_params(trial, {}, her_kwargs)
-
-    hyperparams = convert_bn_ddpg_params(trial.params)
-    for name in ("gamma", "batch_size", "gradient_steps"):
-        trial.set_user_attr(name, hyperparams[name])
-    hyperparams["action_noise"] = build_action_noise(hyperparams["action_noise"], n_actions)
-    in_file = {"policy_kwargs": _file_policy_kwargs.get({}), "replay_buffer_kwargs": her_kwargs}
-    return merge_hyperparams(in_file, hyperparams)
 
 
-def convert_bn_ddpg_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
-    """
-    Turn the parameters of a trial, fresh or read from a storage, into hyperparameters as a file spells them.
-
-    :param sampled_params: The trial's
-    :return: Hyperparameters made of numbers, words, lists and mappings
-    """
-    train_freq = 2 ** sampled_params["train_freq_pow"]
+def _noise(params: dict[str, Any]) -> dict[str, Any]:
+    # Named also when it is None, or the noise of the file would stay
     noise: dict[str, Any] | None = None
-    if sampled_params["noise_type"] is not None:
-        noise = {"type": sampled_params["noise_type"], "sigma": sampled_params["noise_sigma"]}
-        if sampled_params["noise_type"] == "ou":
-            noise["dt"] = sampled_params["noise_dt"]
-    hyperparams = {
-        "gamma": 1 - sampled_params["one_minus_gamma"],
-        "learning_rate": sampled_params["learning_rate"],
-        "critic_learning_rate": sampled_params["critic_learning_rate"],
-        "critic_weight_decay": sampled_params["critic_weight_decay"],
-        "tau": sampled_params["tau"],
-        "batch_size": 2 ** sampled_params["batch_size_pow"],
-        "train_freq": train_freq,
-        "gradient_steps": max(int(train_freq * sampled_params["updates_per_step"]), 1),
-        "use_target_networks": sampled_params["use_target_networks"],
-        # Without target networks, states and next states in one pass: in two, batch norm diverges where episodes end early
-        "target_statistics": "batch" if sampled_params["use_target_networks"] else "joint",
-        "policy_delay": sampled_params["policy_delay"],
-        # Named also when it is None, or the noise of the file would stay
-        "action_noise": noise,
-        "policy_kwargs": {
-            "net_arch": NET_ARCHS[sampled_params["net_arch"]],
-            "normalization": sampled_params["normalization"],
-            "norm_momentum": sampled_params["norm_momentum"],
-            "critic_norm_layers": sampled_params["critic_norm_layers"],
-            "action_layer": sampled_params["action_layer"],
-        },
-    }
-    her_kwargs = {key: sampled_params[key] for key in HER_PARAMETERS if key in sampled_params}
-    return hyperparams | ({"replay_buffer_kwargs": her_kwargs} if her_kwargs else {})
+    if params["noise_type"] is not None:
+        noise = {"type": params["noise_type"], "sigma": params["noise_sigma"]}
+        if params["noise_type"] == "ou":
+            noise["dt"] = params["noise_dt"]
+    return {"action_noise": noise}
+
+
+NOISE = Part(_suggest_noise, _noise)
+"""Exploration noise of deterministic actors"""
+
+BN_DDPG = SearchSpace((LEARNING, UPDATES, NETWORKS, TARGETS, POLICY_DELAY, NOISE))
 
 
 def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any], nested: tuple[str, ...] = NESTED) -> dict[str, Any]:
