@@ -86,7 +86,7 @@ def gradient_step(
     critics, n_critics = parts.critics, len(parts.critics)
 
     # The next states' Q'(s', mu'(s')), the smallest of all Q-networks', and in a joint pass Q(s, a) with it
-    next_actions = ops.squash(ops.forward(parts.actor_target, parts.actor_memory, next_obs, choices.target))
+    next_actions = ops.squash(ops.infer(parts.actor_target, parts.actor_memory, next_obs, choices.target))
     next_actions = ops.add_noise(next_actions, noise)
     next_q = ops.like(transitions.rewards)
     q_obs, q_actions = obs, actions
@@ -100,7 +100,10 @@ def gradient_step(
             next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
     else:
         for k in range(n_critics):
-            q = q_values(parts.critic_targets[k], memories[0], next_obs, next_actions, choices.target)
+            critic, memory = parts.critic_targets[k], memories[0]
+            features = ops.infer(critic.state_net, memory.state, next_obs, choices.target)
+            joined = ops.join(features, next_actions, memory.joined)
+            q = ops.infer(critic.q_net, memory.q, joined, choices.target)
             next_q = ops.smaller(next_q, q, k == 0)
 
     # The loss mean (Q(s, a) - y)^2 of each, with the TD target y = r + gamma Q'; the gradient of all, and one step

@@ -17,7 +17,7 @@ MlpArguments = tuple[Norm | None, list[Layer]]
 
 class Memory:
     """
-    What a forward pass leaves for its way back.
+    What a forward pass leaves for its way back, which clears it.
 
     :ivar inputs: The input of the network as it came, then of each linear layer, (n, features) each
     :ivar linear_outputs: What each linear layer returned; after the ReLU, where that comes before the normalisation
@@ -31,6 +31,10 @@ class Memory:
     linear_outputs: list[th.Tensor]
     moments: list[tuple[th.Tensor, th.Tensor] | None]
     output: th.Tensor
+
+    def clear(self) -> None:
+        """Let go of what is no longer needed: the next pass finds its memory in the processor's cache."""
+        self.inputs, self.linear_outputs, self.moments = [], [], []
 
 
 class NormReLU:
@@ -197,9 +201,28 @@ class Mlp:
             x, moments = follower.forward(x, mode)
             all_moments.append(moments)
         memory.inputs, memory.linear_outputs, memory.moments, memory.output = inputs, linear_outputs, all_moments, x
+        self._count(mode)
+        return x
+
+    def infer(self, x: th.Tensor, mode: int) -> th.Tensor:
+        """
+        A forward pass of which nothing is kept, so that the next layer can use the memory again.
+
+        :param x: Inputs, of shape ``(n, features)``
+        :param mode: Which statistics to normalise with and to update
+        :return: The output
+        """
+        if self.input_norm is not None:
+            x, _ = self.input_norm.forward(x, mode)
+        for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
+            x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)
+            x, _ = follower.forward(x, mode)
+        self._count(mode)
+        return x
+
+    def _count(self, mode: int) -> None:
         if mode == BATCH_UPDATE and self.counts:
             th._foreach_add_(self.counts, 1)
-        return x
 
     def backward(self, memory: Memory, grad: th.Tensor, n_wanted: int) -> th.Tensor:
         """
@@ -228,6 +251,7 @@ class Mlp:
             x = memory.inputs[0]
             # (nothing reads the output of a normalisation without a ReLU)
             grad = self.input_norm.backward(grad, x, x, memory.moments[0], is_input=True)
+        memory.clear()
         return grad
 
     def last_inputs_gradient(self, memory: Memory, grad: th.Tensor, n_wanted: int, is_batch: bool) -> th.Tensor:
@@ -247,6 +271,7 @@ class Mlp:
             grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, -n_wanted:])
         if self.input_norm is not None:
             grad = self.input_norm.last_gradient(grad, memory.inputs[0], memory.moments[0], is_batch)
+        memory.clear()
         return grad
 
 

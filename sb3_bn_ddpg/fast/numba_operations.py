@@ -281,6 +281,9 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
     return result
 
 
+infer = forward
+
+
 @compiled
 def output(network, memory, n):  # type: ignore[no-untyped-def]
     last = network.table.shape[0] - 1

@@ -28,6 +28,19 @@ def forward(network: Mlp, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:
     return network.forward(memory, x, mode)
 
 
+def infer(network: Mlp, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:
+    """
+    A pass without a way back.
+
+    :param network: The network
+    :param memory: Used by Numba's
+    :param x: Its inputs, (n, features)
+    :param mode: What it does with the statistics of batch norm
+    :return: Its outputs
+    """
+    return network.infer(x, mode)
+
+
 def output(network: Mlp, memory: Memory, n: int) -> th.Tensor:
     """
     :param network: A network
