@@ -11,6 +11,7 @@ from sb3_bn_ddpg.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_bn_ddpg.pixels.dm_control import register_environments
 from sb3_bn_ddpg.pixels.frame_buffer import FrameReplayBuffer
 from sb3_bn_ddpg.pixels.observation import PixelObservation
+from sb3_bn_ddpg.sac.bn_sac import BNSAC, CROSSQ
 from sb3_bn_ddpg.saving.callbacks import CheckpointEvery
 from sb3_bn_ddpg.td3.bn_td3 import BNTD3
 
@@ -18,7 +19,9 @@ __version__ = version("sb3-bn-ddpg")
 
 __all__ = [
     "BNDDPG",
+    "BNSAC",
     "BNTD3",
+    "CROSSQ",
     "CheckpointEvery",
     "CnnPolicy",
     "EnvironmentFailureError",

@@ -6,7 +6,7 @@ between the definition of its gradient step and faster ways, files.
 import copy
 import inspect
 from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch as th
@@ -37,6 +37,7 @@ from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
@@ -63,6 +64,8 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
     """
 
+    has_target_actor: ClassVar[bool] = True
+    """Whether the TD target's actions come from a target network"""
     policy: BNActorCriticPolicy
     _schedule_timesteps: int | None = None
     _fast_update: FastStep | None = None
@@ -121,8 +124,9 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
         if isinstance(self.replay_buffer, NStepReplayBuffer):
             self.replay_buffer.gamma = self.gamma  # of the TD target, into which the buffer's discounts go
-        if not self.use_target_networks:
+        if not (self.use_target_networks and self.has_target_actor):
             self.policy.actor_target = self.policy.actor
+        if not self.use_target_networks:
             self.policy.critic_target = self.policy.critic
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
@@ -151,9 +155,16 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             self.critic_target,
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
+            self._entropy(),
         )
         self._fast_update_classes = self._find_fast_steps()
         self._is_fast_update_checked = False
+
+    def _entropy(self) -> EntropyCoefficient | None:
+        """
+        :return: The entropy coefficient of an algorithm that has one
+        """
+        return None
 
     def _check_batch_size(self, batch_size: int) -> None:
         """
@@ -320,7 +331,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()  # attributes may have been set since
-        if self.use_target_networks != (self.actor_target is not self.actor):
+        if self.use_target_networks != (self.critic_target is not self.critic):
             raise ValueError(
                 f"`use_target_networks={self.use_target_networks}` is not allowed for a model that was made with "
                 f"{not self.use_target_networks}: save it, and load it with the other"
@@ -463,7 +474,8 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         """
         fast_update, noise = self._current_fast_update(), self._step_noise(batch)
         if fast_update is not None:
-            info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor, noise)
+            update_targets = self._updates_targets(update_actor)
+            info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor, noise, update_targets)
             if self._n_updates % DENORMAL_INTERVAL == 0:
                 fast_update.flush_denormals()
             return info
@@ -483,6 +495,13 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         :return: The numbers, on the minibatch's device; None if the step needs none
         """
         return None
+
+    def _updates_targets(self, update_actor: bool) -> bool:
+        """
+        :param update_actor: Whether this gradient step updates the actor
+        :return: Whether it moves the target networks
+        """
+        return update_actor
 
     def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
         """

@@ -15,7 +15,11 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.critic_step import step
+from sb3_bn_ddpg.deterministic.step import acting
+from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.norm_layers import PassNorm
+from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 SMALL = dict(net_arch=[16, 12])
 
@@ -172,3 +176,14 @@ def random_batch(model: Any, size: int = 32, seed: int = 0) -> ReplayBufferSampl
 def as_double(batch: ReplayBufferSamples) -> ReplayBufferSamples:
     """The batch in float64."""
     return type(batch)(*(None if entry is None else entry.double() for entry in batch))
+
+
+def td_target(nets: Networks, batch: ReplayBufferSamples, gamma: float, statistics: PassStatistics) -> th.Tensor:
+    """Of the deterministic policy, without noise."""
+    return step.td_target(nets, batch, gamma, statistics, acting(None))
+
+
+def joint_pass(nets: Networks, batch: ReplayBufferSamples, gamma: float, statistics: PassStatistics) -> tuple[Any, ...]:
+    """Of the deterministic policy, without noise, of one critic."""
+    (q_values, *_), target, features = step.joint_pass(nets, batch, gamma, statistics, acting(None))
+    return q_values, target, features

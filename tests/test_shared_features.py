@@ -5,13 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch as th
+from conftest import td_target
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.deterministic.step import td_target
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchNorm2d
 from sb3_bn_ddpg.networks.statistics import Statistics
 

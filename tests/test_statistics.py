@@ -8,11 +8,11 @@ import threading
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, random_batch
+from conftest import SMALL, joint_pass, random_batch, td_target
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
-from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step
 from sb3_bn_ddpg.networks.actor_critic import move_targets
 from sb3_bn_ddpg.networks.norm_layers import mode_of
 from sb3_bn_ddpg.networks.normalization import NormalizationConfig

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch as th
-from conftest import SMALL, DoubleExtractor, VectorEnv, as_double, random_batch, with_modes
+from conftest import SMALL, DoubleExtractor, VectorEnv, as_double, joint_pass, random_batch, td_target, with_modes
 from gymnasium import spaces
 from stable_baselines3 import DDPG
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import polyak_update
 import sb3_bn_ddpg.fast.support as fast_update_module
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages
-from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step, joint_pass, td_target
+from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.policies import MlpPolicy
@@ -110,24 +110,25 @@ def test_ten_gradient_steps_equal_sb3s(double, fast_update, policy_delay):
 @pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
 def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
     """The test above is worth something: each of these mistakes makes it fail."""
-    import sb3_bn_ddpg.deterministic.step as update
+    import sb3_bn_ddpg.critic_step.step as of_critics
+    import sb3_bn_ddpg.deterministic.step as of_both
+
+    right = of_critics.td_target
+
+    def without_ends(nets, batch, *args):
+        return right(nets, batch._replace(dones=0 * batch.dones), *args)
+
+    def without_targets(nets, *args):
+        return right(Networks(nets.actor, nets.critic, nets.actor, nets.critic), *args)
+
+    def with_a_gradient(nets, batch, *args):  # into the critic
+        return right(nets, batch, *args) + 0.5 * q_of_batch(nets, batch)
 
     if flaw == "sign":
-        monkeypatch.setattr(update, "actor_loss", lambda *args: -actor_loss(*args))
-    elif flaw == "detach":  # the target carries a gradient into the critic
-        monkeypatch.setattr(
-            update, "td_target", lambda nets, batch, *args: td_target(nets, batch, *args) + 0.5 * q_of_batch(nets, batch)
-        )
-    elif flaw == "online":
-        monkeypatch.setattr(
-            update,
-            "td_target",
-            lambda nets, *args: td_target(Networks(nets.actor, nets.critic, nets.actor, nets.critic), *args),
-        )
+        monkeypatch.setattr(of_both, "actor_loss", lambda *args: -actor_loss(*args))
     else:
-        monkeypatch.setattr(
-            update, "td_target", lambda nets, batch, *args: td_target(nets, batch._replace(dones=0 * batch.dones), *args)
-        )
+        wrong = {"detach": with_a_gradient, "online": without_targets, "mask": without_ends}[flaw]
+        monkeypatch.setattr(of_critics, "td_target", wrong)
     model, sb3 = sb3_pair(fast_update=False)
     model.train(gradient_steps=1, batch_size=48)
     sb3.train(gradient_steps=1, batch_size=48)

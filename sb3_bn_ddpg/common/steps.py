@@ -19,6 +19,12 @@ class UpdateInfo(NamedTuple):
     """Mean of its absolute value"""
     td_target: th.Tensor
     """Mean of the TD target"""
+    ent_coef: th.Tensor | None = None
+    """SAC's entropy coefficient before the step"""
+    ent_coef_loss: th.Tensor | None = None
+    """Its loss, if it is learned"""
+    entropy: th.Tensor | None = None
+    """Mean of -log pi(a|s) over the actions of the actor's loss"""
 
 
 Batch = ReplayBufferSamples | DictReplayBufferSamples

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg.cython_blas  # the BLAS of the compiled code  # noqa: F401
 import torch as th
 from numpy.typing import NDArray
+from stable_baselines3.common.preprocessing import get_action_dim
 from threadpoolctl import ThreadpoolController
 
 from sb3_bn_ddpg.common.steps import Batch
@@ -20,10 +21,19 @@ from sb3_bn_ddpg.fast import numba_operations as ops
 from sb3_bn_ddpg.fast.flat_storage import ALIGNMENT, FlatStorage
 from sb3_bn_ddpg.fast.mlp import Mlp, NormReLU
 from sb3_bn_ddpg.fast.numba_compiler import compiled_step
-from sb3_bn_ddpg.fast.parts import NO_RELU, EngineStep, Parts, QMemory, QNetworkParts, Transitions
+from sb3_bn_ddpg.fast.parts import (
+    NO_RELU,
+    EngineStep,
+    GaussianMemory,
+    GaussianParts,
+    Parts,
+    QMemory,
+    QNetworkParts,
+    Transitions,
+)
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
-from sb3_bn_ddpg.fast.update import FastUpdate
+from sb3_bn_ddpg.fast.update import FastUpdate, StepCall
 from sb3_bn_ddpg.networks.actor_critic import Networks
 
 Array = NDArray[Any]
@@ -52,21 +62,19 @@ class CompiledUpdate(FastUpdate):
     def __init__(self, nets: Networks, step: EngineStep) -> None:
         super().__init__(nets, step)
         self.function = compiled_function(step.function)
-        actor_storage, critic_storage = self.actor_storage, self.critic_storage
-        (actor, critics), (actor_target, critic_targets) = self.mlps, self.target_mlps
-        obs_dim, action_dim = nets.actor.features_extractor.features_dim, len(actor.weights[-1])
-        is_target = actor_target is not actor
-        self.networks = tuple(
-            (
-                network_arrays(each, actor_storage, obs_dim, is_target and each is actor_target),
-                tuple(
-                    critic_arrays(critic, critic_storage, obs_dim, action_dim, is_target and each is actor_target)
-                    for critic in of_each
-                ),
-            )
-            for each, of_each in ((actor, critics), (actor_target, critic_targets))
+        parts, obs_dim = self.parts, nets.actor.features_extractor.features_dim
+        action_dim = get_action_dim(nets.actor.action_space)
+
+        def critics_of(of_parts: tuple[QNetworkParts, ...]) -> tuple[QNetworkParts, ...]:
+            is_target = of_parts is not parts.critics
+            return tuple(critic_arrays(critic, self.critic_storage, obs_dim, action_dim, is_target) for critic in of_parts)
+
+        self.actor = actor_arrays(parts.actor, self.actor_storage, obs_dim, False)
+        self.actor_target = actor_arrays(
+            parts.actor_target, self.actor_storage, obs_dim, parts.actor_target is not parts.actor
         )
-        self.storages = storage_arrays(actor_storage), storage_arrays(critic_storage)
+        self.critics, self.critic_targets = critics_of(parts.critics), critics_of(parts.critic_targets)
+        self.storage_arrays = tuple(map(storage_arrays, (self.actor_storage, self.critic_storage, self.entropy_storage)))
         self.n = 0
         # Of those that are loaded: SciPy's is, by the import above
         self.blas = ThreadpoolController().select(user_api="blas")
@@ -85,10 +93,14 @@ class CompiledUpdate(FastUpdate):
         :param n: Their size
         """
         self.n = n
-        (actor, critics), (actor_target, critic_targets) = self.networks
-        dtype, n_joint = actor.values.dtype, 2 * n if self.step.is_joint else 0
-        input_dims = (network.table[0, ops.WIDTH] for network in (actor, critics[0].q_net))
-        obs_dim, joined_dim = input_dims
+        n_joint = 2 * n if self.step.is_joint else 0
+        q_net = self.critics[0].q_net
+        dtype, joined_dim, obs_dim = (
+            q_net.values.dtype,
+            q_net.table[0, ops.WIDTH],
+            self.critics[0].state_net.table[0, ops.WIDTH],
+        )
+        action_dim = joined_dim - self.critics[0].state_net.table[-1, ops.WIDTH]
         memories, joint_memories = (
             tuple(
                 QMemory(
@@ -96,33 +108,78 @@ class CompiledUpdate(FastUpdate):
                     memory_arrays(critic.q_net, n_rows),
                     np.empty((n_rows, joined_dim), dtype),
                 )
-                for critic in critics
+                for critic in self.critics
             )
             for n_rows in (n, n_joint)
         )
-        joint_rows = tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, actor.table[-1, ops.WIDTH]))
+        actor = self.actor
+        if isinstance(actor, GaussianParts):
+            of_actor: Any = GaussianMemory(*(memory_arrays(part, n) for part in (actor.latent, actor.mean, actor.log_std)))
+        else:
+            of_actor = memory_arrays(actor, n)
+        joint_rows = tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, action_dim))
         self.arrays = Parts(
             actor,
-            actor_target,
-            critics,
-            critic_targets,
-            memory_arrays(actor, n),
+            self.actor_target,
+            self.critics,
+            self.critic_targets,
+            of_actor,
             memories,
             joint_memories,
             joint_rows,
-            *self.storages,
+            *self.storage_arrays,
         )
 
-    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> th.Tensor:
+    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
         if len(batch.actions) != self.n:
             self._set_batch_size(len(batch.actions))
-        entries = (*self._transitions(batch, gamma), noise.to(self.dtype))
+        entries = (*self._transitions(batch, call.gamma), noise.to(self.dtype))
         *arrays, noise_array = (np.ascontiguousarray(entry.numpy()) for entry in entries)
-        rates = adam_rates(self.actor_storage) if update_actor else NO_STEP, adam_rates(self.critic_storage)
-        reports = np.zeros(3 * self.n_critics + 2)
+        reports = np.zeros(self._n_reports(update_actor=True))
         with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
-            self.function(self.arrays, Transitions(*arrays), noise_array, reports, rates, tau, update_actor, self.step.choices)
-        return th.from_numpy(reports).to(self.dtype)
+            self.function(
+                self.arrays,
+                Transitions(*arrays),
+                noise_array,
+                reports,
+                self._rates(call.update_actor),
+                call.tau,
+                call.update_actor,
+                call.update_targets,
+                self.step.choices,
+            )
+        return th.from_numpy(reports[: self._n_reports(call.update_actor)]).to(self.dtype)
+
+    def _rates(self, update_actor: bool) -> tuple[Array, Array, Array]:
+        """
+        Count a step of each optimizer that makes one.
+
+        :param update_actor: Whether the actor's does
+        :return: What they make it with: the actor's, the critics', the entropy coefficient's
+        """
+        entropy = self.nets.entropy
+        trains_entropy = update_actor and entropy is not None and entropy.is_learned
+        return (
+            adam_rates(self.actor_storage) if update_actor else NO_STEP,
+            adam_rates(self.critic_storage),
+            adam_rates(self.entropy_storage) if trains_entropy else NO_STEP,
+        )
+
+
+def actor_arrays(actor: Mlp | GaussianParts, storage: FlatStorage, obs_dim: int, is_target: bool) -> Any:
+    """
+    :param actor: An actor
+    :param storage: What holds it
+    :param obs_dim: Number of entries of an observation
+    :param is_target: Whether it is a target network
+    :return: The same, as the operations take it
+    """
+    if isinstance(actor, Mlp):
+        return network_arrays(actor, storage, obs_dim, is_target)
+    latent = network_arrays(actor.latent, storage, obs_dim, is_target)
+    n_units = latent.table[-1, ops.WIDTH]
+    mean, log_std = (network_arrays(head, storage, n_units, is_target) for head in (actor.mean, actor.log_std))
+    return GaussianParts(latent, mean, log_std, actor.n_differentiated)
 
 
 def critic_arrays(

@@ -15,6 +15,7 @@ from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 
 ALIGNMENT = 16
 """Parameters start at multiples of this number of floats (a cache line) in the flat tensors; the gaps stay zero."""
@@ -31,6 +32,7 @@ SMALLEST_EPS = 1e-12
 BLOCKS = 32
 """On a GPU, Adam works on this number of pieces of a group side by side; PyTorch has a single launch for up to 36."""
 
+Trained = BaseActor | Critic | EntropyCoefficient
 Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
 """Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""
 
@@ -45,9 +47,7 @@ class FlatStorage:
     :param fixed_norm_weights: Weights that get their norm back after each step
     """
 
-    def __init__(
-        self, network: BaseActor | Critic, target: BaseActor | Critic, fixed_norm_weights: tuple[th.Tensor, ...] = ()
-    ) -> None:
+    def __init__(self, network: Trained, target: Trained, fixed_norm_weights: tuple[th.Tensor, ...] = ()) -> None:
         self.network, self.optimizer, self.fixed_norm_weights = network, network.optimizer, fixed_norm_weights
         groups = self.optimizer.param_groups
         names = {param: name for name, param in network.named_parameters()}
@@ -266,7 +266,7 @@ def _flattened(tensors: Iterable[th.Tensor]) -> tuple[th.Tensor, list[th.Tensor]
     return flat, views
 
 
-def _flat_statistics(network: BaseActor | Critic) -> tuple[th.Tensor, th.Tensor]:
+def _flat_statistics(network: Trained) -> tuple[th.Tensor, th.Tensor]:
     """
     :param network: A network, whose batch-norm buffers become views
     :return: One tensor with all running means and variances, one with all counters of updates

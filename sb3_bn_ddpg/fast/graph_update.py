@@ -16,7 +16,7 @@ from sb3_bn_ddpg.common.steps import Batch, on_device
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
-from sb3_bn_ddpg.fast.update import FastUpdate
+from sb3_bn_ddpg.fast.update import FastUpdate, StepCall
 from sb3_bn_ddpg.networks.actor_critic import Networks
 
 MAX_KINDS = 8
@@ -61,14 +61,13 @@ class CudaGraphUpdate(FastUpdate):
             raise UnsupportedError(f"the device is {nets.actor.device}")
         return super().parsed(nets, step)
 
-    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> th.Tensor:
-        storages = (self.actor_storage, self.critic_storage)
-        for storage in storages:
+    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
+        for storage in self.storages:
             storage.hold_learning_rates()
-        settings = tuple(storage.settings() for storage in storages)
+        settings = tuple(storage.settings() for storage in self.storages)
         entries: tuple[Any, ...] = (*batch, noise)
         shapes = tuple(None if entry is None else (entry.shape, entry.dtype) for entry in entries)
-        kind = (gamma, tau, update_actor, settings, shapes)
+        kind = (call, settings, shapes)
         device = self.actor_storage.values.device
         with th.cuda.device(device):
             if kind not in self.kinds:
@@ -79,15 +78,15 @@ class CudaGraphUpdate(FastUpdate):
                 stream, current = side_stream(device), th.cuda.current_stream(device)
                 stream.wait_stream(current)
                 with th.cuda.stream(stream):
-                    reported = super()._step(on_device(batch, device), gamma, tau, update_actor, noise.to(device))
+                    reported = super()._step(on_device(batch, device), noise.to(device), call)
                 current.wait_stream(stream)
                 return reported
             recording = self.kinds[kind]
             if recording is None:
                 # Does nothing on the device, but counts the optimizers' step where they have their counters on the CPU
-                recording = self.kinds[kind] = self._record(batch, gamma, tau, update_actor, noise)
+                recording = self.kinds[kind] = self._record(batch, noise, call)
             else:
-                for storage in storages if update_actor else storages[1:]:
+                for storage in self.storages if call.update_actor else [self.critic_storage]:
                     if not storage.steps.is_cuda:
                         storage.steps.add_(1)
             for own, entry in zip(recording.entries, entries, strict=True):
@@ -96,13 +95,11 @@ class CudaGraphUpdate(FastUpdate):
             recording.graph.replay()
             return recording.reported.clone()  # the next step writes its own over them
 
-    def _record(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> Recording:
+    def _record(self, batch: Batch, noise: th.Tensor, call: StepCall) -> Recording:
         """
         :param batch: A minibatch of the shape that is recorded
-        :param gamma: Discount factor
-        :param tau: Polyak coefficient
-        :param update_actor: Whether to update the actor and the target networks, too
         :param noise: The random numbers, of the shape that is recorded
+        :param call: What else the step is told
         :return: The step's recording
         """
         entries: tuple[Any, ...] = (*batch, noise)
@@ -112,7 +109,7 @@ class CudaGraphUpdate(FastUpdate):
         stream = side_stream(device)
         # Other threads, as an environment's that renders or computes on the GPU, go on meanwhile
         with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            reported = super()._step(type(batch)(*own[:-1]), gamma, tau, update_actor, own[-1])
+            reported = super()._step(type(batch)(*own[:-1]), own[-1], call)
         return Recording(graph, own, reported)
 
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sb3_bn_ddpg.fast.numba_compiler import compiled
 from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, COPY, NO_RELU, POLYAK, RELU_FIRST, RELU_LAST, RUNNING, STAY
+from sb3_bn_ddpg.fast.torch_operations import HALF_LOG_2_PI
+from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
 WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU = range(8)
 """
@@ -436,25 +438,27 @@ def smaller(least, values, is_first):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def td_targets(rewards, discounts, next_q):  # type: ignore[no-untyped-def]
+def td_targets(rewards, discounts, next_q, loss_of_value):  # type: ignore[no-untyped-def]
+    for i in range(loss_of_value.shape[0]):
+        next_q[i, 0] -= loss_of_value[i, 0]
     for i in range(next_q.shape[0]):
         next_q[i, 0] = rewards[i, 0] + discounts[i, 0] * next_q[i, 0]
     return next_q
 
 
 @compiled
-def squared_error(q, y, reports, place):  # type: ignore[no-untyped-def]
+def squared_error(q, y, factor, reports, place):  # type: ignore[no-untyped-def]
     n = y.shape[0]
-    scale = q.dtype.type(2.0 / n)
+    slope = q.dtype.type(2.0 * factor / n)
     grad = np.zeros_like(q)
     loss, mean_q, mean_abs_q = 0.0, 0.0, 0.0
     for i in range(n):
         error = q[i, 0] - y[i, 0]
-        grad[i, 0] = scale * error
+        grad[i, 0] = slope * error
         loss += error * error
         mean_q += q[i, 0]
         mean_abs_q += abs(q[i, 0])
-    reports[place], reports[place + 1], reports[place + 2] = loss / n, mean_q / n, mean_abs_q / n
+    reports[place], reports[place + 1], reports[place + 2] = factor * loss / n, mean_q / n, mean_abs_q / n
     return grad
 
 
@@ -491,6 +495,74 @@ def add(total, x, is_first):  # type: ignore[no-untyped-def]
         for j in range(x.shape[1]):
             total[i, j] = x[i, j] if is_first else total[i, j] + x[i, j]
     return total
+
+
+@compiled
+def scale(x, factor):  # type: ignore[no-untyped-def]
+    y = np.empty_like(x)
+    for i in range(x.shape[0]):
+        y[i, 0] = x[i, 0] * factor
+    return y
+
+
+@compiled
+def subtract(x, y):  # type: ignore[no-untyped-def]
+    for i in range(x.shape[0]):
+        x[i, 0] -= y[i, 0]
+    return x
+
+
+@compiled
+def exponential(storage, is_learned, value):  # type: ignore[no-untyped-def]
+    dtype = storage.values.dtype.type
+    return np.exp(storage.values[0]) if is_learned else dtype(value)
+
+
+@compiled
+def entropy_gradient(storage, log_prob, target_entropy, reports, place):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(log_prob.shape[0]):
+        total += log_prob[i, 0] + target_entropy
+    mean = total / log_prob.shape[0]
+    reports[place] = -storage.values[0] * mean
+    storage.grads[0] = -mean
+
+
+@compiled
+def sample(mean, log_std, noise):  # type: ignore[no-untyped-def]
+    dtype = mean.dtype.type
+    actions, log_prob = np.empty_like(mean), np.empty((mean.shape[0], 1), mean.dtype)
+    one_and_eps, half = dtype(1 + SQUASH_EPS), dtype(0.5)
+    for i in range(mean.shape[0]):
+        total = dtype(mean.shape[1] * HALF_LOG_2_PI)
+        for j in range(mean.shape[1]):
+            log_scale = min(max(log_std[i, j], dtype(LOG_STD_MIN)), dtype(LOG_STD_MAX))
+            action = np.tanh(mean[i, j] + np.exp(log_scale) * noise[i, j])
+            actions[i, j] = action
+            total += np.log(one_and_eps - action * action) + log_scale + half * noise[i, j] * noise[i, j]
+        log_prob[i, 0] = -total
+    return actions, log_prob
+
+
+@compiled
+def sample_backward(action_grad, actions, log_std, noise, ent_coef):  # type: ignore[no-untyped-def]
+    dtype = actions.dtype.type
+    mean_grad, log_std_grad = np.empty_like(actions), np.empty_like(actions)
+    share = dtype(ent_coef / actions.shape[0])
+    for i in range(actions.shape[0]):
+        for j in range(actions.shape[1]):
+            action = actions[i, j]
+            slope = dtype(1) - action * action
+            grad = (action_grad[i, j] + dtype(2) * share * action / (slope + dtype(SQUASH_EPS))) * slope
+            mean_grad[i, j] = grad
+            is_free = log_std[i, j] >= dtype(LOG_STD_MIN) and log_std[i, j] <= dtype(LOG_STD_MAX)
+            log_std_grad[i, j] = grad * np.exp(log_std[i, j]) * noise[i, j] - share if is_free else dtype(0)
+    return mean_grad, log_std_grad
+
+
+@compiled
+def report_number(reports, place, number, column):  # type: ignore[no-untyped-def]
+    reports[place] = number
 
 
 @compiled

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sb3_bn_ddpg.networks.statistics import PassStatistics
+
 RUNNING, BATCH, BATCH_UPDATE, UNKNOWN = range(4)
 """
 What a pass does with the statistics of batch norm (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`); the last one is
@@ -46,11 +48,76 @@ class QMemory(NamedTuple):
     joined: Any
 
 
+class GaussianParts(NamedTuple):
+    """
+    An actor that draws its actions from a Gaussian squashed by tanh.
+
+    :param latent: Its layers up to the last hidden one
+    :param mean: The output layer of the mean
+    :param log_std: That of the logarithm of the standard deviation
+    :param n_differentiated: How many outputs of ``latent`` have a gradient that it needs: all, or 0 if it has no parameters
+    """
+
+    latent: Any
+    mean: Any
+    log_std: Any
+    n_differentiated: int
+
+
+class GaussianMemory(NamedTuple):
+    """
+    The memory of a pass of such an actor.
+
+    :param latent: Of ``latent``
+    :param mean: Of ``mean``
+    :param log_std: Of ``log_std``
+    """
+
+    latent: Any
+    mean: Any
+    log_std: Any
+
+
+class CriticChoices(NamedTuple):
+    """
+    What the critics' half of a step is told.
+
+    :param target: What the passes of the TD target do with batch norm's statistics (the actor's alone, if it is joint)
+    :param critic_loss: The Q-networks in their loss
+    :param is_joint: Whether states and next states go through the Q-networks in one pass
+    :param loss_factor: Factor of their loss
+    """
+
+    target: int
+    critic_loss: int
+    is_joint: bool
+    loss_factor: float
+
+    @classmethod
+    def of(cls, statistics: PassStatistics, loss_factor: float = 1.0) -> "CriticChoices":
+        """
+        :param statistics: Which batch-norm statistics each pass normalises with and updates
+        :param loss_factor: Factor of the loss
+        :return: The same for the engine
+        """
+        target = RUNNING if statistics.target == "joint" else MODES[statistics.target]
+        return cls(target, MODES[statistics.critic_loss], statistics.target == "joint", loss_factor)
+
+
+def unsupported_modes(statistics: PassStatistics) -> str | None:
+    """
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :return: Why no operation here knows them, if none does
+    """
+    choices = statistics.target, statistics.critic_loss, statistics.actor_loss_actor, statistics.actor_loss_critic
+    return "a pass has the statistics 'running_update'" if "running_update" in choices else None
+
+
 class Parts(NamedTuple):
     """
     Networks, memory and storage. Without target networks, the targets are the online networks.
 
-    :param actor: The actor, without its tanh
+    :param actor: The actor, without its tanh; a :class:`GaussianParts` if its policy is stochastic
     :param actor_target: The target actor, likewise
     :param critics: The Q-networks
     :param critic_targets: The target Q-networks
@@ -60,6 +127,7 @@ class Parts(NamedTuple):
     :param joint_rows: For states and next states, and for their actions
     :param actor_storage: Parameters of the actor and of its target, gradients, Adam's moments, running statistics
     :param critic_storage: Those of all Q-networks
+    :param entropy_storage: That of the entropy coefficient; where there is none, once more the actor's
     """
 
     actor: Any
@@ -72,6 +140,7 @@ class Parts(NamedTuple):
     joint_rows: Any
     actor_storage: Any
     critic_storage: Any
+    entropy_storage: Any
 
 
 class Transitions(NamedTuple):
@@ -97,16 +166,22 @@ class EngineStep:
     """
     A gradient step written on the engine's operations.
 
-    :param function: The step: ``function(parts, transitions, noise, reports, rates, tau, update_actor, choices)``. PyTorch
-        runs it as it stands, and Numba compiles it with its module's ``ops`` exchanged for Numba's operations. What it reports
-        is of each Q-network the loss, the mean of Q and of its absolute value; then the mean of the TD target,
-        and the actor's loss.
-    :param choices: What else it is told, a named tuple of integers
+    :param function: The step: ``function(parts, transitions, noise, reports, rates, tau, update_actor, update_targets,
+        choices)``. PyTorch runs it as it stands, and Numba compiles it with its module's ``ops`` exchanged for Numba's
+        operations. What it reports is of each Q-network the loss, the mean of Q and of its absolute value; then the mean of
+        the TD target, and what ``always`` and ``with_actor`` name.
+    :param choices: What else it is told, a named tuple of numbers
     :param is_joint: Whether states and next states go through the Q-networks in one pass
+    :param always: What else it reports, at every step, before the actor's loss
+    :param with_actor: What it reports of steps that update the actor
+    :param is_stochastic: Whether the actor is one that draws its actions
     :param unsupported: Why the operations cannot make this step, if they cannot
     """
 
     function: Callable[..., Any]
     choices: Any
     is_joint: bool = False
+    always: tuple[str, ...] = ()
+    with_actor: tuple[str, ...] = ("actor_loss",)
+    is_stochastic: bool = False
     unsupported: str | None = None

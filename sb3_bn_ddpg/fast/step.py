@@ -50,14 +50,21 @@ class FastStep(Protocol):
         ...
 
     def gradient_step(
-        self, batch: Batch, gamma: float, tau: float, update_actor: bool = True, noise: th.Tensor | None = None
+        self,
+        batch: Batch,
+        gamma: float,
+        tau: float,
+        update_actor: bool = True,
+        noise: th.Tensor | None = None,
+        update_targets: bool | None = None,
     ) -> UpdateInfo:
         """
         :param batch: Transitions sampled from the replay buffer
         :param gamma: Discount factor, unless the batch has its own (n-step returns)
         :param tau: Polyak coefficient of the target networks, in [0, 1]
-        :param update_actor: Whether to update the actor and the target networks, too
+        :param update_actor: Whether to update the actor, too
         :param noise: The random numbers that the step needs, if it needs any
+        :param update_targets: Whether to move the target networks (if None: with the actor)
         :return: Losses and values of this step
         """
         ...

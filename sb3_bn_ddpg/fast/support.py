@@ -15,29 +15,30 @@ from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.actors import Actor, BaseActor
+from sb3_bn_ddpg.networks.actors import Actor, BaseActor, GaussianActor
 from sb3_bn_ddpg.networks.critics import Critic, QNetwork
+from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 
 
 class ParsedNetworks(NamedTuple):
     """
     The layers of an actor and of its critic, as arguments of :class:`~sb3_bn_ddpg.fast.mlp.Mlp`.
 
-    :param actor: The actor before its tanh
+    :param actor: The actor before its tanh; of a stochastic one the layers up to the last hidden one, and both output layers
     :param critics: Of each Q-network, before and after the action
     :param obs_dim: Number of entries of an observation
     """
 
-    actor: MlpArguments
+    actor: tuple[MlpArguments, ...]
     critics: tuple[tuple[MlpArguments, MlpArguments], ...]
     obs_dim: int
 
-    def n_features(self, state_layers: MlpArguments) -> int:
+    def n_outputs(self, first_layers: MlpArguments) -> int:
         """
-        :param state_layers: Of a Q-network, before the action
+        :param first_layers: Layers whose input is an observation
         :return: Number of their outputs
         """
-        layers = state_layers[1]
+        layers = first_layers[1]
         return layers[-1][0].out_features if layers else self.obs_dim
 
 
@@ -47,29 +48,17 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
     :param step: The algorithm's step
     :raises UnsupportedError: if their update needs the definition, for a reason that is not in the layers
     """
-    for network, network_type in ((nets.actor, Actor), (nets.critic, Critic)):
+    actor_type = GaussianActor if step.is_stochastic else Actor
+    for network, network_type in ((nets.actor, actor_type), (nets.critic, Critic)):
         if type(network) is not network_type:
             raise UnsupportedError(f"the network {type(network).__name__} is a custom class")
         if type(network.features_extractor) is not FlattenExtractor:
             raise UnsupportedError(f"the features extractor is {type(network.features_extractor).__name__}")
         if not isinstance(network.observation_space, spaces.Box) or is_image_space(network.observation_space):
             raise UnsupportedError(f"the observation space is {network.observation_space}")
-        if not all(param.requires_grad for param in network.parameters()):
-            raise UnsupportedError("a parameter is frozen")
-        if network.device.type == "cpu" and any(map(th.Tensor.is_shared, network.parameters())):
-            raise UnsupportedError("a parameter lies in shared memory, which other processes read")
-        if _has_module_hooks(network) or has_parameter_hooks(network.parameters()) or has_own_step(network.optimizer):
-            raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
-        optimizer = network.optimizer
-        # SGD, AdamW and others are not Adam itself
-        if type(optimizer) is not th.optim.Adam or has_variants(optimizer):
-            raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
-        groups = [group["params"] for group in optimizer.param_groups]
-        if {param for group in groups for param in group} != set(network.parameters()):
-            raise UnsupportedError("the optimizer has not just the parameters of its network")
-        for group in groups:  # which has one counter here
-            if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
-                raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+    for each in (nets.actor, nets.critic, nets.entropy):
+        if each is not None:
+            _check_parameters(each)
     for critic in (nets.critic, nets.critic_target):
         for q_network in critic.q_networks:
             if type(q_network) is not QNetwork:
@@ -84,6 +73,29 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         raise UnsupportedError(step.unsupported)
 
 
+def _check_parameters(network: BaseActor | Critic | EntropyCoefficient) -> None:
+    """
+    :param network: What has parameters and an optimizer
+    :raises UnsupportedError: if these are others than an update in flat storage knows
+    """
+    if not all(param.requires_grad for param in network.parameters()):
+        raise UnsupportedError("a parameter is frozen")
+    if any(map(th.Tensor.is_shared, (param for param in network.parameters() if param.device.type == "cpu"))):
+        raise UnsupportedError("a parameter lies in shared memory, which other processes read")
+    if _has_module_hooks(network) or has_parameter_hooks(network.parameters()) or has_own_step(network.optimizer):
+        raise UnsupportedError(f"there are hooks in the network {type(network).__name__}, or on its optimizer")
+    optimizer = network.optimizer
+    # SGD, AdamW and others are not Adam itself
+    if type(optimizer) is not th.optim.Adam or has_variants(optimizer):
+        raise UnsupportedError(f"the optimizer is {type(optimizer).__name__} with options of its own")
+    groups = [group["params"] for group in optimizer.param_groups]
+    if {param for group in groups for param in group} != set(network.parameters()):
+        raise UnsupportedError("the optimizer has not just the parameters of its network")
+    for group in groups:  # which has one counter here
+        if len({float(optimizer.state.get(param, {}).get("step", 0.0)) for param in group}) > 1:
+            raise UnsupportedError("the optimizer has made more steps with some parameters than with others")
+
+
 def _has_module_hooks(network: nn.Module) -> bool:
     """
     :param network: A network
@@ -95,19 +107,27 @@ def _has_module_hooks(network: nn.Module) -> bool:
 
 def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
     """
-    :param actor: The actor, whose last layer is its tanh
+    :param actor: The actor, of which a deterministic one's last layer is its tanh
     :param critic: The critic
     :return: Their layers
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
-    assert isinstance(actor, Actor)
-    for sequence in (actor.mu, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
+    assert isinstance(actor, (Actor, GaussianActor))
+    sequences = [actor.latent_pi] if isinstance(actor, GaussianActor) else [actor.mu]
+    for sequence in (*sequences, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
         if type(sequence) is not nn.Sequential:
             raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
-    *actor_layers, last = actor.mu
-    if type(last) is not nn.Tanh:
-        raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
-    for layers in (actor_layers, [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)]):
+    if isinstance(actor, GaussianActor):
+        of_actor: list[list[nn.Module]] = [[*actor.latent_pi], [actor.mu], [actor.log_std]]
+    else:
+        *actor_layers, last = actor.mu
+        if type(last) is not nn.Tanh:
+            raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
+        of_actor = [actor_layers]
+    for layers in (
+        [layer for part in of_actor for layer in part],
+        [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)],
+    ):
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
@@ -116,4 +136,4 @@ def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
     critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in critic.q_networks)
-    return ParsedNetworks(parse_layers(actor_layers), critics, actor.features_extractor.features_dim)
+    return ParsedNetworks(tuple(map(parse_layers, of_actor)), critics, actor.features_extractor.features_dim)

@@ -6,6 +6,7 @@ What is handed over to be written to is for Numba: here an operation returns its
 its way back needs.
 """
 
+import math
 from typing import Any
 
 import torch as th
@@ -13,6 +14,9 @@ import torch as th
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage
 from sb3_bn_ddpg.fast.mlp import Memory, Mlp
 from sb3_bn_ddpg.fast.parts import RUNNING
+from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
+
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def forward(network: Mlp, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:
@@ -147,22 +151,26 @@ def like(x: th.Tensor) -> th.Tensor:
     return x
 
 
-def td_targets(rewards: th.Tensor, discounts: th.Tensor, next_q: th.Tensor) -> th.Tensor:
+def td_targets(rewards: th.Tensor, discounts: th.Tensor, next_q: th.Tensor, loss_of_value: th.Tensor) -> th.Tensor:
     """
     :param rewards: (n, 1)
     :param discounts: (n, 1)
     :param next_q: Values of the next states, (n, 1), which Numba's overwrites
+    :param loss_of_value: What is taken from them, (n, 1), or of no rows for nothing
     :return: y = r + discount Q'
     """
+    if len(loss_of_value):
+        next_q = next_q - loss_of_value
     return th.addcmul(rewards, discounts, next_q)
 
 
-def squared_error(q: th.Tensor, y: th.Tensor, reports: list[th.Tensor | None], place: int) -> th.Tensor:
+def squared_error(q: th.Tensor, y: th.Tensor, factor: float, reports: list[th.Tensor | None], place: int) -> th.Tensor:
     """
-    The loss mean (Q - y)^2 of the first n values, n that of the targets; the others are not trained.
+    The loss mean (Q - y)^2 of the first n values, n that of the targets, times a factor; the others are not trained.
 
     :param q: Values, (n, 1) or more rows
     :param y: Targets, (n, 1)
+    :param factor: The factor
     :param reports: Takes the loss, the mean of Q and of its absolute value
     :param place: Where the first of these goes
     :return: Gradient of the loss, of the shape of q
@@ -170,8 +178,9 @@ def squared_error(q: th.Tensor, y: th.Tensor, reports: list[th.Tensor | None], p
     n = len(y)
     values = q[:n]
     error = values - y
-    reports[place : place + 3] = [error.square(), values, values.abs()]
-    grad = error.mul_(2 / n)
+    loss = error.square()
+    reports[place : place + 3] = [loss if factor == 1 else loss.mul_(factor), values, values.abs()]
+    grad = error.mul_(2 * factor / n)
     return grad if len(q) == n else th.cat([grad, grad.new_zeros(len(q) - n, 1)])
 
 
@@ -220,6 +229,103 @@ def add(total: th.Tensor, x: th.Tensor, is_first: bool) -> th.Tensor:
     :return: Their sum
     """
     return x if is_first else total.add_(x)
+
+
+def scale(x: th.Tensor, factor: th.Tensor) -> th.Tensor:
+    """
+    :param x: Numbers
+    :param factor: One number
+    :return: Their products
+    """
+    return x * factor
+
+
+def subtract(x: th.Tensor, y: th.Tensor) -> th.Tensor:
+    """
+    :param x: (n, 1)
+    :param y: (n, 1)
+    :return: x - y (in Numba's in the memory of ``x``)
+    """
+    return x - y
+
+
+def exponential(storage: FlatStorage, is_learned: bool, value: float) -> th.Tensor:
+    """
+    The entropy coefficient.
+
+    :param storage: Of its logarithm
+    :param is_learned: Whether that is trained
+    :param value: What the coefficient is if not
+    :return: It, of shape ``(1,)``
+    """
+    logarithm = storage.values[:1]
+    return logarithm.exp() if is_learned else th.full_like(logarithm, value)
+
+
+def entropy_gradient(
+    storage: FlatStorage, log_prob: th.Tensor, target_entropy: float, reports: list[th.Tensor | None], place: int
+) -> None:
+    """
+    Gradient of the loss -log(alpha) mean(log pi + target), into the storage.
+
+    :param storage: Of the logarithm
+    :param log_prob: Logarithms of probability densities, (n, 1)
+    :param target_entropy: The target
+    :param reports: Takes the loss
+    :param place: Where it goes
+    """
+    excess = log_prob + target_entropy
+    reports[place] = -(storage.values[0] * excess)
+    storage.grads[0] = -excess.mean()
+
+
+def sample(mean: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    Actions tanh(mean + std noise), and the logarithms of their probability densities, as
+    :meth:`~sb3_bn_ddpg.networks.actors.GaussianActor.action_and_log_prob` has them.
+
+    :param mean: (n, action_dim)
+    :param log_std: Likewise, not clamped yet
+    :param noise: Standard normal noise, likewise
+    :return: Actions, likewise, and the logarithms, (n, 1)
+    """
+    log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    actions = th.addcmul(mean, log_std.exp(), noise).tanh_()
+    log_densities = (1 + SQUASH_EPS - actions.square()).log_().add_(log_std).add_(noise.square(), alpha=0.5)
+    return actions, log_densities.sum(dim=1, keepdim=True).add_(mean.shape[1] * HALF_LOG_2_PI).neg_()
+
+
+def sample_backward(
+    action_grad: th.Tensor, actions: th.Tensor, log_std: th.Tensor, noise: th.Tensor, ent_coef: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    The gradient of the loss mean(alpha log pi) + f(actions), after :func:`sample`.
+
+    :param action_grad: Gradient of f, (n, action_dim)
+    :param actions: The actions
+    :param log_std: As of ``sample``
+    :param noise: As of ``sample``
+    :param ent_coef: alpha
+    :return: Gradients of mean and log_std
+    """
+    n = len(actions)
+    # d tanh(u) / du, and the logarithm of that in log pi
+    slope = 1 - actions.square()
+    share = ent_coef / n
+    mean_grad = (action_grad + 2 * share * actions / (slope + SQUASH_EPS)).mul_(slope)
+    clamped = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+    log_std_grad = (mean_grad * clamped.exp()).mul_(noise).sub_(share)
+    return mean_grad, log_std_grad.mul_(clamped == log_std)
+
+
+def report_number(reports: list[th.Tensor | None], place: int, number: th.Tensor, column: th.Tensor) -> None:
+    """
+    :param reports: Takes a number
+    :param place: Where it goes
+    :param number: It
+    :param column: Any column of n rows
+    """
+    reports[place] = number.expand(column.shape)
 
 
 def adam(storage: FlatStorage, rates: None) -> None:

@@ -5,7 +5,7 @@ Adam moments and running statistics laid out in one tensor each. It knows no alg
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
@@ -14,9 +14,23 @@ from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.fast import torch_operations
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage
 from sb3_bn_ddpg.fast.mlp import Memory, Mlp
-from sb3_bn_ddpg.fast.parts import EngineStep, Parts, QMemory, QNetworkParts, Transitions
+from sb3_bn_ddpg.fast.parts import EngineStep, GaussianMemory, GaussianParts, Parts, QMemory, QNetworkParts, Transitions
 from sb3_bn_ddpg.fast.support import ParsedNetworks, check_supported, parsed_networks
 from sb3_bn_ddpg.networks.actor_critic import Networks
+
+
+class StepCall(NamedTuple):
+    """
+    :param gamma: Discount factor, unless the batch has its own
+    :param tau: Polyak coefficient of the target networks
+    :param update_actor: Whether to update the actor, too
+    :param update_targets: Whether to move the target networks
+    """
+
+    gamma: float
+    tau: float
+    update_actor: bool
+    update_targets: bool
 
 
 class FastUpdate:
@@ -40,21 +54,25 @@ class FastUpdate:
         self.modules = nets.modules
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target, nets.fixed_norm_actor_weights)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target, nets.fixed_norm_critic_weights)
+        entropy = nets.entropy
+        self.entropy_storage = self.actor_storage if entropy is None else FlatStorage(entropy, entropy)
+        self.storages = list(dict.fromkeys((self.actor_storage, self.critic_storage, self.entropy_storage)))
         self.dtype = self.actor_storage.values.dtype
         self.n_critics = len(online.critics)
-        self.mlps = _mlps(online)
-        self.target_mlps = self.mlps if nets.actor_target is nets.actor else _mlps(target)
-        (actor, critics), (actor_target, critic_targets) = self.mlps, self.target_mlps
+        actor, critics = _actor_parts(online), _critic_parts(online)
+        memories = tuple(QMemory(Memory(), Memory(), None) for _ in critics)
         self.parts = Parts(
             actor,
-            actor_target,
+            actor if nets.actor_target is nets.actor else _actor_parts(target),
             critics,
-            critic_targets,
-            Memory(),
-            *((tuple(QMemory(Memory(), Memory(), None) for _ in critics),) * 2),
+            critics if nets.critic_target is nets.critic else _critic_parts(target),
+            GaussianMemory(Memory(), Memory(), Memory()) if isinstance(actor, GaussianParts) else Memory(),
+            memories,
+            memories,
             (None, None),
             self.actor_storage,
             self.critic_storage,
+            self.entropy_storage,
         )
 
     @classmethod
@@ -86,16 +104,17 @@ class FastUpdate:
         :param step: The algorithm's step
         :return: Whether this object still holds their storage: not after an optimizer's state was loaded, for example
         """
-        return (
-            step is self.step
-            and nets.is_same_as(self.nets)
-            and self.actor_storage.is_current()
-            and self.critic_storage.is_current()
-        )
+        return step is self.step and nets.is_same_as(self.nets) and all(storage.is_current() for storage in self.storages)
 
     @th.inference_mode()
     def gradient_step(
-        self, batch: Batch, gamma: float, tau: float, update_actor: bool = True, noise: th.Tensor | None = None
+        self,
+        batch: Batch,
+        gamma: float,
+        tau: float,
+        update_actor: bool = True,
+        noise: th.Tensor | None = None,
+        update_targets: bool | None = None,
     ) -> UpdateInfo:
         """
         One gradient step.
@@ -103,16 +122,17 @@ class FastUpdate:
         :param batch: Transitions sampled from the replay buffer
         :param gamma: Discount factor, unless the batch has its own (n-step returns)
         :param tau: Polyak coefficient of the target networks, in [0, 1]
-        :param update_actor: Whether to update the actor and the target networks, too
+        :param update_actor: Whether to update the actor, too
         :param noise: The random numbers that the step needs, if it needs any
+        :param update_targets: Whether to move the target networks (if None: with the actor)
         :return: Losses and values of this step
         """
-        noise = batch.actions[:0] if noise is None else noise
-        return self._info(self._step(batch, gamma, tau, update_actor, noise), update_actor)
+        call = StepCall(gamma, tau, update_actor, update_actor if update_targets is None else update_targets)
+        return self._info(self._step(batch, batch.actions[:0] if noise is None else noise, call), update_actor)
 
     def _info(self, reported: th.Tensor, update_actor: bool) -> UpdateInfo:
         """
-        :param reported: What the step reported, the actor's loss only with its update
+        :param reported: What the step reported, that of the actor only with its update
         :param update_actor: Whether it was updated
         :return: The same, named; of several Q-networks the sum of the losses, and the means of the others
         """
@@ -123,22 +143,38 @@ class FastUpdate:
         else:
             losses, q_values, abs_q_values = reported[: 3 * n].view(n, 3).unbind(dim=1)
             critic_loss, q_value, abs_q_value = losses.sum(), q_values.mean(), abs_q_values.mean()
-        return UpdateInfo(values[-1] if update_actor else None, critic_loss, q_value, abs_q_value, values[3 * n])
+        names = (*self.step.always, *(self.step.with_actor if update_actor else ()))
+        others: dict[str, Any] = {"actor_loss": None} | dict(zip(names, values[3 * n + 1 :], strict=True))
+        return UpdateInfo(critic_loss=critic_loss, q_value=q_value, abs_q_value=abs_q_value, td_target=values[3 * n], **others)
 
-    def _step(self, batch: Batch, gamma: float, tau: float, update_actor: bool, noise: th.Tensor) -> th.Tensor:
+    def _n_reports(self, update_actor: bool) -> int:
         """
-        :param batch: As of ``gradient_step``, like the others
-        :param gamma: Discount factor
-        :param tau: Polyak coefficient
-        :param update_actor: Whether to update the actor and the target networks, too
+        :param update_actor: Whether a step updates the actor
+        :return: How many numbers it reports
+        """
+        return 3 * self.n_critics + 1 + len(self.step.always) + (len(self.step.with_actor) if update_actor else 0)
+
+    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
+        """
+        :param batch: Transitions sampled from the replay buffer
         :param noise: The random numbers, of no rows if there are none
+        :param call: What else the step is told
         :return: What is reported
         """
-        reports: list[Any] = torch_operations.new_reports(3 * self.n_critics + 2)
-        transitions = self._transitions(batch, gamma)
-        self.step.function(self.parts, transitions, noise, reports, (None, None), tau, update_actor, self.step.choices)
+        reports: list[Any] = torch_operations.new_reports(self._n_reports(update_actor=True))
+        self.step.function(
+            self.parts,
+            self._transitions(batch, call.gamma),
+            noise,
+            reports,
+            (None, None, None),
+            call.tau,
+            call.update_actor,
+            call.update_targets,
+            self.step.choices,
+        )
         # One mean of all columns instead of a mean each
-        return th.cat(reports if update_actor else reports[:-1], dim=1).mean(dim=0)
+        return th.cat(reports[: self._n_reports(call.update_actor)], dim=1).mean(dim=0)
 
     def _transitions(self, batch: Batch, gamma: float) -> Transitions:
         """
@@ -155,17 +191,29 @@ class FastUpdate:
 
     def flush_denormals(self) -> None:
         """Set moments of the optimizers, and parameters, that are too small to count to zero."""
-        self.actor_storage.flush_denormals()
-        self.critic_storage.flush_denormals()
+        for storage in self.storages:
+            storage.flush_denormals()
 
 
-def _mlps(networks: ParsedNetworks) -> tuple[Mlp, tuple[QNetworkParts, ...]]:
+def _actor_parts(networks: ParsedNetworks) -> Mlp | GaussianParts:
     """
     :param networks: The layers of an actor and of its critic
-    :return: The actor, and each Q-network
+    :return: The actor
+    """
+    first, *heads = map(Mlp, *zip(*networks.actor, strict=True))
+    if not heads:
+        return first
+    mean, log_std = heads
+    return GaussianParts(first, mean, log_std, 0 if first.is_empty else networks.n_outputs(networks.actor[0]))
+
+
+def _critic_parts(networks: ParsedNetworks) -> tuple[QNetworkParts, ...]:
+    """
+    :param networks: The layers of an actor and of its critic
+    :return: Each Q-network
     """
     critics = []
     for state_layers, q_layers in networks.critics:
         state_net, q_net = Mlp(*state_layers), Mlp(*q_layers)
-        critics.append(QNetworkParts(state_net, q_net, 0 if state_net.is_empty else networks.n_features(state_layers)))
-    return Mlp(*networks.actor), tuple(critics)
+        critics.append(QNetworkParts(state_net, q_net, 0 if state_net.is_empty else networks.n_outputs(state_layers)))
+    return tuple(critics)

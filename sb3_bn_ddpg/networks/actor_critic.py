@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 
@@ -24,6 +25,7 @@ class Networks:
     :param critic_target: The target critic
     :param fixed_norm_actor_weights: Weights of the actor that keep their norm
     :param fixed_norm_critic_weights: Weights of the critic that keep their norm
+    :param entropy: The entropy coefficient, of an actor that has one
     """
 
     actor: BaseActor
@@ -32,6 +34,7 @@ class Networks:
     critic_target: Critic
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
+    entropy: EntropyCoefficient | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -45,7 +48,7 @@ class Networks:
         """
         ours, theirs = (
             [
-                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target),
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.entropy),
                 *nets.fixed_norm_actor_weights,
                 None,
                 *nets.fixed_norm_critic_weights,
@@ -102,3 +105,16 @@ def move_targets(nets: Networks, tau: float, statistics: PassStatistics) -> None
     polyak_update(nets.online_parameters, nets.target_parameters, tau)
     nets.actor_target.follow_statistics(nets.actor, statistics.target_sync, tau)
     nets.critic_target.follow_statistics(nets.critic, statistics.target_sync, tau)
+
+
+def move_critic_target(nets: Networks, tau: float, statistics: PassStatistics) -> None:
+    """
+    Move the target critics, where the actor has no target network.
+
+    :param nets: The networks
+    :param tau: Polyak coefficient, in [0, 1]
+    :param statistics: Its ``target_sync`` says how running statistics follow
+    """
+    polyak_update(nets.critic.parameters(), nets.critic_target.parameters(), tau)
+    # Those of a features extractor of the actor's as well: the targets have one of their own, which nothing else moves
+    nets.critic_target.follow_statistics(nets.critic, statistics.target_sync, tau, borrowed=True)

@@ -117,6 +117,16 @@ class GaussianActor(BaseActor):
         log_densities = log_densities - th.log(1 - actions.square() + SQUASH_EPS)
         return actions, log_densities.sum(dim=1, keepdim=True)
 
+    def action_and_log_prob_in(self, obs: PyTorchObs, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        As :meth:`action_and_log_prob`.
+
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param noise: Standard normal noise, of shape ``(batch_size, action_dim)``
+        :return: Actions and the logarithm of their probability density
+        """
+        return self.action_and_log_prob(self.features(obs), noise)
+
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if deterministic:
             actions: th.Tensor = self(observation)

@@ -290,9 +290,13 @@ class BNActorCriticPolicy(BasePolicy):
         :param assign: Whether to take over the tensors themselves
         :return: Missing and unexpected names
         """
-        if self.actor_target is self.actor:
-            online = {name.replace(".", "_target.", 1): value for name, value in state_dict.items()}
-            state_dict = {name: online.get(name, value) for name, value in state_dict.items()}
+        online = {
+            f"{network}_target.{name}": state_dict[f"{network}.{name}"]
+            for network in ("actor", "critic")
+            if getattr(self, f"{network}_target") is getattr(self, network)
+            for name in (key.removeprefix(f"{network}.") for key in state_dict if key.startswith(f"{network}."))
+        }
+        state_dict = {name: online.get(name, value) for name, value in state_dict.items()}
         return super().load_state_dict(state_dict, strict, assign)
 
 

@@ -6,8 +6,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_bn_ddpg.networks.actors import Actor
-from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
+from sb3_bn_ddpg.networks.actors import Actor, GaussianActor
+from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy, NetArch
 from sb3_bn_ddpg.networks.layers import FinalInit, PaperCNN, PaperCombinedExtractor, has_images
 from sb3_bn_ddpg.networks.normalization import Normalization
 
@@ -139,3 +139,47 @@ class BNTD3CnnPolicy(CnnDefaults, BNTD3Policy):
 
 class BNTD3MultiInputPolicy(MultiInputDefaults, BNTD3Policy):
     """:class:`BNTD3Policy` for dictionaries of observations, with the defaults of :class:`MultiInputDefaults`."""
+
+
+class BNSACPolicy(BNActorCriticPolicy):
+    """
+    A stochastic actor and two critics, as in SAC. The parameters are those of
+    :class:`~sb3_bn_ddpg.networks.base_policy.BNActorCriticPolicy`, with other defaults for these:
+
+    :param net_arch: 256 and 256 units, as SAC's; for images those of :class:`CnnDefaults`
+    :param final_init: ``"fan_in"``, as SAC's; for images those of :class:`CnnDefaults`
+    :param n_critics: Number of Q-networks, >= 1
+    """
+
+    actor: GaussianActor
+    actor_class = GaussianActor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: NetArch | None = None,
+        final_init: FinalInit = "fan_in",
+        n_critics: int = 2,
+        **kwargs: Any,
+    ) -> None:
+        if net_arch is None and not has_images(observation_space, kwargs.get("normalize_images", True)):
+            net_arch = [256, 256]
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=net_arch,
+            final_init=final_init,
+            n_critics=n_critics,
+            **kwargs,
+        )
+
+
+class BNSACCnnPolicy(CnnDefaults, BNSACPolicy):
+    """:class:`BNSACPolicy` for images, with the defaults of :class:`CnnDefaults`."""
+
+
+class BNSACMultiInputPolicy(MultiInputDefaults, BNSACPolicy):
+    """:class:`BNSACPolicy` for dictionaries of observations, with the defaults of :class:`MultiInputDefaults`."""

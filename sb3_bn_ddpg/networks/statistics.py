@@ -124,17 +124,21 @@ class StatisticsMixin(nn.Module):
             return (part or self)(*inputs)
 
     @th.no_grad()
-    def follow_statistics(self, source: "StatisticsMixin", sync: StatisticsSync | None, tau: float) -> None:
+    def follow_statistics(
+        self, source: "StatisticsMixin", sync: StatisticsSync | None, tau: float, borrowed: bool = False
+    ) -> None:
         """
         Take over the running statistics of another network of the same structure, counters included, and all other buffers.
 
         :param source: The network to follow
         :param sync: ``"copy"``, ``"polyak"`` (mean and variance move by ``tau`` of the way) or None (nothing moves)
         :param tau: The Polyak coefficient, in [0, 1]
+        :param borrowed: Whether those of a part that another network owns are taken over too
         """
         if sync is None:
             return
-        for layer, source_layer in zip(self.own_norm_layers, source.own_norm_layers, strict=True):
+        ours, theirs = (each.norm_layers if borrowed else each.own_norm_layers for each in (self, source))
+        for layer, source_layer in zip(ours, theirs, strict=True):
             for buffer, source_buffer in zip(_buffers(layer), _buffers(source_layer), strict=True):
                 if sync == "polyak" and buffer.is_floating_point():
                     buffer.lerp_(source_buffer, tau)

@@ -1,0 +1,119 @@
+"""The critics' half of a gradient step once more, on the engine's operations (see ``step.py``, which is the definition)."""
+
+from typing import Any
+
+from sb3_bn_ddpg.fast import torch_operations as ops
+from sb3_bn_ddpg.fast.parts import CriticChoices, Parts, QMemory, QNetworkParts, Transitions
+
+
+def critic_step(
+    parts: Parts,
+    transitions: Transitions,
+    next_actions: Any,
+    loss_of_value: Any,
+    reports: Any,
+    rates: Any,
+    choices: CriticChoices,
+) -> None:
+    """
+    Minimise the critics' loss.
+
+    :param parts: The networks, with memory and storage
+    :param transitions: A minibatch
+    :param next_actions: What the policy does in the next states, (n, action_dim)
+    :param loss_of_value: What is taken from the value of the next states, (n, 1) or of no rows
+    :param reports: Takes what is reported
+    :param rates: What the optimizer's step is made with, for Numba's operations
+    :param choices: Statistics of the passes, and more
+    """
+    obs, actions, next_obs = transitions.obs, transitions.actions, transitions.next_obs
+    critics, n_critics = parts.critics, len(parts.critics)
+
+    # The next states' Q'(s', a'), the smallest of all Q-networks', and in a joint pass Q(s, a) with it
+    next_q = ops.like(transitions.rewards)
+    q_obs, q_actions = obs, actions
+    memories = parts.memories
+    if choices.is_joint:
+        memories = parts.joint_memories
+        q_obs = ops.rows(obs, next_obs, parts.joint_rows[0])
+        q_actions = ops.rows(actions, next_actions, parts.joint_rows[1])
+        for k in range(n_critics):
+            q = q_values(critics[k], memories[k], q_obs, q_actions, choices.critic_loss)
+            next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
+    else:
+        for k in range(n_critics):
+            critic, memory = parts.critic_targets[k], memories[0]
+            features = ops.infer(critic.state_net, memory.state, next_obs, choices.target)
+            joined = ops.join(features, next_actions, memory.joined)
+            q = ops.infer(critic.q_net, memory.q, joined, choices.target)
+            next_q = ops.smaller(next_q, q, k == 0)
+
+    # The loss mean (Q(s, a) - y)^2 of each, with the TD target y = r + gamma Q'; the gradient of all, and one step
+    y = ops.td_targets(transitions.rewards, transitions.discounts, next_q, loss_of_value)
+    for k in range(n_critics):
+        critic, memory = critics[k], memories[k]
+        if not choices.is_joint:
+            q_values(critic, memory, q_obs, q_actions, choices.critic_loss)
+        q = ops.output(critic.q_net, memory.q, len(q_obs))
+        q_grad = ops.squared_error(q, y, choices.loss_factor, reports, 3 * k)
+        # The input of the Q-network is (n, features + action_dim); the state layers get the gradient of the features
+        features_grad = ops.backward(critic.q_net, memory.q, memory.joined, q_grad, critic.n_differentiated)
+        if critic.n_differentiated > 0:
+            ops.backward(critic.state_net, memory.state, q_obs, features_grad, 0)
+    ops.report(reports, 3 * n_critics, y, 1)
+    ops.adam(parts.critic_storage, rates)
+
+
+def smallest_q(parts: Parts, transitions: Transitions, actions: Any, n_critics: int, mode: int) -> Any:
+    """
+    :param parts: The networks, with memory
+    :param transitions: A minibatch
+    :param actions: Actions in its states, (n, action_dim)
+    :param n_critics: How many Q-networks are asked, the first ones
+    :param mode: What their passes do with batch norm's statistics
+    :return: The smallest of their values, (n, 1); for the way back, see :func:`gradient_of_actions`
+    """
+    least = ops.like(transitions.rewards)
+    for k in range(n_critics):
+        q = q_values(parts.critics[k], parts.memories[k], transitions.obs, actions, mode)
+        least = ops.smaller(least, q, k == 0)
+    return least
+
+
+def gradient_of_actions(parts: Parts, actions: Any, least: Any, n_critics: int, mode: int) -> Any:
+    """
+    The gradient of -mean min Q, after :func:`smallest_q`.
+
+    :param parts: The networks, with memory
+    :param actions: The actions
+    :param least: The smallest values
+    :param n_critics: How many Q-networks were asked
+    :param mode: What their passes did
+    :return: Gradient of the actions, (n, action_dim)
+    """
+    n_rows = len(actions)
+    n_least = ops.like(least)
+    if n_critics > 1:
+        for k in range(n_critics):
+            q = ops.output(parts.critics[k].q_net, parts.memories[k].q, n_rows)
+            n_least = ops.count_least(n_least, q, least, k == 0)
+    action_grad = ops.like(actions)
+    for k in range(n_critics):
+        q_net, memory = parts.critics[k].q_net, parts.memories[k]
+        q_grad = ops.ascent(ops.output(q_net, memory.q, n_rows), least, n_least, n_critics == 1)
+        grad = ops.last_inputs_gradient(q_net, memory.q, memory.joined, q_grad, mode, actions.shape[1])
+        action_grad = ops.add(action_grad, grad, k == 0)
+    return action_grad
+
+
+def q_values(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
+    """
+    :param critic: A Q-network
+    :param memory: For its pass
+    :param obs: Observations, (n, features)
+    :param actions: Actions, (n, action_dim)
+    :param mode: What the pass does with batch norm's statistics
+    :return: Q(s, a), (n, 1)
+    """
+    joined = ops.join(ops.forward(critic.state_net, memory.state, obs, mode), actions, memory.joined)
+    return ops.forward(critic.q_net, memory.q, joined, mode)

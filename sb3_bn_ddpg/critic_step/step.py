@@ -1,0 +1,154 @@
+"""
+The critics' half of a gradient step, by autograd: TD target, loss of each critic, step of their optimizer. What the policy
+does in the next states is handed over, so it serves any policy.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch as th
+from torch.nn import functional as F
+
+from sb3_bn_ddpg.common.steps import Batch, concatenated, discounted
+from sb3_bn_ddpg.networks.actor_critic import Networks, restore_norms
+from sb3_bn_ddpg.networks.actors import BaseActor
+from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics
+
+Act = Callable[[BaseActor, Statistics, Any, bool], tuple[th.Tensor, th.Tensor | None]]
+"""
+What a policy does: of an actor, the statistics of its pass, observations or features, and whether they are features, the
+actions, of shape ``(batch_size, action_dim)``, and what is taken from the value of their state, ``(batch_size, 1)``, or None.
+"""
+
+
+class CriticStep(NamedTuple):
+    """What the critics' half of a step leaves for the actor's half, and reports."""
+
+    features: th.Tensor | None
+    """Features of the observations, without a gradient, if the critics' loss trains what extracts them for the actor too"""
+    critic_loss: th.Tensor
+    q_value: th.Tensor
+    abs_q_value: th.Tensor
+    td_target: th.Tensor
+
+    @property
+    def reported(self) -> dict[str, th.Tensor]:
+        """What :class:`~sb3_bn_ddpg.common.steps.UpdateInfo` says of the critics, by name."""
+        return {name: value for name, value in self._asdict().items() if name != "features"}
+
+
+def critic_step(
+    nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, act: Act, factor: float = 1.0
+) -> CriticStep:
+    """
+    Minimise the critics' loss, the sum of their mean squared errors.
+
+    :param nets: The networks, with the optimizer of the critics
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param act: What the policy does in the next states
+    :param factor: Of the loss: 1 in DDPG and TD3, 0.5 in SAC
+    :return: What the actor's half needs, and what is reported
+    """
+    critic, use, features = nets.critic, statistics.critic_loss, None
+    if statistics.target == "joint":
+        q_values, target, features = joint_pass(nets, batch, gamma, statistics, act)
+    else:
+        target = td_target(nets, batch, gamma, statistics, act)
+        # Normalises with the statistics of the replayed states s and updates the critics' running ones by them (default)
+        if nets.actor.owns_features_extractor:
+            q_values = critic.forward_with(use, batch.observations, batch.actions)
+        else:
+            # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss too
+            features = critic.forward_with(use, batch.observations, part=critic.features)
+            q_values = critic.forward_with(use, features, batch.actions, part=critic.values_of)
+    loss = factor * th.stack([F.mse_loss(q, target) for q in q_values]).sum()
+    critic.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    critic.optimizer.step()
+    restore_norms(nets.fixed_norm_critic_weights)
+    values = th.cat(q_values, dim=1).detach()
+    # Shared features are those of before this step: the convolutions are the most expensive part of a pass, and one step of
+    # theirs changes little
+    features = None if features is None else features.detach()
+    return CriticStep(features, loss.detach(), values.mean(), values.abs().mean(), target.mean())
+
+
+@th.no_grad()
+def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, act: Act) -> th.Tensor:
+    """
+    The TD target y = r + gamma min Q'(s', a'). A true termination does not bootstrap; a time limit does.
+
+    :param nets: The networks
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param act: What the policy does in the next states
+    :return: The targets, of shape ``(batch_size, 1)``
+    """
+    assert statistics.target != "joint", "that has no pass of its own: see joint_pass"
+    # Both normalise with the statistics of the next states s' and update nothing (default): the running statistics are
+    # for "exploration or evaluation" (section 3), and those of the online network do not fit the targets' older weights
+    actor, critic, next_obs, use = nets.actor_target, nets.critic_target, batch.next_observations, statistics.target
+    if actor.features_extractor is critic.features_extractor:
+        # Their owner's pass: under "..._update" it alone updates the statistics of shared layers
+        owner: BaseActor | Critic = actor if actor.owns_features_extractor else critic
+        features = owner.forward_with(use, next_obs, part=owner.features)
+        next_actions, loss_of_value = act(actor, use, features, True)
+        next_q_values = critic.forward_with(use, features, next_actions, part=critic.values_of)
+    else:
+        next_actions, loss_of_value = act(actor, use, next_obs, False)
+        next_q_values = critic.forward_with(use, next_obs, next_actions)
+    return discounted(batch, gamma, _less(smallest(next_q_values), loss_of_value))
+
+
+def joint_pass(
+    nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, act: Act
+) -> tuple[tuple[th.Tensor, ...], th.Tensor, th.Tensor | None]:
+    """
+    Q(s, a) and the TD target y = r + gamma min Q(s', a') from one pass of the critics, which normalises states and next states
+    with the statistics of both. Where the two are distributed differently, as where episodes end early, the statistics of each
+    alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
+
+    :param nets: The networks, without target networks
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param act: What the policy does in the next states
+    :return: Each critic's Q-values, and the targets, of shape ``(batch_size, 1)`` each; features of the states if the critics'
+        loss trains what extracts them for both networks
+    """
+    actor, critic, use, n = nets.actor, nets.critic, statistics.critic_loss, len(batch.actions)
+    all_obs = concatenated(batch.observations, batch.next_observations)
+    # What the policy would do at s': the actor normalises with its running statistics and updates nothing. The critics
+    # normalise with the statistics of s and s' together and update their running ones by them, once (default). The gradient
+    # of the loss of Q(s, a) reaches s' through these statistics only.
+    if actor.owns_features_extractor:
+        shared_features = None
+        with th.no_grad():
+            next_actions, loss_of_value = act(actor, "running", batch.next_observations, False)
+        all_q_values = critic.forward_with(use, all_obs, th.cat([batch.actions, next_actions]))
+    else:
+        features = critic.forward_with(use, all_obs, part=critic.features)
+        shared_features = features[:n]
+        with th.no_grad():
+            next_actions, loss_of_value = act(actor, "running", features[n:], True)
+        actions = th.cat([batch.actions, next_actions])
+        all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)
+    q_values, next_q_values = zip(*(values.split(n) for values in all_q_values), strict=True)
+    next_values = _less(smallest(next_q_values).detach(), loss_of_value)
+    return q_values, discounted(batch, gamma, next_values), shared_features
+
+
+def smallest(q_values: tuple[th.Tensor, ...]) -> th.Tensor:
+    """
+    :param q_values: Of each critic, of shape ``(batch_size, 1)``
+    :return: In each row the smallest, of the same shape
+    """
+    return th.cat(q_values, dim=1).amin(dim=1, keepdim=True)
+
+
+def _less(values: th.Tensor, loss_of_value: th.Tensor | None) -> th.Tensor:
+    return values if loss_of_value is None else values - loss_of_value

@@ -1,0 +1,1 @@
+"""BNSAC: a stochastic policy with entropy, and CrossQ as one of its settings."""

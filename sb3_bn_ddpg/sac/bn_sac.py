@@ -1,0 +1,276 @@
+"""SAC with the batch normalisation of the family, and CrossQ: its parameters and its gradient step."""
+
+import math
+from typing import Any, ClassVar, Literal
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import update_learning_rate
+
+from sb3_bn_ddpg.common.checks import check_number
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.fast.parts import EngineStep
+from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
+from sb3_bn_ddpg.networks.policies import BNSACCnnPolicy, BNSACMultiInputPolicy, BNSACPolicy
+from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync, TargetStatistics
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+from sb3_bn_ddpg.sac.engine_step import step_on_engine
+from sb3_bn_ddpg.sac.step import gradient_step
+
+CROSSQ: dict[str, Any] = dict(
+    learning_rate=1e-3,
+    policy_delay=3,
+    use_target_networks=False,
+    target_statistics="joint",
+    policy_kwargs=dict(
+        net_arch=dict(pi=[256, 256], qf=[1024, 1024]),
+        normalization="batch_renorm",
+        norm_order="after_activation",
+        norm_momentum=0.01,
+        norm_eps=1e-3,
+        critic_input_norm="state_action",
+        critic_norm_layers="all",
+        action_layer=1,
+        optimizer_kwargs=dict(betas=(0.5, 0.999)),
+    ),
+)
+"""
+The arguments by which :class:`BNSAC` is `CrossQ <https://arxiv.org/abs/1902.05605>`_ as sb3-contrib has it:
+``BNSAC("MlpPolicy", env, **CROSSQ)``. For another one, ``**CROSSQ | dict(batch_size=64)``.
+"""
+
+
+class BNSAC(BNOffPolicyAlgorithm):
+    """
+    Soft Actor-Critic (SAC, `Haarnoja et al. <https://arxiv.org/abs/1812.05905>`_) with the batch normalisation of
+    :class:`~sb3_bn_ddpg.BNDDPG`: a stochastic policy, which is to be as random as ``target_entropy`` says.
+
+    The parameters are those of SB3's ``SAC``, in its order, followed by the ones of this family. ``**CROSSQ``
+    (:data:`~sb3_bn_ddpg.sac.bn_sac.CROSSQ`) makes it `CrossQ <https://arxiv.org/abs/1902.05605>`_.
+
+    :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
+    :param env: The environment to learn from (if registered in Gym, can be str)
+    :param learning_rate: Learning rate (>= 0), a number or a function of the progress remaining (from 1 to 0)
+    :param buffer_size: Size of the replay buffer, in transitions (>= 1)
+    :param learning_starts: How many steps of the model to collect transitions for, by random actions, before learning
+        starts (0 or a negative number: none). With ``HerReplayBuffer``, at least as many as the first episode takes.
+    :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
+    :param tau: The soft update coefficient ("Polyak update", in [0, 1])
+    :param gamma: The discount factor, in [0, 1]
+    :param train_freq: Update the model every ``train_freq`` steps. Alternatively pass a tuple of frequency and unit
+        like ``(5, "step")`` or ``(2, "episode")``.
+    :param gradient_steps: How many gradient steps to do after each rollout (see ``train_freq``)
+        Set to ``-1`` means to do as many gradient steps as steps done in the environment
+        during the rollout.
+    :param action_noise: Noise that is added to the policy's actions, which are random already: None, ``"normal"``, ``"ou"`` or
+        an instance
+    :param replay_buffer_class: Replay buffer class to use (for instance ``HerReplayBuffer``).
+        If ``None``, it will be automatically selected.
+    :param replay_buffer_kwargs: Keyword arguments to pass to the replay buffer on creation.
+    :param optimize_memory_usage: Enable a memory efficient variant of the replay buffer
+        at a cost of more complexity.
+        See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
+    :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
+    :param ent_coef: What the entropy is weighted with: a number >= 0; ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on instead
+        of from 1
+    :param target_update_interval: The target critics are moved once every so many updates (>= 1)
+    :param target_entropy: The entropy that a learned coefficient aims at; ``"auto"`` is minus the number of the action's
+        entries
+    :param use_sde: Must be False: state-dependent exploration is not implemented
+    :param sde_sample_freq: Without effect
+    :param use_sde_at_warmup: Without effect
+    :param policy_delay: The actor and the entropy coefficient are only updated once every ``policy_delay`` updates of the
+        critics (>= 1)
+    :param critic_learning_rate: Learning rate of the critics (>= 0), a number or a schedule (if None: ``learning_rate``)
+    :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0; its biases, and batch norm's gamma and beta
+        are spared): with Adam, this times the weight is added to the gradient of the loss
+    :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
+        ``policy.critic_target`` is the online network itself, as ``policy.actor_target`` always is.
+    :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
+        ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
+        ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
+        up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
+        graph.
+    :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
+        training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
+        warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
+    :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
+        ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
+        (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
+        ``"joint"``, only without target networks, takes states and next states through the critics in one pass (see
+        :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+    :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
+        ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
+    :param critic_loss_statistics: Batch-norm statistics of the critics in their loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_actor_statistics: Batch-norm statistics of the actor in its loss: ``"batch_update"`` or
+        ``"running_update"``
+    :param actor_loss_critic_statistics: Batch-norm statistics of the critics in the actor's loss: any of the four
+    :param stats_window_size: Window size for the rollout logging, specifying the number of episodes to average
+        the reported success rate, mean episode length, and mean reward over
+    :param tensorboard_log: the log location for tensorboard (if None, no logging)
+    :param policy_kwargs: additional arguments to be passed to the policy on creation:
+        see :class:`~sb3_bn_ddpg.networks.policies.BNSACPolicy`, of which ``n_critics`` (2) is the number of critics
+    :param verbose: Verbosity level: 0 for no output, 1 for info messages (such as device or wrappers used), 2 for
+        debug messages
+    :param seed: Seed for the pseudo random generators, the noise's included
+    :param device: Device (cpu, cuda, ...) on which the code should be run.
+        Setting it to auto, the code will be run on the GPU if possible.
+    :param _init_setup_model: Whether or not to build the network at the creation of the instance
+    :raises ValueError: if an argument is out of its range, or the action space is not a bounded ``Box``
+    """
+
+    ent_coef: str | float
+    target_update_interval: int
+    target_entropy: str | float
+    entropy_coefficient: EntropyCoefficient
+
+    has_target_actor: ClassVar[bool] = False
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": BNSACPolicy,
+        "CnnPolicy": BNSACCnnPolicy,
+        "MultiInputPolicy": BNSACMultiInputPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[BNSACPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,  # 1e6
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | Literal["normal", "ou"] | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_update_interval: int = 1,
+        target_entropy: str | float = "auto",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        use_sde_at_warmup: bool = False,
+        policy_delay: int = 1,
+        critic_learning_rate: float | Schedule | None = None,
+        critic_weight_decay: float = 0.0,
+        use_target_networks: bool = True,
+        weight_normalization: Literal["critic", "both"] | None = None,
+        fast_update: bool | Literal["compiled"] = True,
+        allow_nan_observations: bool | None = None,
+        target_statistics: TargetStatistics = "batch",
+        target_statistics_sync: StatisticsSync | None = "copy",
+        critic_loss_statistics: Statistics = "batch_update",
+        actor_loss_actor_statistics: Statistics = "batch_update",
+        actor_loss_critic_statistics: Statistics = "running",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__(**arguments)
+
+    def _setup_model(self) -> None:
+        value, is_learned = self._check_entropy()
+        self.entropy_coefficient = EntropyCoefficient(value, is_learned).to(self.device)
+        self.entropy_coefficient.optimizer = th.optim.Adam(self.entropy_coefficient.parameters(), lr=0.0)
+        super()._setup_model()
+
+    def _check_entropy(self) -> tuple[float, bool]:
+        """
+        :return: The entropy coefficient at first, and whether it is learned
+        :raises ValueError: if it, or the target entropy, is out of its range
+        """
+        if self.target_entropy == "auto":
+            if isinstance(getattr(self, "action_space", None), spaces.Box):
+                self.target_entropy = -float(get_action_dim(self.action_space))
+        else:
+            try:
+                self.target_entropy = float(self.target_entropy)
+            except (TypeError, ValueError):
+                raise ValueError(
+                    f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a number"
+                ) from None
+            check_number("target_entropy", self.target_entropy)
+        is_learned = isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
+        text = str(self.ent_coef).removeprefix("auto_") if is_learned else self.ent_coef
+        try:
+            value = 1.0 if text == "auto" else float(text)
+        except (TypeError, ValueError):
+            value = math.nan
+        if not math.isfinite(value) or value < 0 or (is_learned and value == 0):
+            raise ValueError(
+                f"`ent_coef={self.ent_coef!r}` is not allowed: it must be 'auto', 'auto_' and a first value > 0 (as "
+                "'auto_0.1'), or a number >= 0"
+            )
+        return value, is_learned
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        check_number("target_update_interval", self.target_update_interval, low=1, integer=True)
+        if self.use_sde:
+            raise ValueError("`use_sde=True` is not allowed: state-dependent exploration (gSDE) is not implemented")
+
+    @property
+    def log_ent_coef(self) -> th.Tensor | None:
+        """The logarithm of the entropy coefficient, if it is learned, as SB3's ``SAC`` has it."""
+        return self.entropy_coefficient.log_ent_coef if self.entropy_coefficient.is_learned else None
+
+    @property
+    def ent_coef_optimizer(self) -> th.optim.Optimizer | None:
+        """Its optimizer, if it is learned, as SB3's ``SAC`` has it."""
+        return self.entropy_coefficient.optimizer if self.entropy_coefficient.is_learned else None
+
+    def _entropy(self) -> EntropyCoefficient:
+        return self.entropy_coefficient
+
+    def _update_optimizers(self) -> None:
+        super()._update_optimizers()
+        rate = self.lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.entropy_coefficient.optimizer, rate)
+
+    def _step_noise(self, batch: Batch) -> th.Tensor:
+        return th.randn(2, *batch.actions.shape, device=batch.actions.device)
+
+    def _updates_targets(self, update_actor: bool) -> bool:
+        return self._n_updates % self.target_update_interval == 0
+
+    def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
+        assert noise is not None
+        return gradient_step(
+            self._networks,
+            batch,
+            self.gamma,
+            self.tau,
+            self._pass_statistics,
+            noise,
+            float(self.target_entropy),
+            update_actor,
+            self._updates_targets(update_actor),
+        )
+
+    def _step_on_engine(self) -> EngineStep:
+        entropy = self.entropy_coefficient
+        return step_on_engine(self._pass_statistics, entropy.is_learned, entropy.value, float(self.target_entropy))
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "entropy_coefficient"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names, variables = super()._get_torch_save_params()
+        return [*names, "entropy_coefficient", "entropy_coefficient.optimizer"], variables
