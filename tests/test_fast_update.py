@@ -19,7 +19,7 @@ from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
 from sb3_bn_ddpg.fast import flat_storage
-from sb3_bn_ddpg.fast import mlp as fast_mlp
+from sb3_bn_ddpg.fast import norms as fast_norms
 from sb3_bn_ddpg.fast import support as fast_update
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
@@ -98,6 +98,19 @@ CONFIGURATIONS = {
     "norm of state and action": dict(policy_kwargs=dict(critic_input_norm="state_action", action_layer=1)),
     "norm of state and action, critic updating": dict(
         policy_kwargs=dict(critic_input_norm="state_action", action_layer=1), actor_loss_critic_statistics="batch_update"
+    ),
+    "batch renorm": dict(policy_kwargs=dict(normalization="batch_renorm")),
+    "batch renorm after its warm-up": dict(policy_kwargs=dict(normalization="batch_renorm", renorm_warmup_steps=10)),
+    "batch renorm after its warm-up, CrossQ's layers, critic updating": dict(
+        use_target_networks=False,
+        target_statistics="joint",
+        actor_loss_critic_statistics="batch_update",
+        policy_kwargs=dict(CROSSQ_LAYERS, normalization="batch_renorm", renorm_warmup_steps=10),
+    ),
+    "batch renorm, all layers, critic on the batch": dict(
+        actor_loss_critic_statistics="batch",
+        target_statistics="batch",
+        policy_kwargs=dict(critic_norm_layers="all", normalization="batch_renorm", renorm_warmup_steps=10),
     ),
     "CrossQ's layers": dict(
         use_target_networks=False,
@@ -316,7 +329,7 @@ def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
 
 
 def with_wrong_norms(monkeypatch, **changes):
-    init = fast_mlp.NormReLU.__init__
+    init = fast_norms.NormReLU.__init__
 
     def wrong_init(self, *args):
         init(self, *args)
@@ -324,7 +337,7 @@ def with_wrong_norms(monkeypatch, **changes):
             if self.has_norm:
                 setattr(self, name, getattr(self, name) * factor)
 
-    monkeypatch.setattr(fast_mlp.NormReLU, "__init__", wrong_init)
+    monkeypatch.setattr(fast_norms.NormReLU, "__init__", wrong_init)
 
 
 def with_wrong_rates(monkeypatch):
@@ -497,7 +510,6 @@ def test_state_set_from_outside_counts(make_model, change):
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
-        (dict(policy_kwargs=dict(SMALL, normalization="batch_renorm")), "BatchRenorm1d"),
         (dict(policy_kwargs=dict(SMALL, activation_fn=nn.Tanh)), "Tanh"),
         (dict(policy_kwargs=dict(SMALL, activation_fn=nn.Tanh, normalization=None)), "Tanh"),
         (dict(policy_kwargs=dict(SMALL, optimizer_class=th.optim.SGD)), "SGD"),

@@ -18,9 +18,12 @@ from threadpoolctl import ThreadpoolController
 
 from sb3_bn_ddpg.common.steps import Batch
 from sb3_bn_ddpg.fast import numba_operations as ops
+from sb3_bn_ddpg.fast import numba_passes as passes
 from sb3_bn_ddpg.fast.flat_storage import ALIGNMENT, FlatStorage
-from sb3_bn_ddpg.fast.mlp import Mlp, NormReLU
+from sb3_bn_ddpg.fast.mlp import Mlp
+from sb3_bn_ddpg.fast.norms import NormReLU
 from sb3_bn_ddpg.fast.numba_compiler import compiled_step
+from sb3_bn_ddpg.fast.numba_norms import IS_RENORM
 from sb3_bn_ddpg.fast.parts import (
     NO_RELU,
     EngineStep,
@@ -97,10 +100,10 @@ class CompiledUpdate(FastUpdate):
         q_net = self.critics[0].q_net
         dtype, joined_dim, obs_dim = (
             q_net.values.dtype,
-            q_net.table[0, ops.WIDTH],
-            self.critics[0].state_net.table[0, ops.WIDTH],
+            q_net.table[0, passes.WIDTH],
+            self.critics[0].state_net.table[0, passes.WIDTH],
         )
-        action_dim = joined_dim - self.critics[0].state_net.table[-1, ops.WIDTH]
+        action_dim = joined_dim - self.critics[0].state_net.table[-1, passes.WIDTH]
         memories, joint_memories = (
             tuple(
                 QMemory(
@@ -177,7 +180,7 @@ def actor_arrays(actor: Mlp | GaussianParts, storage: FlatStorage, obs_dim: int,
     if isinstance(actor, Mlp):
         return network_arrays(actor, storage, obs_dim, is_target)
     latent = network_arrays(actor.latent, storage, obs_dim, is_target)
-    n_units = latent.table[-1, ops.WIDTH]
+    n_units = latent.table[-1, passes.WIDTH]
     mean, log_std = (network_arrays(head, storage, n_units, is_target) for head in (actor.mean, actor.log_std))
     return GaussianParts(latent, mean, log_std, actor.n_differentiated)
 
@@ -194,11 +197,11 @@ def critic_arrays(
     :return: The same, as the operations take it
     """
     state_net = network_arrays(critic.state_net, storage, obs_dim, is_target)
-    q_net = network_arrays(critic.q_net, storage, state_net.table[-1, ops.WIDTH] + action_dim, is_target)
+    q_net = network_arrays(critic.q_net, storage, state_net.table[-1, passes.WIDTH] + action_dim, is_target)
     return QNetworkParts(state_net, q_net, critic.n_differentiated)
 
 
-def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int, is_target: bool) -> ops.Network:
+def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int, is_target: bool) -> passes.Network:
     """
     :param mlp: A network
     :param storage: What holds its parameters and running statistics
@@ -218,6 +221,8 @@ def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int, is_target: bo
         (len(weight), weight, bias, follower)
         for weight, bias, follower in zip(mlp.weights, mlp.biases, mlp.followers, strict=True)
     ]
+    places = [first(count, counts) for count in mlp.counts]
+    first_count = min(places, default=0)
     table, numbers = [], []
     for width, weight, bias, follower in layers:
         norm: Any = follower if follower is not None and follower.has_norm else None
@@ -225,12 +230,14 @@ def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int, is_target: bo
         moments = (None, None) if norm is None else (norm.mean, norm.var)
         of_values = [first(tensor, values) for tensor in (weight, bias, *scales)]
         of_stats = [first(tensor, stats) for tensor in moments]
-        table.append((width, *of_values, *of_stats, NO_RELU if follower is None else follower.relu))
-        numbers.append((0.0, 0.0) if norm is None else (float(norm.momentum), float(norm.eps)))
-    places = [first(count, counts) for count in mlp.counts]
-    own_counts = counts[min(places) : max(places) + 1] if places else counts.new_empty(0, dtype=th.int64)
+        count = -1 if norm is None or norm.count is None else first(norm.count, counts) - first_count
+        table.append((width, *of_values, *of_stats, NO_RELU if follower is None else follower.relu, count))
+        renorm = None if norm is None else norm.renorm
+        of_renorm = (0, 0, 0, 0) if renorm is None else (1, renorm.warmup_steps, renorm.rmax, renorm.dmax)
+        numbers.append((0.0,) * 6 if norm is None else (norm.momentum, norm.eps, *map(float, of_renorm)))
+    own_counts = counts[first_count : max(places) + 1] if places else counts.new_empty(0, dtype=th.int64)
     flats = values.numpy(), storage.grads.numpy(), statistics_array(stats, values.dtype), own_counts.numpy()
-    return ops.Network(*flats, np.array(table, np.int64), np.array(numbers))
+    return passes.Network(*flats, np.array(table, np.int64), np.array(numbers))
 
 
 def statistics_array(stats: th.Tensor, dtype: th.dtype) -> Array:
@@ -272,19 +279,20 @@ def storage_arrays(storage: FlatStorage) -> ops.Storage:
     )
 
 
-def memory_arrays(network: ops.Network, n: int) -> ops.Memory:
+def memory_arrays(network: passes.Network, n: int) -> passes.Memory:
     """
     :param network: A network
     :param n: Size of the minibatch
     :return: Memory for a pass and its way back
     """
-    widths = network.table[:, ops.WIDTH]
+    widths = network.table[:, passes.WIDTH]
     # Batch norm's are those of each unit, layer norm's of each row
-    moments = np.where(network.table[:, ops.MEAN] >= 0, widths, n)
-    sizes = np.stack([n * widths, n * widths, moments, moments, n * widths], axis=1)
+    moments = np.where(network.table[:, passes.MEAN] >= 0, widths, n)
+    of_renorm = np.where(network.numbers[:, IS_RENORM] == 1, widths, 0)
+    sizes = np.stack([n * widths, n * widths, moments, moments, n * widths, *[of_renorm] * 3], axis=1)
     aligned = -(-sizes // ALIGNMENT) * ALIGNMENT
     ends = np.cumsum(aligned).reshape(sizes.shape)
-    return ops.Memory(np.empty(ends[-1, -1], network.values.dtype), ends - aligned)
+    return passes.Memory(np.empty(ends[-1, -1], network.values.dtype), ends - aligned)
 
 
 def adam_rates(storage: FlatStorage) -> Array:

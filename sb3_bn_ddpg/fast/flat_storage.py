@@ -136,11 +136,12 @@ class FlatStorage:
         tensors += [buffer for layer in self._norm_layers for buffer in layer._buffers.values() if buffer is not None]
         return [tensor.data_ptr() for tensor in tensors]
 
-    def _current_norm_settings(self) -> list[tuple[Any, Any]]:
+    def _current_norm_settings(self) -> list[tuple[Any, ...]]:
         """
-        :return: Momentum and epsilon of the normalisation layers, which a callback may change
+        :return: Momentum, epsilon and more of the normalisation layers, which a callback may change
         """
-        return [(getattr(layer, "momentum", None), layer.eps) for layer in self._norm_layers]
+        names = ("momentum", "eps", "warmup_steps", "rmax", "dmax")
+        return [tuple(getattr(layer, name, None) for name in names) for layer in self._norm_layers]
 
     def count_step(self) -> list[Slice]:
         """
@@ -272,12 +273,13 @@ def _flat_statistics(network: Trained) -> tuple[th.Tensor, th.Tensor]:
     :return: One tensor with all running means and variances, one with all counters of updates
     """
     flats = []
-    for names in (("running_mean", "running_var"), ("num_batches_tracked",)):
-        keys = [(layer, name) for layer in network.norm_layers for name in names]
+    # Mean and variance, and the counter: the names differ
+    for part in (slice(0, 2), slice(2, 3)):
+        keys = [(layer, name) for layer in network.norm_layers for name in list(layer._buffers)[part]]
         if not keys:
             flats.append(th.zeros(0))
             continue
-        flat, views = _flattened(getattr(layer, name) for layer, name in keys)
+        flat, views = _flattened(layer.get_buffer(name) for layer, name in keys)
         for (layer, name), view in zip(keys, views, strict=True):
             layer._buffers[name] = view
         flats.append(flat)

@@ -18,6 +18,7 @@ from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
 from sb3_bn_ddpg.fast.update import FastUpdate, StepCall
 from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
 
 MAX_KINDS = 8
 """
@@ -59,6 +60,9 @@ class CudaGraphUpdate(FastUpdate):
         """As ``FastUpdate.parsed``."""
         if nets.actor.device.type != "cuda":
             raise UnsupportedError(f"the device is {nets.actor.device}")
+        if any(isinstance(module, BatchRenorm1d) for module in nets.modules):
+            # What it does depends on how many passes there were, which a recording does not know
+            raise UnsupportedError("there is batch renormalisation, which cannot be recorded")
         return super().parsed(nets, step)
 
     def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch as th
 from torch import nn
 
-from sb3_bn_ddpg.fast.parts import BATCH, BATCH_UPDATE, NO_RELU, RELU_FIRST, RELU_LAST, RUNNING
+from sb3_bn_ddpg.fast.norms import Moments, Norm, NormReLU
+from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, NO_RELU, RELU_FIRST, RELU_LAST
 from sb3_bn_ddpg.fast.step import UnsupportedError
-from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d
+from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchRenorm1d
 
-Norm = nn.BatchNorm1d | nn.LayerNorm
 Layer = tuple[nn.Linear, Norm | None, int]
 """A linear layer, the normalisation behind it or None, and where the ReLU stands: of ``parts.NO_RELU`` and so on."""
 MlpArguments = tuple[Norm | None, list[Layer]]
@@ -29,134 +29,12 @@ class Memory:
 
     inputs: list[th.Tensor]
     linear_outputs: list[th.Tensor]
-    moments: list[tuple[th.Tensor, th.Tensor] | None]
+    moments: list[Moments | None]
     output: th.Tensor
 
     def clear(self) -> None:
         """Let go of what is no longer needed: the next pass finds its memory in the processor's cache."""
         self.inputs, self.linear_outputs, self.moments = [], [], []
-
-
-class NormReLU:
-    """
-    What follows a linear layer: normalisation, ReLU, both or nothing. (A module's attributes are slower than some operations.)
-
-    :param module: The batch norm or layer norm, or None
-    :param relu: Where the ReLU stands
-    """
-
-    def __init__(self, module: Norm | None, relu: int) -> None:
-        self.relu, self.has_norm = relu, module is not None
-        self.relu_first, self.relu_last = relu == RELU_FIRST, relu == RELU_LAST
-        self.is_layer_norm = isinstance(module, nn.LayerNorm)
-        if module is None:
-            return
-        self.weight, self.bias = module.weight.detach(), module.bias.detach()
-        # A target network has no gradients
-        self.weight_grad, self.bias_grad = module.weight.grad, module.bias.grad
-        self.eps = module.eps
-        self.mean: th.Tensor | None = None
-        self.var: th.Tensor | None = None
-        self.count: th.Tensor | None = None
-        self.momentum = 0.0
-        if isinstance(module, nn.BatchNorm1d):
-            assert module.momentum is not None
-            self.mean, self.var, self.momentum = module.running_mean, module.running_var, module.momentum
-            self.count = module.num_batches_tracked
-
-    def forward(self, x: th.Tensor, mode: int) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor] | None]:
-        """
-        :param x: Inputs, of shape ``(n, features)``; overwritten if there is no normalisation or a ReLU before it
-        :param mode: Which statistics batch norm normalises with and updates; layer norm has those of each row
-        :return: Outputs, and the means and inverse standard deviations of batch or rows if they were used
-        """
-        moments = None
-        if self.relu_first:
-            x = x.relu_()
-        if self.is_layer_norm:
-            x, row_mean, invstd = th.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-            moments = (row_mean, invstd)
-        elif self.has_norm:
-            mean, var = (None, None) if mode == BATCH else (self.mean, self.var)
-            x, batch_mean, invstd = th.native_batch_norm(
-                x, self.weight, self.bias, mean, var, mode != RUNNING, self.momentum, self.eps
-            )
-            moments = (batch_mean, invstd)
-        return (x.relu_() if self.relu_last else x), moments
-
-    def backward(
-        self,
-        grad: th.Tensor,
-        y: th.Tensor,
-        x: th.Tensor,
-        moments: tuple[th.Tensor, th.Tensor] | None,
-        is_input: bool = False,
-        is_batch: bool = True,
-        fill: bool = True,
-    ) -> th.Tensor:
-        """
-        Fill the gradients of the normalisation's parameters, if there are any and they are wanted.
-
-        :param grad: Gradient of the outputs y
-        :param y: What ``forward`` returned
-        :param x: What it was given (after a ReLU that comes first)
-        :param moments: The others it returned
-        :param is_input: Whether x is the network's input, whose gradient nobody wants
-        :param is_batch: Whether batch norm normalised with the statistics of the batch, which depend on x, and not with the
-            running ones, which are constants
-        :param fill: Whether the gradients of the parameters are wanted
-        :return: Gradient of x
-        """
-        if self.relu_last:
-            grad = th.ops.aten.threshold_backward(grad, y, 0)
-        if self.has_norm:
-            assert moments is not None
-            wanted = [not is_input, fill, fill]
-            if self.is_layer_norm:
-                grad, weight_grad, bias_grad = th.ops.aten.native_layer_norm_backward(
-                    grad, x, self.weight.shape, *moments, self.weight, self.bias, wanted
-                )
-            else:
-                grad, weight_grad, bias_grad = th.ops.aten.native_batch_norm_backward(
-                    grad, x, self.weight, self.mean, self.var, *moments, is_batch, self.eps, wanted
-                )
-            if fill:
-                assert self.weight_grad is not None
-                assert self.bias_grad is not None
-                self.weight_grad.copy_(weight_grad)
-                self.bias_grad.copy_(bias_grad)
-        return th.ops.aten.threshold_backward(grad, x, 0) if self.relu_first else grad
-
-    def last_gradient(
-        self, grad: th.Tensor, x: th.Tensor, moments: tuple[th.Tensor, th.Tensor] | None, is_batch: bool
-    ) -> th.Tensor:
-        """
-        For a batch norm of the network's input: the gradient of the last inputs, which depends on no other ones.
-
-        :param grad: Gradient of the last outputs, (n, wanted)
-        :param x: All inputs
-        :param moments: Of the pass
-        :param is_batch: Whether it normalised with the statistics of the batch
-        :return: Gradient of the last inputs, of the shape of ``grad``
-        """
-        assert moments is not None
-        assert self.mean is not None
-        assert self.var is not None
-        last = slice(x.shape[1] - grad.shape[1], None)
-        # With running statistics there are no moments
-        of_batch = (moment[last] if moment.numel() else moment for moment in moments)
-        gradient: th.Tensor = th.ops.aten.native_batch_norm_backward(
-            grad,
-            x[:, last].contiguous(),
-            self.weight[last],
-            self.mean[last],
-            self.var[last],
-            *of_batch,
-            is_batch,
-            self.eps,
-            [True, False, False],
-        )[0]
-        return gradient
 
 
 class Mlp:
@@ -282,9 +160,12 @@ def parse_layers(modules: list[nn.Module]) -> MlpArguments:
     :raises UnsupportedError: if there is a layer that it does not know
     """
     for module in modules:
-        if type(module) not in (nn.Linear, BatchNorm1d, nn.BatchNorm1d, nn.LayerNorm, nn.ReLU):
+        if type(module) not in (nn.Linear, BatchNorm1d, nn.BatchNorm1d, BatchRenorm1d, nn.LayerNorm, nn.ReLU):
             raise UnsupportedError(f"there is a layer {type(module).__name__}")
-        if isinstance(module, Norm) and (module.weight is None or module.bias is None):
+        if isinstance(module, BatchRenorm1d):
+            if not module.affine:
+                raise UnsupportedError(f"the layer {module} has no gamma or beta")
+        elif isinstance(module, Norm) and (module.weight is None or module.bias is None):
             raise UnsupportedError(f"the layer {module} has no gamma or beta")
         if isinstance(module, nn.BatchNorm1d) and (module.running_mean is None or module.momentum is None):
             raise UnsupportedError(f"the layer {module} has no running averages")

@@ -1,9 +1,10 @@
 """How Numba compiles the engine's operations and the steps that are written on them."""
 
-import os
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
@@ -13,27 +14,36 @@ OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"reassoc", "contra
 _has_warned = False
 
 
-def compiled(function: Callable[..., Any], also_from: tuple[str, ...] = ()) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..., Any]:
     """
     Compile at the first call, once a machine. Sums may be reordered; NaN and infinity stay what they are.
 
     :param function: The function
-    :param also_from: Files of further functions that it calls, which are compiled into it: after a change of one of them, what
-        was kept is compiled anew
+    :param is_step: Whether Python calls it, not only other compiled functions
     :return: The same, compiled
     """
-    kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not also_from, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
+    kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not is_step, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
     try:
         kernel.enable_caching()
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
         _say_that_nothing_is_kept(reason)
     else:
-        if also_from:
-            index = kernel._cache._cache_file
-            index._source_stamp = (index._source_stamp, *((path, *_stamp(path)) for path in also_from))
+        index = kernel._cache._cache_file
+        index._source_stamp = (index._source_stamp, _stamps())
         kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
         kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
     return cast(Callable[..., Any], kernel)
+
+
+@cache
+def _stamps() -> tuple[tuple[str, float, int], ...]:
+    """
+    :return: What changes with any file of the package. Numba looks only at the one that a function is in, though others are
+        compiled into it, and would take what it has kept after a change of those
+    """
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    statuses = [(str(path), path.stat()) for path in files]
+    return tuple((path, status.st_mtime, status.st_size) for path, status in statuses)
 
 
 def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,15 +76,6 @@ def _say_that_nothing_is_kept(reason: Exception) -> None:
     )
 
 
-def _stamp(path: str) -> tuple[float, int]:
-    """
-    :param path: A file
-    :return: What changes with it, as Numba has it for the function's own file
-    """
-    status = os.stat(path)
-    return status.st_mtime, status.st_size
-
-
 def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[..., Any]:
     """
     Compile a step that is written on the operations of a module that its own module calls ``ops``.
@@ -83,10 +84,8 @@ def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[
     :param operations: What is taken in the place of ``ops``
     :return: The same, compiled
     """
-    files = {str(operations.__file__)}
 
     def bound(function: FunctionType) -> FunctionType:
-        files.add(function.__code__.co_filename)
         namespace = dict(function.__globals__) | {"ops": operations}
         for name in function.__code__.co_names:
             if isinstance(called := namespace.get(name), FunctionType):
@@ -96,4 +95,4 @@ def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[
         return copy
 
     assert isinstance(step, FunctionType)
-    return compiled(bound(step), tuple(sorted(files)))
+    return compiled(bound(step), is_step=True)

@@ -18,6 +18,7 @@ from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor, GaussianActor
 from sb3_bn_ddpg.networks.critics import Critic, QNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
+from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
 
 
 class ParsedNetworks(NamedTuple):
@@ -131,7 +132,7 @@ def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
-        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d)}.issubset(
+        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d | BatchRenorm1d)}.issubset(
             [*actor.norm_layers, *critic.norm_layers]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
