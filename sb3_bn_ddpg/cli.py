@@ -61,7 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         zoo.register()
     if wants_help and command.algo_flag is not None:
-        print(f"{command.algo_flag} is {zoo.ALGO} if you leave it out. The Zoo's own help:\n")
+        own = ", ".join(zoo.ALGORITHMS)
+        print(f"{command.algo_flag} is {zoo.ALGO} if you leave it out. Added to the Zoo's: {own}. The Zoo's own help:\n")
     if command.algo_flag is not None:
         arguments = [command.algo_flag, zoo.ALGO, *arguments]  # of an option given twice, the last one counts
     if any(argument.removeprefix("--env=").startswith("dm_control/") for argument in arguments):

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 from conftest import SMALL, VectorEnv
-from sb3_bn_ddpg.ddpg.step import gradient_step
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy
 from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.deterministic.step import gradient_step
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 
 DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(BNDDPG).parameters.items()}
@@ -33,7 +33,7 @@ class Toy(BNOffPolicyAlgorithm):
     def __init__(self, policy, env, reward_scale=1.0, **others):
         super().__init__(**(DEFAULTS | dict(policy=policy, env=env, reward_scale=reward_scale) | others))
 
-    def _defined_step(self, batch, update_actor):
+    def _defined_step(self, batch, update_actor, noise):
         batch = batch._replace(rewards=self.reward_scale * batch.rewards)
         return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
 
@@ -178,7 +178,7 @@ def test_options_are_those_of_the_algorithm(bn_ddpg, capsys):
     with pytest.raises(SystemExit):
         bn_ddpg("train --help")
     output = " ".join(capsys.readouterr().out.split())
-    assert "(bn_ddpg: tuned, paper; toy: plain, scaled; toys_child: plain, scaled)" in output
+    assert "(bn_ddpg: tuned, paper; bn_td3: prototype, paper; toy: plain, scaled; toys_child: plain, scaled)" in output
     for algo, profile, its in (("toy", "paper", "'plain', 'scaled'"), ("bn_ddpg", "scaled", "'tuned', 'paper'")):
         with pytest.raises(SystemExit):
             bn_ddpg(f"train --algo {algo} --profile {profile}")

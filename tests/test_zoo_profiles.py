@@ -19,7 +19,7 @@ from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import BNDDPG, CnnPolicy, FrameReplayBuffer, MlpPolicy, MultiInputPolicy, zoo
+from sb3_bn_ddpg import FrameReplayBuffer, zoo
 from sb3_bn_ddpg.pixels.dm_control import TASKS, import_suite
 
 with contextlib.suppress(ImportError):
@@ -27,9 +27,9 @@ with contextlib.suppress(ImportError):
 
 zoo.register()
 
-PROFILES = [*zoo.ALGORITHMS[zoo.ALGO].profiles]
-FILES = {profile: yaml.safe_load(zoo.profile_path(profile).read_text()) for profile in PROFILES}
-ALL_ENTRIES = [(profile, env_id) for profile, entries in FILES.items() for env_id in entries if "default" not in env_id]
+PROFILES = [(algo, profile) for algo, row in zoo.ALGORITHMS.items() for profile in row.profiles]
+FILES = {(algo, profile): yaml.safe_load(zoo.profile_path(profile, algo).read_text()) for algo, profile in PROFILES}
+TUNED, PAPER = FILES[zoo.ALGO, "tuned"], FILES[zoo.ALGO, "paper"]
 PAPERS = {
     "cartpole": ("swingup", "balance", "two_poles", "three_poles"),
     "cheetah": ("run",),
@@ -48,18 +48,42 @@ SUITE_NAMES, PAPERS_NAMES = (
 )
 # One of those that have the same entry is enough, and a whole suite takes minutes
 NOT_BUILT = {f"dm_control/{name}-v0" for name in SUITE_NAMES - PAPERS_NAMES}
-ENTRIES = [(profile, env_id) for profile, env_id in ALL_ENTRIES if "-pixels-" not in env_id and env_id not in NOT_BUILT]
 
 
-def model_of(profile, env_id, folder, **kwargs):
+def built_entries(algo, profile):
+    """The environments that are built with a profile. The first algorithm's are all looked up; the others have the same."""
+    entries = FILES[algo, profile]
+    env_ids = [env_id for env_id in entries if "default" not in env_id and "-pixels-" not in env_id]
+    if algo == zoo.ALGO:
+        return [env_id for env_id in env_ids if env_id not in NOT_BUILT]
+    return list({repr(entries[env_id]): env_id for env_id in reversed(env_ids)}.values())[::-1]
+
+
+ENTRIES = [(algo, profile, env_id) for algo, profile in PROFILES for env_id in built_entries(algo, profile)]
+
+
+def model_of(algo, profile, env_id, folder, **kwargs):
     """The model that the Zoo would train with an entry."""
-    arguments = {"log_folder": str(folder), "eval_freq": -1, "verbose": 0, "config": str(zoo.profile_path(profile))} | kwargs
-    manager = exp_manager.ExperimentManager(Namespace(env=env_id), zoo.ALGO, env_id, **arguments)
+    config = str(zoo.profile_path(profile, algo))
+    arguments = {"log_folder": str(folder), "eval_freq": -1, "verbose": 0, "config": config} | kwargs
+    manager = exp_manager.ExperimentManager(Namespace(env=env_id), algo, env_id, **arguments)
     return manager.setup_experiment()[0]
 
 
-@pytest.mark.parametrize(("profile", "env_id"), ENTRIES)
-def test_entry_builds_a_model(profile, env_id, tmp_path):
+def policy_of(algo, name):
+    """The class of an algorithm's policy of that name."""
+    return zoo.ALGORITHMS[algo].algorithm.policy_aliases[name]
+
+
+def test_algorithms_have_profiles_for_the_same_environments():
+    for algo, row in zoo.ALGORITHMS.items():
+        default = next(iter(row.profiles))
+        assert FILES[algo, default].keys() == TUNED.keys()
+        assert FILES[algo, "paper"].keys() == PAPER.keys()
+
+
+@pytest.mark.parametrize(("algo", "profile", "env_id"), ENTRIES)
+def test_entry_builds_a_model_that_trains(algo, profile, env_id, tmp_path):
     if env_id not in gym.registry:
         pytest.skip(f"the package that registers {env_id} is not installed")
     spec = gym.spec(env_id)
@@ -73,18 +97,21 @@ def test_entry_builds_a_model(profile, env_id, tmp_path):
         # All that can be told without the simulator: that it exists, and for how long an episode lasts
         assert spec.max_episode_steps is not None
         return
-    model = model_of(profile, env_id, tmp_path)
-    entry = FILES[profile][env_id]
+    model = model_of(algo, profile, env_id, tmp_path)
+    entry = FILES[algo, profile][env_id]
     assert model.batch_size == entry["batch_size"]
+    assert len(model.critic.q_networks) == entry["policy_kwargs"].get("n_critics", 1)
     noise = model.action_noise
     assert np.all((noise._sigma if isinstance(noise, NormalActionNoise) else noise.sigma) == entry["action_noise"]["sigma"])
     assert model.learning_starts <= entry["n_timesteps"] / 10
+    model.learning_starts = 10
+    assert model.learn(13)._n_updates == 3
 
 
 def test_unlisted_environment_gets_the_default(tmp_path):
-    assert "Ant-v4" not in FILES["tuned"]
+    assert "Ant-v4" not in TUNED
     gym.register("Unlisted-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=200)
-    assert model_of("tuned", "Unlisted-v0", tmp_path).batch_size == FILES["tuned"]["default"]["batch_size"]
+    assert model_of(zoo.ALGO, "tuned", "Unlisted-v0", tmp_path).batch_size == TUNED["default"]["batch_size"]
 
 
 VECTORS, IMAGE = (
@@ -96,46 +123,47 @@ gym.register("Image-v0", lambda: SpaceEnv(IMAGE, spaces.Box(-1, 1, (2,))))
 gym.register("Both-v0", lambda: SpaceEnv(spaces.Dict(VECTORS, camera=IMAGE), spaces.Box(-1, 1, (2,))))
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize(("algo", "profile"), PROFILES)
 @pytest.mark.parametrize(
-    ("env_id", "policy"), [("Vectors-v0", MultiInputPolicy), ("Both-v0", MultiInputPolicy), ("Image-v0", CnnPolicy)]
+    ("env_id", "policy"), [("Vectors-v0", "MultiInputPolicy"), ("Both-v0", "MultiInputPolicy"), ("Image-v0", "CnnPolicy")]
 )
-def test_an_unlisted_environment_gets_the_policy_for_its_observations(profile, env_id, policy, tmp_path):
+def test_an_unlisted_environment_gets_the_policy_for_its_observations(algo, profile, env_id, policy, tmp_path):
     """And trains, without any hyperparameter on the command line."""
-    model = model_of(profile, env_id, tmp_path)
-    assert type(model.policy) is policy
-    entry = FILES[profile]["default_images" if policy is CnnPolicy else "default_dict"]
+    model = model_of(algo, profile, env_id, tmp_path)
+    assert type(model.policy) is policy_of(algo, policy)
+    entry = FILES[algo, profile]["default_images" if policy == "CnnPolicy" else "default_dict"]
     assert model.batch_size == entry["batch_size"]
     assert model.n_steps == 1
     model.learning_starts = 10
     assert model.learn(12)._n_updates == 2
-    config = yaml.unsafe_load((tmp_path / f"{zoo.ALGO}/{env_id}_1/{env_id}/config.yml").read_text())
+    config = yaml.unsafe_load((tmp_path / f"{algo}/{env_id}_1/{env_id}/config.yml").read_text())
     assert config["policy"] == entry["policy"]
 
 
-def test_a_search_in_an_unlisted_environment_with_a_dictionary(tmp_path):
+@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+def test_a_search_in_an_unlisted_environment_with_a_dictionary(algo, tmp_path):
     """Its trials, and a training from one of them."""
     search = dict(optimize_hyperparameters=True, n_trials=1, n_timesteps=110, n_eval_episodes=1, no_optim_plots=True)
     arguments = {"log_folder": str(tmp_path), "eval_freq": -1, "verbose": 0}
-    manager = exp_manager.ExperimentManager(Namespace(env="Vectors-v0"), zoo.ALGO, "Vectors-v0", **arguments, **search)
+    manager = exp_manager.ExperimentManager(Namespace(env="Vectors-v0"), algo, "Vectors-v0", **arguments, **search)
     manager.setup_experiment()
     manager.hyperparameters_optimization()
-    model = model_of("tuned", "Vectors-v0", tmp_path, trial_id=0)
-    assert (type(model.policy), model.n_steps) == (MultiInputPolicy, 1)
+    model = model_of(algo, None, "Vectors-v0", tmp_path, trial_id=0)
+    assert (type(model.policy), model.n_steps) == (policy_of(algo, "MultiInputPolicy"), 1)
 
 
 @pytest.mark.parametrize(
     ("env_id", "hyperparams", "policy", "n_steps"),
     [
-        ("Vectors-v0", {"env_wrapper": "gymnasium.wrappers.FlattenObservation"}, MlpPolicy, 5),
-        ("Image-v0", {"policy": "MlpPolicy"}, MlpPolicy, 5),
-        ("Image-v0", {"policy": "CnnPolicy"}, CnnPolicy, 1),
-        ("Vectors-v0", {"policy": "sb3_bn_ddpg.MultiInputPolicy"}, MultiInputPolicy, 1),
+        ("Vectors-v0", {"env_wrapper": "gymnasium.wrappers.FlattenObservation"}, "MlpPolicy", 5),
+        ("Image-v0", {"policy": "MlpPolicy"}, "MlpPolicy", 5),
+        ("Image-v0", {"policy": "CnnPolicy"}, "CnnPolicy", 1),
+        ("Vectors-v0", {"policy": "sb3_bn_ddpg.MultiInputPolicy"}, "MultiInputPolicy", 1),
     ],
 )
 def test_the_command_line_says_more_than_the_observations(env_id, hyperparams, policy, n_steps, tmp_path):
-    model = model_of("tuned", env_id, tmp_path, hyperparams=hyperparams)
-    assert (type(model.policy), model.n_steps) == (policy, n_steps)
+    model = model_of(zoo.ALGO, "tuned", env_id, tmp_path, hyperparams=hyperparams)
+    assert (type(model.policy), model.n_steps) == (policy_of(zoo.ALGO, policy), n_steps)
 
 
 def test_tuned_profile_covers_the_zoos_file():
@@ -143,7 +171,7 @@ def test_tuned_profile_covers_the_zoos_file():
     assert "MountainCarContinuous-v0" in zoos
     for env_id in zoos:
         name = re.sub(r"-v4$", "-v5", env_id)  # Gymnasium's MuJoCo environments
-        assert name in FILES["tuned"]
+        assert name in TUNED
 
 
 def test_tuned_profile_covers_mujoco():
@@ -151,31 +179,31 @@ def test_tuned_profile_covers_mujoco():
         spec.id for spec in gym.registry.values() if "gymnasium.envs.mujoco" in str(spec.entry_point) and spec.version == 5
     ]
     assert len(mujoco) == 11
-    assert set(mujoco) <= FILES["tuned"].keys()
+    assert set(mujoco) <= TUNED.keys()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_profiles_cover_the_suite(profile):
+@pytest.mark.parametrize("of", PROFILES, ids="-".join)
+def test_profiles_cover_the_suite(of):
     assert PAPERS_NAMES < SUITE_NAMES
     for pattern in ("dm_control/{}-v0", "bn_ddpg/{}-pixels-v0"):
         namespace = pattern.partition("/")[0]
         env_ids = {pattern.format(name) for name in SUITE_NAMES}
-        assert env_ids == {env_id for env_id in FILES[profile] if env_id.startswith(namespace)}
+        assert env_ids == {env_id for env_id in FILES[of] if env_id.startswith(namespace)}
         # One entry for all of them
-        assert all(FILES[profile][env_id] == FILES[profile][pattern.format("reacher-easy")] for env_id in env_ids)
+        assert all(FILES[of][env_id] == FILES[of][pattern.format("reacher-easy")] for env_id in env_ids)
     assert {f"bn_ddpg/{name}-pixels-v0" for name in SUITE_NAMES} <= gym.registry.keys()
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_pixels_build_a_model(profile, tmp_path):
+@pytest.mark.parametrize(("algo", "profile"), PROFILES)
+def test_pixels_build_a_model(algo, profile, tmp_path):
     pytest.importorskip("shimmy")
     try:
         gym.make("bn_ddpg/cartpole-swingup-pixels-v0").close()
     except ImportError as error:  # no library to render with
         pytest.skip(str(error))
-    model = model_of(profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
+    model = model_of(algo, profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
     assert type(model.replay_buffer) is FrameReplayBuffer
-    assert type(model.policy) is CnnPolicy
+    assert type(model.policy) is policy_of(algo, "CnnPolicy")
     assert model.batch_size == (16 if profile == "paper" else 32)
     assert (model.critic.features_extractor is model.actor.features_extractor) == (profile != "paper")
     assert model.replay_buffer.gamma == model.gamma
@@ -183,17 +211,17 @@ def test_pixels_build_a_model(profile, tmp_path):
 
 def test_paper_profile_for_pixels_is_the_papers():
     """Section 7: what differs from states is the minibatch, the networks, and that nothing is batch-normalised."""
-    states, pixels = FILES["paper"]["default"], FILES["paper"]["bn_ddpg/reacher-easy-pixels-v0"]
+    states, pixels = PAPER["default"], PAPER["bn_ddpg/reacher-easy-pixels-v0"]
     changed = {name: value for name, value in pixels.items() if states.get(name) != value}
     assert changed.keys() == {"policy", "batch_size", "replay_buffer_class", "policy_kwargs"}
     assert (changed["policy"], changed["batch_size"]) == ("CnnPolicy", 16)
     assert changed["policy_kwargs"] == {"net_arch": [200, 200], "normalization": None, "final_init": 3e-4}
 
 
-@pytest.mark.parametrize("env_id", ["default", *(env_id for profile, env_id in ENTRIES if profile == "paper")])
+@pytest.mark.parametrize("env_id", ["default", *built_entries(zoo.ALGO, "paper")])
 def test_paper_profile_is_the_papers(env_id):
     """Section 7 of the paper; and where the class has a default, that is the same."""
-    entry = FILES["paper"][env_id]
+    entry = PAPER[env_id]
     assert entry["learning_rate"] == 1e-4
     assert entry["critic_learning_rate"] == 1e-3
     assert entry["critic_weight_decay"] == 1e-2
@@ -201,17 +229,37 @@ def test_paper_profile_is_the_papers(env_id):
     assert entry["action_noise"] == {"type": "ou", "theta": 0.15, "sigma": 0.2, "dt": 1.0}
     assert entry["policy_kwargs"] == {"net_arch": [400, 300], "normalization": "batch"}
     assert entry["n_timesteps"] == 2.5e6
-    defaults = {name: parameter.default for name, parameter in inspect.signature(BNDDPG).parameters.items()}
+
+
+@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+def test_paper_profile_has_the_classs_defaults(algo):
+    entry, algorithm = FILES[algo, "paper"]["default"], zoo.ALGORITHMS[algo].algorithm
+    defaults = {name: parameter.default for name, parameter in inspect.signature(algorithm).parameters.items()}
+    assert entry.keys() - defaults.keys() == {"n_timesteps"}
+    if defaults["critic_learning_rate"] is None:
+        defaults["critic_learning_rate"] = defaults["learning_rate"]
     for name in entry.keys() & defaults.keys() - {"policy", "action_noise", "policy_kwargs"}:
         assert entry[name] == defaults[name]
 
 
-def test_paper_profile_builds_the_default_model(tmp_path):
-    """The noise and the networks too are those of BNDDPG without arguments."""
-    from_file, default = model_of("paper", "Pendulum-v1", tmp_path), BNDDPG("MlpPolicy", "Pendulum-v1")
+@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+def test_paper_profile_builds_the_default_model(algo, tmp_path):
+    """The noise and the networks too are those of the class without arguments."""
+    from_file = model_of(algo, "paper", "Pendulum-v1", tmp_path)
+    default = zoo.ALGORITHMS[algo].algorithm("MlpPolicy", "Pendulum-v1")
     assert repr(from_file.action_noise) == repr(default.action_noise)
     assert str(from_file.policy) == str(default.policy)
     assert from_file.use_target_networks == default.use_target_networks
+
+
+def test_paper_profile_of_td3():
+    """Section 6.1 of its paper, as far as the class follows it."""
+    entry = FILES["bn_td3", "paper"]["default"]
+    assert (entry["learning_rate"], entry["critic_learning_rate"], entry["critic_weight_decay"]) == (1e-3, 1e-3, 0)
+    assert (entry["gamma"], entry["tau"], entry["buffer_size"], entry["n_timesteps"]) == (0.99, 0.005, 1e6, 1e6)
+    assert (entry["policy_delay"], entry["target_policy_noise"], entry["target_noise_clip"]) == (2, 0.2, 0.5)
+    assert entry["action_noise"] == {"type": "normal", "sigma": 0.1}
+    assert (entry["policy_kwargs"]["n_critics"], entry["policy_kwargs"]["net_arch"]) == (2, [400, 300])
 
 
 def test_unknown_profile():

@@ -69,12 +69,12 @@ def model_of(folder, **kwargs):
     return manager_of(folder, **kwargs).setup_experiment()[0]
 
 
-def trials(n_trials, **kwargs):
+def trials(n_trials, algo="bn_ddpg", **kwargs):
     """Sampled hyperparameters and their trials."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     asked = [study.ask() for _ in range(n_trials)]
     return [
-        (HYPERPARAMS_SAMPLER["bn_ddpg"](trial, **({"n_actions": 1, "n_envs": 1, "additional_args": NO_HER} | kwargs)), trial)
+        (HYPERPARAMS_SAMPLER[algo](trial, **({"n_actions": 1, "n_envs": 1, "additional_args": NO_HER} | kwargs)), trial)
         for trial in asked
     ]
 
@@ -95,6 +95,7 @@ def test_register_twice_is_harmless():
 def test_other_algorithms_keep_their_files(tmp_path):
     assert manager_of(tmp_path, algo="ddpg").config.endswith("rl_zoo3/hyperparams/ddpg.yml")
     assert manager_of(tmp_path).config == str(zoo.profile_path("tuned"))
+    assert manager_of(tmp_path, algo="bn_td3").config == str(zoo.profile_path("prototype", "bn_td3"))
 
 
 # --- Noise and schedules in a file
@@ -163,7 +164,7 @@ def test_noise_of_the_command_line_replaces_the_files(file_noise, command_line, 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"action_noise": "white"}, "`action_noise='white'` is not allowed: it must be 'ou', None or an"),
+        ({"action_noise": "white"}, "`action_noise='white'` is not allowed: it must be 'ou', 'normal', None or an"),
         (
             {"action_noise": {"type": "white"}},
             r"`action_noise\['type'\]='white'` is not allowed: it must be one of 'ou', 'normal'",
@@ -264,24 +265,29 @@ def test_a_resumed_run_begins_with_the_best_model_and_its_statistics(tmp_path):
 # --- The search space
 
 
-def test_sampler_covers_what_a_search_should_vary():
-    (_, trial), *_ = trials(1)
+@pytest.mark.parametrize(
+    ("algo", "more"), [("bn_ddpg", ()), ("bn_td3", ("n_critics", "actor_loss_critics", "target_policy_noise"))]
+)
+def test_sampler_covers_what_a_search_should_vary(algo, more):
+    (_, trial), *_ = trials(1, algo)
     assert set(trial.params) == {
+        *more,
         *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
         *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum", "policy_delay"),
         *("critic_norm_layers", "action_layer", "use_target_networks", "noise_type", "noise_sigma", "noise_dt"),
     }
 
 
-def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_path):
+@pytest.mark.parametrize("algo", zoo.ALGORITHMS)
+def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(algo, tmp_path):
     """What the search tried is what ``--trial-id`` trains, whatever the sample."""
     sampler = optuna.samplers.RandomSampler(seed=1)
     study = optuna.create_study(storage=open_storage(str(tmp_path / "study.log")), study_name="all", sampler=sampler)
     tried = []
 
     def objective(trial):
-        sampled = HYPERPARAMS_SAMPLER["bn_ddpg"](trial, 1, 1, NO_HER)
-        model = BNDDPG("MlpPolicy", "Pendulum-v1", **sampled)
+        sampled = HYPERPARAMS_SAMPLER[algo](trial, 1, 1, NO_HER)
+        model = zoo.ALGORITHMS[algo].algorithm("MlpPolicy", "Pendulum-v1", **sampled)
         tried.append((trial.params, repr(model.action_noise), str(model.policy)))
         assert trial.user_attrs["gamma"] == model.gamma
         return 0.0
@@ -291,7 +297,8 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
         assert len({params[name] for params, *_ in tried}) == values
     for trial_id, (params, noise, policy) in enumerate(tried):
         kwargs = dict(storage=str(tmp_path / "study.log"), study_name="all", trial_id=trial_id)
-        model, saved = manager_of(tmp_path, entry={"noise_type": "normal", "noise_std": 0.1}, **kwargs).setup_experiment()
+        entry = {"noise_type": "normal", "noise_std": 0.1}
+        model, saved = manager_of(tmp_path, algo=algo, entry=entry, **kwargs).setup_experiment()
         assert (repr(model.action_noise), str(model.policy)) == (noise, policy)
         assert model.gamma == 1 - params["one_minus_gamma"]
         assert model.learning_rate(1.0) == params["learning_rate"]
@@ -305,6 +312,10 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(tmp_p
         assert model.train_freq.frequency == 2 ** params["train_freq_pow"]
         assert model.gradient_steps == max(int(model.train_freq.frequency * params["updates_per_step"]), 1)
         assert not {"noise_type", "noise_std"} & saved.keys()
+        if algo == "bn_td3":
+            assert len(model.critic.q_networks) == params["n_critics"]
+            assert model.actor_loss_critics == params["actor_loss_critics"]
+            assert (model.target_policy_noise, model.target_noise_clip) == (params["target_policy_noise"], 0.5)
 
 
 @pytest.mark.parametrize(

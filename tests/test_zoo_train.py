@@ -293,11 +293,12 @@ def test_enjoy_needs_no_memory_for_the_replay_buffer(trained, monkeypatch):
     assert ALGOS["bn_ddpg"] is BNDDPG
 
 
-def test_another_algorithm_is_one_word_away(tmp_path):
+@pytest.mark.parametrize("algo", ["ddpg", "bn_td3"])
+def test_another_algorithm_is_one_word_away(algo, tmp_path):
     tiny = ["-params", "learning_starts:50", "policy_kwargs:dict(net_arch=[16, 16])"]
-    run("train", "--algo", "ddpg", "--env", "Pendulum-v1", "-n", "200", "--eval-freq", "-1", *tiny, cwd=tmp_path)
+    run("train", "--algo", algo, "--env", "Pendulum-v1", "-n", "200", "--eval-freq", "-1", *tiny, cwd=tmp_path)
     arguments = ["--env", "Pendulum-v1", "-f", "logs", "--no-render", "-n", "200"]
-    assert "1 Episodes" in run("enjoy", "--algo", "ddpg", *arguments, cwd=tmp_path)
+    assert "1 Episodes" in run("enjoy", "--algo", algo, *arguments, cwd=tmp_path)
 
 
 def test_record_video(trained, tmp_path):

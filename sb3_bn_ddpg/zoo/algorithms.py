@@ -8,7 +8,8 @@ from typing import Any
 from sb3_bn_ddpg.common.checks import check_choice
 from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.zoo.search_space import BN_DDPG
+from sb3_bn_ddpg.td3.bn_td3 import BNTD3
+from sb3_bn_ddpg.zoo.search_space import BN_DDPG, BN_TD3
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,12 @@ ALGORITHMS: dict[str, ZooAlgorithm] = {
         {"tuned": "bn_ddpg.yml", "paper": "bn_ddpg_paper.yml"},
         BN_DDPG.sample,
         BN_DDPG.convert,
+    ),
+    "bn_td3": ZooAlgorithm(
+        BNTD3,
+        {"prototype": "bn_td3.yml", "paper": "bn_td3_paper.yml"},
+        BN_TD3.sample,
+        BN_TD3.convert,
     ),
 }
 """By the value of ``--algo``, which is also the folder in the logs."""

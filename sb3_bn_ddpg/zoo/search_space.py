@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, get_args
 import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
 
+from sb3_bn_ddpg.deterministic.step import ActorLossCritics
 from sb3_bn_ddpg.networks.critics import CriticNormLayers
 from sb3_bn_ddpg.networks.normalization import Normalization
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
@@ -200,7 +201,27 @@ def _noise(params: dict[str, Any]) -> dict[str, Any]:
 NOISE = Part(_suggest_noise, _noise)
 """Exploration noise of deterministic actors"""
 
+
+def _suggest_critics(trial: optuna.Trial) -> None:
+    trial.suggest_categorical("n_critics", [1, 2])
+    trial.suggest_categorical("actor_loss_critics", list(get_args(ActorLossCritics)))
+    trial.suggest_categorical("target_policy_noise", [0.0, 0.1, 0.2, 0.3])
+
+
+def _critics(params: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "policy_kwargs": {"n_critics": params["n_critics"]},
+        "actor_loss_critics": params["actor_loss_critics"],
+        "target_policy_noise": params["target_policy_noise"],
+        "target_noise_clip": 0.5,
+    }
+
+
+CRITICS = Part(_suggest_critics, _critics)
+"""How many critics there are, which of them the actor's loss ascends, and the noise on the target's actions: what TD3 adds"""
+
 BN_DDPG = SearchSpace((LEARNING, UPDATES, NETWORKS, TARGETS, POLICY_DELAY, NOISE))
+BN_TD3 = SearchSpace((*BN_DDPG.parts, CRITICS))
 
 
 def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any], nested: tuple[str, ...] = NESTED) -> dict[str, Any]:
