@@ -1,6 +1,8 @@
-"""One gradient step: against SB3's DDPG, against finite differences, and against Algorithm 1 written out."""
+"""One gradient step: against SB3's DDPG and TD3, against finite differences, and against Algorithm 1 written out."""
 
 import copy
+import importlib.util
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,16 +10,19 @@ import pytest
 import torch as th
 from conftest import SMALL, DoubleExtractor, VectorEnv, as_double, joint_pass, random_batch, td_target, with_modes
 from gymnasium import spaces
-from stable_baselines3 import DDPG
+from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.utils import polyak_update
 
+import sb3_bn_ddpg.critic_step.step as of_critics
+import sb3_bn_ddpg.deterministic.step as definition
 import sb3_bn_ddpg.fast.support as fast_update_module
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, BNTD3
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages
 from sb3_bn_ddpg.deterministic.step import actor_loss, gradient_step
-from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.fast import torch_operations
+from sb3_bn_ddpg.networks.actor_critic import Networks, move_targets
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.policies import MlpPolicy
 from sb3_bn_ddpg.networks.statistics import PassStatistics
@@ -33,41 +38,58 @@ class FixedBuffer:
         return self.batch
 
 
-def sb3_pair(fast_update: bool) -> tuple[BNDDPG, DDPG]:
-    """BNDDPG without batch norm, laid out as SB3's networks, and SB3's DDPG, with the same weights."""
-    common = dict(learning_rate=1e-3, tau=0.05, gamma=0.97, buffer_size=100, device="cpu", seed=1)
+SMOOTHED = dict(policy_delay=2, target_policy_noise=0.4, target_noise_clip=0.3)
+"""With a noise of which much is clipped"""
+ALGORITHMS = [(BNDDPG, dict()), (BNTD3, SMOOTHED)]
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
+UPDATES = pytest.mark.parametrize("fast_update", [False, True, pytest.param("compiled", marks=needs_numba)])
+
+
+def sb3_pair(
+    fast_update: bool | str, algorithm: type[BNDDPG] | type[BNTD3] = BNDDPG, **kwargs
+) -> tuple[BNDDPG | BNTD3, DDPG | TD3]:
+    """The algorithm without batch norm, laid out as SB3's networks, and SB3's DDPG or TD3, with the same weights."""
+    common = dict(learning_rate=1e-3, tau=0.05, gamma=0.97, buffer_size=100, device="cpu", seed=1) | kwargs
     env = VectorEnv(obs_dim=5, action_dim=3)
     # In float64, in which two libraries agree whatever the processor
     extractor = dict(features_extractor_class=DoubleExtractor)
-    model = BNDDPG(
+    model = algorithm(
         "MlpPolicy",
         env,
         critic_learning_rate=1e-3,
         critic_weight_decay=0.0,
         fast_update=fast_update,
-        policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init=0.5, **extractor),
+        policy_kwargs=dict(normalization=None, action_layer=1, net_arch=[24, 16], final_init="fan_in", **extractor),
         **common,
     )
-    sb3 = DDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[24, 16], **extractor), **common)
-    for algorithm in (model, sb3):
-        algorithm.policy.double()
-    assert len(model.critic.state_net) == 0
+    sb3_algorithm = TD3 if algorithm is BNTD3 else DDPG
+    sb3 = sb3_algorithm("MlpPolicy", env, policy_kwargs=dict(net_arch=[24, 16], **extractor), **common)
+    for each in (model, sb3):
+        each.policy.double()
+    assert all(len(q_network.state_net) == 0 for q_network in model.critic.q_networks)
     for name in ("actor", "actor_target", "critic", "critic_target"):
         ours, theirs = getattr(model, name).state_dict(), getattr(sb3, name).state_dict()
         getattr(sb3, name).load_state_dict(dict(zip(theirs, ours.values(), strict=True)))
-    # Targets that differ from the online networks, so that a mix-up of the two shows
-    for algorithm in (model, sb3):
+    # Networks all different, so that a mix-up of two shows, and neither critic's value is smaller in every state
+    for each in (model, sb3):
         generator = th.Generator().manual_seed(5)
-        for target in (algorithm.actor_target, algorithm.critic_target):
-            for param in target.parameters():
-                param.data += 0.1 * th.randn(param.shape, generator=generator, dtype=th.float64)
-    for algorithm in (model, sb3):
-        algorithm.learn(0)  # sets up the logger
-        algorithm.replay_buffer = FixedBuffer(as_double(random_batch(model, size=48)))
+        for network in (each.actor, each.critic, each.actor_target, each.critic_target):
+            for param in network.parameters():
+                param.data += 0.2 * th.randn(param.shape, generator=generator, dtype=th.float64)
+    for each in (model, sb3):
+        each.learn(0)  # sets up the logger
+        each.replay_buffer = FixedBuffer(as_double(random_batch(model, size=48)))
     return model, sb3
 
 
-def assert_same_weights(model: BNDDPG, sb3: DDPG, **tolerance: float) -> None:
+def train(model: BNDDPG | BNTD3, sb3: DDPG | TD3, gradient_steps: int) -> None:
+    """The same steps of both, with the same noise on the targets' actions."""
+    for each in (model, sb3):
+        th.manual_seed(2)
+        each.train(gradient_steps, batch_size=48)
+
+
+def assert_same_weights(model: BNDDPG | BNTD3, sb3: DDPG | TD3, **tolerance: float) -> None:
     for name in ("actor", "actor_target", "critic", "critic_target"):
         ours, theirs = getattr(model, name).state_dict(), getattr(sb3, name).state_dict()
         for (key, value), expected in zip(ours.items(), theirs.values(), strict=True):
@@ -81,38 +103,38 @@ def double(monkeypatch):
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("fast_update", [False, True])
-def test_one_gradient_step_equals_sb3s(double, fast_update):
-    model, sb3 = sb3_pair(fast_update)
-    before = copy.deepcopy(model.policy.state_dict())
-    model.train(gradient_steps=1, batch_size=48)
-    sb3.train(gradient_steps=1, batch_size=48)
-    assert_same_weights(model, sb3, rtol=1e-9, atol=1e-12)
-    # Adam's first step moves every parameter by about the learning rate: nothing may have stood still
-    for key, value in model.policy.state_dict().items():
-        moved = (value - before[key]).abs().max().item()
-        assert moved > 1e-5, key
+@pytest.mark.parametrize(("algorithm", "kwargs"), ALGORITHMS)
+@UPDATES
+def test_single_gradient_steps_equal_sb3s(double, fast_update, algorithm, kwargs):
+    """Until the first update of the actor, step by step."""
+    model, sb3 = sb3_pair(fast_update, algorithm, **kwargs)
+    for step in range(model.policy_delay):
+        before = copy.deepcopy(model.policy.state_dict())
+        train(model, sb3, 1)
+        assert_same_weights(model, sb3, rtol=1e-9, atol=1e-12)
+        # Adam's first step moves every parameter by about the learning rate: nothing may have stood still
+        for key, value in model.policy.state_dict().items():
+            moved = (value - before[key]).abs().max().item()
+            is_updated = key.startswith("critic.") or step == model.policy_delay - 1
+            assert moved > 1e-5 if is_updated else moved == 0, key
 
 
 @pytest.mark.numerics
 @pytest.mark.parametrize("policy_delay", [1, 3])
-@pytest.mark.parametrize("fast_update", [False, True])
-def test_ten_gradient_steps_equal_sb3s(double, fast_update, policy_delay):
+@pytest.mark.parametrize(("algorithm", "kwargs"), ALGORITHMS)
+@UPDATES
+def test_ten_gradient_steps_equal_sb3s(double, fast_update, algorithm, kwargs, policy_delay):
     """Adam's moments, zeroed gradients and targets are all carried from step to step as SB3 does, delayed as in its TD3."""
-    model, sb3 = sb3_pair(fast_update)
+    model, sb3 = sb3_pair(fast_update, algorithm, **kwargs)
     model.policy_delay = sb3.policy_delay = policy_delay
-    model.train(gradient_steps=10, batch_size=48)
-    sb3.train(gradient_steps=10, batch_size=48)
+    train(model, sb3, 10)
     assert_same_weights(model, sb3, rtol=1e-8, atol=1e-10)
-    assert (model._fast_update is not None) == fast_update
+    assert (model._fast_update is not None) == bool(fast_update)
 
 
 @pytest.mark.parametrize("flaw", ["sign", "detach", "online", "mask"])
 def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
     """The test above is worth something: each of these mistakes makes it fail."""
-    import sb3_bn_ddpg.critic_step.step as of_critics
-    import sb3_bn_ddpg.deterministic.step as of_both
-
     right = of_critics.td_target
 
     def without_ends(nets, batch, *args):
@@ -125,15 +147,80 @@ def test_the_comparison_with_sb3_sees_flaws(flaw, monkeypatch):
         return right(nets, batch, *args) + 0.5 * q_of_batch(nets, batch)
 
     if flaw == "sign":
-        monkeypatch.setattr(of_both, "actor_loss", lambda *args: -actor_loss(*args))
+        monkeypatch.setattr(definition, "actor_loss", lambda *args: -actor_loss(*args))
     else:
         wrong = {"detach": with_a_gradient, "online": without_targets, "mask": without_ends}[flaw]
         monkeypatch.setattr(of_critics, "td_target", wrong)
     model, sb3 = sb3_pair(fast_update=False)
-    model.train(gradient_steps=1, batch_size=48)
-    sb3.train(gradient_steps=1, batch_size=48)
+    train(model, sb3, 1)
     with pytest.raises(AssertionError):
         assert_same_weights(model, sb3, rtol=1e-9, atol=1e-12)
+
+
+def with_td3_flaw(monkeypatch, flaw: str) -> None:
+    """Plant a mistake that only TD3 can have: in the definition, in the engine's operations, or in both."""
+
+    def always_the_actor(self, batch, update_actor=True):
+        return gradient_step_of_the_model(self, batch, True)
+
+    def always_the_targets(self, batch, update_actor=True):
+        info = gradient_step_of_the_model(self, batch, update_actor)
+        if not update_actor:
+            move_targets(self._networks, self.tau, self._pass_statistics)
+        return info
+
+    gradient_step_of_the_model = BNTD3._gradient_step
+    if flaw == "no clip":
+        monkeypatch.setattr(
+            BNTD3, "_step_noise", lambda self, batch: th.empty_like(batch.actions).normal_(0, self.target_policy_noise)
+        )
+    elif flaw == "no noise":
+        monkeypatch.setattr(BNTD3, "_step_noise", lambda self, batch: None)
+    elif flaw == "beyond the bounds":
+        monkeypatch.setattr(definition, "smoothed", lambda actions, noise: actions + noise)
+        monkeypatch.setattr(torch_operations, "add_noise", lambda actions, noise: actions + noise)
+    elif flaw == "first critic in the target":
+        monkeypatch.setattr(of_critics, "smallest", lambda q_values: q_values[0])
+        monkeypatch.setattr(torch_operations, "smaller", lambda least, q, is_first: q if is_first else least)
+    elif flaw == "largest in the target":
+        monkeypatch.setattr(of_critics, "smallest", lambda q_values: th.cat(q_values, dim=1).amax(dim=1, keepdim=True))
+        monkeypatch.setattr(torch_operations, "smaller", lambda least, q, is_first: q if is_first else th.maximum(least, q))
+    elif flaw == "no delay":
+        monkeypatch.setattr(BNTD3, "_gradient_step", always_the_actor)
+    elif flaw == "targets at every step":
+        monkeypatch.setattr(BNTD3, "_gradient_step", always_the_targets)
+    elif flaw == "actor at the first step":
+        monkeypatch.setattr(
+            BNTD3,
+            "_gradient_step",
+            lambda self, batch, update_actor=True: gradient_step_of_the_model(self, batch, self._n_updates % 2 == 1),
+        )
+
+
+TD3_FLAWS = [
+    "no clip",
+    "no noise",
+    "beyond the bounds",
+    "first critic in the target",
+    "largest in the target",
+    "no delay",
+    "targets at every step",
+    "actor at the first step",
+    "the smallest in the actor's loss",
+]
+
+
+@pytest.mark.parametrize("fast_update", [False, True])
+@pytest.mark.parametrize("flaw", [None, *TD3_FLAWS])
+def test_the_comparison_with_sb3s_td3_sees_flaws(double, flaw, fast_update, monkeypatch):
+    with_td3_flaw(monkeypatch, flaw)
+    model, sb3 = sb3_pair(fast_update, BNTD3, **SMOOTHED)
+    if flaw == "the smallest in the actor's loss":
+        model.actor_loss_critics = "smallest"
+    train(model, sb3, 3)
+    assert (model._fast_update is not None) == fast_update
+    with nullcontext() if flaw is None else pytest.raises(AssertionError, match="Not equal to tolerance"):
+        assert_same_weights(model, sb3, rtol=1e-8, atol=1e-10)
 
 
 def q_of_batch(nets: Networks, batch: ReplayBufferSamples) -> th.Tensor:

@@ -71,9 +71,18 @@ def acting(noise: th.Tensor | None) -> Act:
 
     def act(actor: BaseActor, use: Statistics, inputs: Any, are_features: bool) -> tuple[th.Tensor, None]:
         actions: th.Tensor = actor.forward_with(use, inputs, part=actor.actions_of if are_features else None)
-        return (actions if noise is None else (actions + noise).clamp(-1, 1)), None
+        return actions if noise is None else smoothed(actions, noise), None
 
     return act
+
+
+def smoothed(actions: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    :param actions: Actions, in [-1, 1]
+    :param noise: What is added, of the same shape
+    :return: Their sum, clipped to [-1, 1]
+    """
+    return (actions + noise).clamp(-1, 1)
 
 
 def actor_loss(
