@@ -6,9 +6,13 @@ from types import FunctionType
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 
+from sb3_bn_ddpg.critic_step import engine_step as critic_engine_step
 from sb3_bn_ddpg.deterministic import engine_step
 from sb3_bn_ddpg.fast import torch_operations
+from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN
+from sb3_bn_ddpg.sac import engine_step as sac_engine_step
 
 pytest.importorskip("numba")
 pytest.importorskip("scipy")
@@ -19,6 +23,12 @@ from sb3_bn_ddpg.fast.compiled_update import compiled_function
 
 pytestmark = pytest.mark.numerics
 
+STEPS = [
+    function
+    for module in (critic_engine_step, engine_step, sac_engine_step)
+    for function in vars(module).values()
+    if isinstance(function, FunctionType) and function.__module__ == module.__name__
+]
 OPERATIONS = [
     name
     for name, function in vars(torch_operations).items()
@@ -35,10 +45,48 @@ def test_both_sets_have_the_same_operations(name):
 
 def test_a_step_uses_only_operations_that_both_have():
     used = set()
-    for function in (engine_step.gradient_step, engine_step.actor_step, engine_step.q_values):
+    for function in STEPS:
         used |= set(function.__code__.co_names) & set(OPERATIONS)
     assert len(used) > 12
     assert used <= set(vars(numba_operations))
+
+
+def test_sampling_agrees_with_the_actors_and_with_autograd():
+    """tanh-Gaussian actions, their densities, and the gradient of a loss of both; one standard deviation beyond its limits."""
+    generator = np.random.default_rng(0)
+    mean, log_std, noise, slope = generator.normal(size=(4, 5, 2))
+    log_std[0, 0], log_std[1, 1] = 2.5, -21.0
+    alpha = 0.3
+    leaves = [th.from_numpy(x.copy()).requires_grad_() for x in (mean, log_std)]
+    clamped = leaves[1].clamp(LOG_STD_MIN, LOG_STD_MAX)
+    distribution = SquashedDiagGaussianDistribution(2)
+    distribution.distribution = th.distributions.Normal(leaves[0], clamped.exp())
+    before_tanh = leaves[0] + clamped.exp() * th.from_numpy(noise)
+    expected = th.tanh(before_tanh)
+    log_prob = distribution.log_prob(expected, before_tanh)
+    ((alpha * log_prob).mean() + (th.from_numpy(slope) * expected).sum()).backward()
+
+    ours = torch_operations.sample(*map(th.from_numpy, (mean.copy(), log_std, noise)))
+    theirs = numba_operations.sample.py_func(mean, log_std, noise)
+    for result in (ours, theirs):
+        np.testing.assert_allclose(result[0], expected.detach(), rtol=1e-12)
+        np.testing.assert_allclose(result[1][:, 0], log_prob.detach(), rtol=1e-10)
+    coefficient = th.tensor([alpha], dtype=th.float64)
+    actions = expected.detach()
+    ours = torch_operations.sample_backward(th.from_numpy(slope), actions, *map(th.from_numpy, (log_std, noise)), coefficient)
+    theirs = numba_operations.sample_backward.py_func(slope, actions.numpy(), log_std, noise, alpha)
+    for result in (ours, theirs):
+        for gradient, leaf in zip(result, leaves, strict=True):
+            np.testing.assert_allclose(gradient, leaf.grad, rtol=1e-8, atol=1e-12)
+    assert leaves[1].grad[0, 0] == leaves[1].grad[1, 1] == 0
+
+
+def test_what_is_kept_is_made_anew_after_any_change():
+    """Numba looks at the file of a function alone, and reads the classes of what it has kept before it looks at all."""
+    for operation in (numba_operations.adam, compiled_function(engine_step.gradient_step)):
+        version = operation._cache._cache_file._version
+        assert len(version[1]) > 80
+        assert any(path.endswith("numba_norms.py") for path, _, _ in version[1])
 
 
 def test_a_step_is_compiled_once():
@@ -68,7 +116,8 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
         ("smaller", (COLUMN, OTHER, True)),
         ("smaller", (COLUMN, np.array([[np.nan], [0.0], [np.inf]]), False)),
         ("smaller", (np.array([[np.nan], [0.0], [np.inf]]), COLUMN, False)),
-        ("td_targets", (COLUMN, OTHER, COLUMN)),
+        ("td_targets", (COLUMN, OTHER, COLUMN, COLUMN[:0])),
+        ("td_targets", (COLUMN, OTHER, COLUMN, OTHER)),
         ("count_least", (COLUMN, OTHER, np.minimum(COLUMN, OTHER), True)),
         ("count_least", (COLUMN, OTHER, np.minimum(COLUMN, OTHER), False)),
         ("ascent", (COLUMN, np.minimum(COLUMN, OTHER), np.array([[1.0], [1.0], [2.0]]), False)),
@@ -82,15 +131,16 @@ def test_elementwise_operations_agree(name, args):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
 @pytest.mark.parametrize("n_rows", [3, 6])
-def test_squared_error_agrees(n_rows):
+def test_squared_error_agrees(n_rows, factor):
     q = np.arange(float(n_rows)).reshape(-1, 1) - 1.5
     reports, numbers = torch_operations.new_reports(5), np.zeros(5)
-    ours = torch_operations.squared_error(th.from_numpy(q.copy()), th.from_numpy(OTHER), reports, 1)
-    theirs = numba_operations.squared_error.py_func(q, OTHER, numbers, 1)
+    ours = torch_operations.squared_error(th.from_numpy(q.copy()), th.from_numpy(OTHER), factor, reports, 1)
+    theirs = numba_operations.squared_error.py_func(q, OTHER, factor, numbers, 1)
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
     np.testing.assert_allclose([column.mean() for column in reports[1:4]], numbers[1:4], rtol=1e-12)
     assert (theirs[3:] == 0).all()  # the second half of a joint pass is not trained
     by_autograd = th.from_numpy(q.copy()).requires_grad_()
-    th.nn.functional.mse_loss(by_autograd[:3], th.from_numpy(OTHER)).backward()
+    (factor * th.nn.functional.mse_loss(by_autograd[:3], th.from_numpy(OTHER))).backward()
     np.testing.assert_allclose(by_autograd.grad.numpy(), theirs, rtol=1e-12)

@@ -28,8 +28,8 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
         _say_that_nothing_is_kept(reason)
     else:
-        index = kernel._cache._cache_file
-        index._source_stamp = (index._source_stamp, _stamps())
+        # Compared before anything else of what is kept is read: that may hold classes which are no longer there
+        kernel._cache._cache_file._version = (numba.__version__, _stamps())
         kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
         kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
     return cast(Callable[..., Any], kernel)
