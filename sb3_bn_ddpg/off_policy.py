@@ -240,6 +240,16 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             )
         if not isinstance(self.train_freq, TrainFreq):
             self.train_freq = (int(frequency), unit)
+        if (
+            self.target_statistics == "joint"
+            and self.target_statistics_sync is None
+            and self.use_target_networks
+            and self.has_target_actor
+        ):
+            raise ValueError(
+                "`target_statistics_sync=None` is not allowed with `target_statistics='joint'` and target networks: it must "
+                "be one of 'copy', 'polyak', or the target actor would keep the statistics it was created with"
+            )
         self._pass_statistics = PassStatistics(
             self.target_statistics,
             self.target_statistics_sync,
@@ -247,11 +257,6 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             self.actor_loss_actor_statistics,
             self.actor_loss_critic_statistics,
         )
-        if self.target_statistics == "joint" and self.use_target_networks:
-            raise ValueError(
-                "`target_statistics='joint'` is not allowed with target networks, for its one pass is the online critic's: "
-                "`use_target_networks` must be False"
-            )
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()

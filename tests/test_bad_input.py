@@ -172,8 +172,8 @@ def test_targets_without_any_statistics(make_model):
 
 
 def test_joint_pass_with_target_networks(make_model):
-    with pytest.raises(ValueError, match=r"`target_statistics='joint'` is not allowed with target networks.*must be False"):
-        make_model(target_statistics="joint")
+    with pytest.raises(ValueError, match=r"`target_statistics_sync=None` is not allowed with `target_statistics='joint'`"):
+        make_model(target_statistics="joint", target_statistics_sync=None)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,11 @@ CONFIGURATIONS = {
         target_statistics="joint",
         policy_kwargs=dict(critic_norm_layers="all", normalization="batch_layer", action_layer=1),
     ),
+    "joint, with target networks": dict(target_statistics="joint"),
+    "joint, with target networks, all layers": dict(
+        target_statistics="joint", policy_delay=2, policy_kwargs=dict(critic_norm_layers="all", action_layer=1)
+    ),
+    "TD3, joint, with target networks": dict(algorithm=BNTD3, target_statistics="joint", policy_kwargs=CROSSQ_LAYERS),
     "delayed actor": dict(policy_delay=3),
     "delayed actor, all updating": dict(
         policy_delay=2, target_statistics="batch_update", actor_loss_critic_statistics="batch_update"

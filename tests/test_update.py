@@ -424,6 +424,31 @@ def test_joint_pass_sees_what_separate_passes_hide():
     assert (joint[0] - joint[1]).abs().max() > 0.1
 
 
+def test_target_networks_beside_the_joint_pass():
+    """They take the joint minibatch, normalise with its statistics, and keep none of it; Q(s, a) is the online critic's."""
+    nets, batch = double_networks(critic_norm_layers="all", action_layer=1)
+    with th.no_grad():
+        for param in [*nets.critic_target.parameters(), *nets.actor_target.parameters()]:
+            param.add_(0.1 * th.randn_like(param))
+    statistics = PassStatistics(target="joint")
+    before = copy.deepcopy(nets.critic_target.state_dict())
+    # (PyTorch's own batch norm in training mode, in copies)
+    online, target = (with_modes(copy.deepcopy(critic)).train() for critic in (nets.critic, nets.critic_target))
+    with th.no_grad():
+        next_actions = with_modes(copy.deepcopy(nets.actor_target)).eval()(batch.next_observations)
+        inputs = th.cat([batch.observations, batch.next_observations]), th.cat([batch.actions, next_actions])
+        expected = batch.rewards + 0.9 * (1 - batch.dones) * target(*inputs)[0][len(batch.actions) :]
+        expected_q = online(*inputs)[0][: len(batch.actions)]
+    q_values, y, _ = joint_pass(nets, batch, 0.9, statistics)
+    assert th.allclose(q_values, expected_q)
+    assert th.allclose(y, expected)
+    assert not y.requires_grad
+    for name, value in nets.critic_target.state_dict().items():
+        assert th.equal(value, before[name]), name
+    without = joint_pass(Networks(nets.actor, nets.critic, nets.actor, nets.critic), batch, 0.9, statistics)[1]
+    assert not th.allclose(y, without)
+
+
 def test_joint_pass_asks_a_critic_of_ones_own():
     """A subclass may override ``forward`` alone, as every SB3 critic may."""
 

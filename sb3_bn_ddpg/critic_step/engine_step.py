@@ -3,7 +3,7 @@
 from typing import Any
 
 from sb3_bn_ddpg.fast import torch_operations as ops
-from sb3_bn_ddpg.fast.parts import CriticChoices, Parts, QMemory, QNetworkParts, Transitions
+from sb3_bn_ddpg.fast.parts import BATCH, CriticChoices, Parts, QMemory, QNetworkParts, Transitions
 
 
 def critic_step(
@@ -37,15 +37,18 @@ def critic_step(
         memories = parts.joint_memories
         q_obs = ops.rows(obs, next_obs, parts.joint_rows[0])
         q_actions = ops.rows(actions, next_actions, parts.joint_rows[1])
+        if choices.has_targets:
+            # Before the online passes, which need this memory for their way back
+            for k in range(n_critics):
+                q = target_values(parts.critic_targets[k], memories[0], q_obs, q_actions, BATCH)
+                next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
         for k in range(n_critics):
             q = q_values(critics[k], memories[k], q_obs, q_actions, choices.critic_loss)
-            next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
+            if not choices.has_targets:
+                next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
     else:
         for k in range(n_critics):
-            critic, memory = parts.critic_targets[k], memories[0]
-            features = ops.infer(critic.state_net, memory.state, next_obs, choices.target)
-            joined = ops.join(features, next_actions, memory.joined)
-            q = ops.infer(critic.q_net, memory.q, joined, choices.target)
+            q = target_values(parts.critic_targets[k], memories[0], next_obs, next_actions, choices.target)
             next_q = ops.smaller(next_q, q, k == 0)
 
     # The loss mean (Q(s, a) - y)^2 of each, with the TD target y = r + gamma Q'; the gradient of all, and one step
@@ -117,3 +120,18 @@ def q_values(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mod
     """
     joined = ops.join(ops.forward(critic.state_net, memory.state, obs, mode), actions, memory.joined)
     return ops.forward(critic.q_net, memory.q, joined, mode)
+
+
+def target_values(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
+    """
+    As :func:`q_values`, without a way back.
+
+    :param critic: A Q-network
+    :param memory: For its pass
+    :param obs: Observations, (n, features)
+    :param actions: Actions, (n, action_dim)
+    :param mode: What the pass does with batch norm's statistics
+    :return: Q(s, a), (n, 1)
+    """
+    joined = ops.join(ops.infer(critic.state_net, memory.state, obs, mode), actions, memory.joined)
+    return ops.infer(critic.q_net, memory.q, joined, mode)

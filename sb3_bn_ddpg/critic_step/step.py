@@ -112,7 +112,10 @@ def joint_pass(
     with the statistics of both. Where the two are distributed differently, as where episodes end early, the statistics of each
     alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
 
-    :param nets: The networks, without target networks
+    Target networks, if there are any, make a second such pass, of which they keep no statistics, for Q'(s', a')
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+
+    :param nets: The networks
     :param batch: Transitions sampled from the replay buffer
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param statistics: Which batch-norm statistics each pass normalises with and updates
@@ -120,26 +123,31 @@ def joint_pass(
     :return: Each critic's Q-values, and the targets, of shape ``(batch_size, 1)`` each; features of the states if the critics'
         loss trains what extracts them for both networks
     """
-    actor, critic, use, n = nets.actor, nets.critic, statistics.critic_loss, len(batch.actions)
+    actor, critic, use, n = nets.actor_target, nets.critic, statistics.critic_loss, len(batch.actions)
+    target_critic = nets.critic_target
     all_obs = concatenated(batch.observations, batch.next_observations)
     # What the policy would do at s': the actor normalises with its running statistics and updates nothing. The critics
     # normalise with the statistics of s and s' together and update their running ones by them, once (default). The gradient
     # of the loss of Q(s, a) reaches s' through these statistics only.
-    if actor.owns_features_extractor:
-        shared_features = None
-        with th.no_grad():
-            next_actions, loss_of_value = act(actor, "running", batch.next_observations, False)
-        all_q_values = critic.forward_with(use, all_obs, th.cat([batch.actions, next_actions]))
-    else:
+    features = None
+    if not nets.actor.owns_features_extractor:
         features = critic.forward_with(use, all_obs, part=critic.features)
-        shared_features = features[:n]
-        with th.no_grad():
-            next_actions, loss_of_value = act(actor, "running", features[n:], True)
-        actions = th.cat([batch.actions, next_actions])
+    # The actor acts on the features of the critic whose pass they come from, if both have one features extractor
+    shares_features = features is not None and actor.features_extractor is critic.features_extractor
+    with th.no_grad():
+        next_inputs = features[n:] if shares_features and features is not None else batch.next_observations
+        next_actions, loss_of_value = act(actor, "running", next_inputs, shares_features)
+    actions = th.cat([batch.actions, next_actions])
+    if features is None:
+        all_q_values = critic.forward_with(use, all_obs, actions)
+    else:
         all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)
     q_values, next_q_values = zip(*(values.split(n) for values in all_q_values), strict=True)
+    if target_critic is not critic:
+        with th.no_grad():
+            next_q_values = tuple(values[n:] for values in target_critic.forward_with("batch", all_obs, actions))
     next_values = _less(smallest(next_q_values).detach(), loss_of_value)
-    return q_values, discounted(batch, gamma, next_values), shared_features
+    return q_values, discounted(batch, gamma, next_values), None if features is None else features[:n]
 
 
 def smallest(q_values: tuple[th.Tensor, ...]) -> th.Tensor:

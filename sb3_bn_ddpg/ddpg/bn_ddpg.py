@@ -69,8 +69,9 @@ class BNDDPG(BNOffPolicyAlgorithm):
     :param target_statistics: Batch-norm statistics of actor and critic in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The paper keeps running statistics for "exploration or
-        evaluation", so the default is the minibatch of next states. ``"joint"``, only without target networks, takes states
-        and next states through the critic in one pass (see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+        evaluation", so the default is the minibatch of next states. ``"joint"``, meant for training without target
+        networks, takes states and next states through the critic in one pass (see
+        :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critic in its loss: ``"batch_update"`` or
@@ -142,4 +143,4 @@ class BNDDPG(BNOffPolicyAlgorithm):
         return gradient_step(self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor)
 
     def _step_on_engine(self) -> EngineStep:
-        return step_on_engine(self._pass_statistics, n_ascended=1)
+        return step_on_engine(self._pass_statistics, self.use_target_networks, n_ascended=1)

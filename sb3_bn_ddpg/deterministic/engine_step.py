@@ -31,14 +31,15 @@ class Choices(NamedTuple):
 
 
 @cache
-def step_on_engine(statistics: PassStatistics, n_ascended: int) -> EngineStep:
+def step_on_engine(statistics: PassStatistics, has_targets: bool, n_ascended: int) -> EngineStep:
     """
     :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param has_targets: Whether there are target networks
     :param n_ascended: How many Q-networks serve in the actor's loss
     :return: The step
     """
     choices = Choices(
-        CriticChoices.of(statistics),
+        CriticChoices.of(statistics, has_targets),
         MODES[statistics.actor_loss_actor],
         MODES[statistics.actor_loss_critic],
         SYNCS[statistics.target_sync],

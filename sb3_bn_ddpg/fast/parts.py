@@ -85,23 +85,26 @@ class CriticChoices(NamedTuple):
     :param target: What the passes of the TD target do with batch norm's statistics (the actor's alone, if it is joint)
     :param critic_loss: The Q-networks in their loss
     :param is_joint: Whether states and next states go through the Q-networks in one pass
+    :param has_targets: Whether there are target Q-networks
     :param loss_factor: Factor of their loss
     """
 
     target: int
     critic_loss: int
     is_joint: bool
+    has_targets: bool
     loss_factor: float
 
     @classmethod
-    def of(cls, statistics: PassStatistics, loss_factor: float = 1.0) -> "CriticChoices":
+    def of(cls, statistics: PassStatistics, has_targets: bool, loss_factor: float = 1.0) -> "CriticChoices":
         """
         :param statistics: Which batch-norm statistics each pass normalises with and updates
+        :param has_targets: Whether there are target Q-networks
         :param loss_factor: Factor of the loss
         :return: The same for the engine
         """
         target = RUNNING if statistics.target == "joint" else MODES[statistics.target]
-        return cls(target, MODES[statistics.critic_loss], statistics.target == "joint", loss_factor)
+        return cls(target, MODES[statistics.critic_loss], statistics.target == "joint", has_targets, loss_factor)
 
 
 def unsupported_modes(statistics: PassStatistics) -> str | None:

@@ -27,8 +27,9 @@ What one forward pass does with the statistics of a network's batch normalisatio
 TargetStatistics = Literal[Statistics, "joint"]
 """
 Of the TD target. ``"joint"`` takes states and next states through the critic in one pass, that of its own loss, which
-normalises both with the statistics of both (`CrossQ <https://arxiv.org/abs/1902.05605>`_); the actor then normalises next
-states with its running statistics. Only without target networks.
+normalises both with the statistics of both (`CrossQ <https://arxiv.org/abs/1902.05605>`_, which has no target networks); the
+actor then normalises next states with its running statistics. Target critics, if there are any, make such a pass as well, for
+the values of the next states, and keep no statistics of it (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
 """
 
 StatisticsSync = Literal["copy", "polyak"]

@@ -104,8 +104,8 @@ class BNSAC(BNOffPolicyAlgorithm):
     :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
-        ``"joint"``, only without target networks, takes states and next states through the critics in one pass (see
-        :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+        ``"joint"``, meant for training without target networks, takes states and next states through the critics in one
+        pass (see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critics in their loss: ``"batch_update"`` or
@@ -266,7 +266,13 @@ class BNSAC(BNOffPolicyAlgorithm):
 
     def _step_on_engine(self) -> EngineStep:
         entropy = self.entropy_coefficient
-        return step_on_engine(self._pass_statistics, entropy.is_learned, entropy.value, float(self.target_entropy))
+        return step_on_engine(
+            self._pass_statistics,
+            self.use_target_networks,
+            entropy.is_learned,
+            entropy.value,
+            float(self.target_entropy),
+        )
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "entropy_coefficient"]

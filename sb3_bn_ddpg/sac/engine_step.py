@@ -46,16 +46,19 @@ class Choices(NamedTuple):
 
 
 @cache
-def step_on_engine(statistics: PassStatistics, is_learned: bool, ent_coef: float, target_entropy: float) -> EngineStep:
+def step_on_engine(
+    statistics: PassStatistics, has_targets: bool, is_learned: bool, ent_coef: float, target_entropy: float
+) -> EngineStep:
     """
     :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param has_targets: Whether there are target critics
     :param is_learned: Whether the entropy coefficient is learned
     :param ent_coef: What it is if not
     :param target_entropy: What it aims at
     :return: The step
     """
     choices = Choices(
-        CriticChoices.of(statistics, CRITIC_LOSS_FACTOR),
+        CriticChoices.of(statistics, has_targets, CRITIC_LOSS_FACTOR),
         MODES[statistics.actor_loss_actor],
         MODES[statistics.actor_loss_critic],
         SYNCS[statistics.target_sync],

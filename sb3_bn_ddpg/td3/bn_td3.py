@@ -76,8 +76,8 @@ class BNTD3(BNOffPolicyAlgorithm):
     :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
-        ``"joint"``, only without target networks, takes states and next states through the critics in one pass (see
-        :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
+        ``"joint"``, meant for training without target networks, takes states and next states through the critics in one
+        pass (see :data:`~sb3_bn_ddpg.networks.statistics.TargetStatistics`).
     :param target_statistics_sync: How running statistics reach the target networks: ``"copy"`` after every update,
         ``"polyak"`` by ``tau``, or None (only with a ``target_statistics`` other than ``"running"``)
     :param critic_loss_statistics: Batch-norm statistics of the critics in their loss: ``"batch_update"`` or
@@ -172,5 +172,5 @@ class BNTD3(BNOffPolicyAlgorithm):
         )
 
     def _step_on_engine(self) -> EngineStep:
-        n_critics = len(self.critic.q_networks)
-        return step_on_engine(self._pass_statistics, n_ascended=1 if self.actor_loss_critics == "first" else n_critics)
+        n_ascended = 1 if self.actor_loss_critics == "first" else len(self.critic.q_networks)
+        return step_on_engine(self._pass_statistics, self.use_target_networks, n_ascended)
