@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_CORE := compiled dm-control export mujoco plots tests
-# The quick start: `make train ENV=MountainCarContinuous-v0 STEPS=30000 SEED=1`
+# The quick start: `make train ALGO=bn_td3 ENV=MountainCarContinuous-v0 STEPS=30000 SEED=1`
+ALGO ?= bn_ddpg
 ENV ?= Pendulum-v1
 STEPS ?= 12000
 SEED ?= 0
@@ -19,7 +20,7 @@ help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 train: $(VENV)/ready-to-train ## Train on Pendulum-v1, evaluate beside a random policy, save the model and the learning curve
-	$(BIN)/python docs/examples/quickstart.py --env $(ENV) --timesteps $(STEPS) --seed $(SEED)
+	$(BIN)/python docs/examples/quickstart.py --algo $(ALGO) --env $(ENV) --timesteps $(STEPS) --seed $(SEED)
 
 # One torch thread a worker: more only wait for each other. `make test ARGS="-k noise"` runs a part.
 test: $(VENV)/ready-to-test ## Run the tests

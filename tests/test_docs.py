@@ -8,12 +8,15 @@ from types import FunctionType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from conftest import VectorEnv
+from stable_baselines3 import TD3
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, BNTD3
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
@@ -39,12 +42,12 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     if "export_onnx" in code_of_page:
         for package in ("onnxscript", "onnxruntime", "safetensors"):
             pytest.importorskip(package)
-    learn = BNDDPG.learn
+    learn = BNOffPolicyAlgorithm.learn
 
     def capped_learn(model, total_timesteps, **kwargs):
         return learn(model, min(total_timesteps, CAP), **kwargs)
 
-    monkeypatch.setattr(BNDDPG, "learn", capped_learn)
+    monkeypatch.setattr(BNOffPolicyAlgorithm, "learn", capped_learn)
     monkeypatch.chdir(tmp_path)
     # One namespace a page: later blocks use what earlier ones made, as a reader does
     namespace: dict[str, object] = {"__name__": "page"}
@@ -52,17 +55,49 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile(block, page.name, "exec"), namespace)
 
 
-def test_example_of_the_tuned_profile_has_its_values():
-    yaml = pytest.importorskip("yaml")
-    entry = yaml.safe_load((ROOT / "hyperparams" / "bn_ddpg.yml").read_text())["default"]
-    (block,) = [block for block in blocks(ROOT / "docs" / "algorithm.md", "python") if "n_steps=" in block]
-    namespace: dict[str, Any] = {"BNDDPG": BNDDPG}
+def model_of_block(page: str, holds: str) -> Any:
+    """The model that the page's one block with these words makes."""
+    (block,) = [block for block in blocks(ROOT / "docs" / page, "python") if holds in block]
+    namespace: dict[str, Any] = {"BNDDPG": BNDDPG, "BNTD3": BNTD3}
     exec(block, namespace)
-    model = namespace["model"]
-    for name in entry.keys() - {"n_timesteps", "policy", "train_freq", "action_noise"}:
+    return namespace["model"]
+
+
+@pytest.mark.parametrize(("page", "profile"), [("algorithm.md", "bn_ddpg.yml"), ("td3.md", "bn_td3.yml")])
+def test_example_of_the_first_profile_has_its_values(page, profile):
+    yaml = pytest.importorskip("yaml")
+    entry = yaml.safe_load((ROOT / "hyperparams" / profile).read_text())["default"]
+    model = model_of_block(page, "n_steps=")
+    policy_kwargs = {"n_critics": len(model.critic.q_networks)} if "n_critics" in entry["policy_kwargs"] else {}
+    assert model.policy_kwargs | policy_kwargs == entry["policy_kwargs"]
+    for name in entry.keys() - {"n_timesteps", "policy", "train_freq", "action_noise", "policy_kwargs"}:
         assert (name, getattr(model, name)) == (name, entry[name])
     assert (model.train_freq.frequency, model.train_freq.unit.value) == (entry["train_freq"], "step")
     assert entry["action_noise"] == {"type": "normal", "sigma": model.action_noise._sigma[0]}
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_arguments_that_make_sb3s_td3(fast_update):
+    """The page's: from the same weights and random numbers, a training of each, with the same noise."""
+    policy_kwargs = model_of_block("td3.md", "fan_in").policy_kwargs
+    noise = NormalActionNoise(np.zeros(1), np.full(1, 0.1))
+    common = dict(action_noise=noise, learning_starts=30, batch_size=64, buffer_size=1000, device="cpu")
+    ours = BNTD3("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, fast_update=fast_update, **common)
+    theirs = TD3("MlpPolicy", "Pendulum-v1", **common)
+    pairs = list(zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True))
+    for our, their in pairs:
+        # PyTorch's initialisation, by its bound; the output's is drawn from 300 weights and one bias
+        assert our.shape == their.shape
+        if our.numel() > 1:
+            assert our.abs().max().item() == pytest.approx(their.abs().max().item(), rel=0.1)
+        our.data.copy_(their.data)
+    for model in (ours, theirs):
+        model.set_random_seed(0)
+        model.learn(100)
+    assert ours._n_updates == theirs._n_updates == 70
+    for our, their in pairs:
+        np.testing.assert_allclose(our.detach(), their.detach(), rtol=0, atol=1e-3 if fast_update else 1e-6)
 
 
 def test_make_targets_that_pages_name_exist():
@@ -119,10 +154,11 @@ def test_pages_build_without_warnings(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     api = (tmp_path / "api.html").read_text()
     assert "OrnsteinUhlenbeckNoise" in api
-    for cls in (BNDDPG, BNOffPolicyAlgorithm, SavingAlgorithm):  # also what it inherits
-        for name, value in vars(cls).items():
-            is_method = isinstance(value, (FunctionType, classmethod, property)) and not name.startswith("_")
-            assert not is_method or f'id="sb3_bn_ddpg.BNDDPG.{name}"' in api, name
+    for algorithm in (BNDDPG, BNTD3):
+        for cls in (algorithm, BNOffPolicyAlgorithm, SavingAlgorithm):  # also what it inherits
+            for name, value in vars(cls).items():
+                is_method = isinstance(value, (FunctionType, classmethod, property)) and not name.startswith("_")
+                assert not is_method or f'id="sb3_bn_ddpg.{algorithm.__name__}.{name}"' in api, name
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from zoo_runs import ENVIRONMENT, run
 
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, BNTD3
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -54,6 +54,13 @@ def test_quickstart(agent):
     evaluations = np.load(agent / "evaluations.npz")
     assert list(evaluations["timesteps"]) == list(range(20, 241, 20))
     assert len((agent / "training.monitor.csv").read_text().splitlines()) == 2 + 1  # two lines of header, an episode of 200
+
+
+@pytest.mark.slow
+def test_quickstart_of_another_algorithm(tmp_path):
+    output = run_script("quickstart.py", "--algo", "bn_td3", "--timesteps", 120, cwd=tmp_path)
+    assert "BNTD3, seed 0" in output
+    assert BNTD3.load(tmp_path / "runs/Pendulum-v1_bn_td3_seed0/model.zip").num_timesteps == 120
 
 
 @pytest.mark.slow

@@ -253,7 +253,7 @@ def test_paper_profile_builds_the_default_model(algo, tmp_path):
 
 
 def test_paper_profile_of_td3():
-    """Section 6.1 and appendix C of its paper, as far as the class follows them."""
+    """Section 6.1 of its paper, as far as the class follows it."""
     entry = FILES["bn_td3", "paper"]["default"]
     assert (entry["learning_rate"], entry["critic_learning_rate"], entry["critic_weight_decay"]) == (1e-3, 1e-3, 0)
     assert (entry["gamma"], entry["tau"], entry["buffer_size"], entry["n_timesteps"]) == (0.99, 0.005, 1e6, 1e6)

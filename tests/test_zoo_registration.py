@@ -164,7 +164,7 @@ def test_noise_of_the_command_line_replaces_the_files(file_noise, command_line, 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"action_noise": "white"}, "`action_noise='white'` is not allowed: it must be 'ou', None or an"),
+        ({"action_noise": "white"}, "`action_noise='white'` is not allowed: it must be 'ou', 'normal', None or an"),
         (
             {"action_noise": {"type": "white"}},
             r"`action_noise\['type'\]='white'` is not allowed: it must be one of 'ou', 'normal'",

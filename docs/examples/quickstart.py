@@ -1,4 +1,4 @@
-"""Train BNDDPG, watch it learn, and see how much better than chance it has become: what `make train` runs."""
+"""Train an agent, watch it learn, and see how much better than chance it has become: what `make train` runs."""
 
 import argparse
 import time
@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy
 
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, BNTD3
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -24,8 +24,11 @@ from matplotlib import pyplot as plt
 EVALUATION_SEED = 10_000
 N_EVALUATION_EPISODES = 20
 
-# The paper's values are for millions of steps. Faster targets and a faster actor learn these small tasks in minutes.
-HYPERPARAMETERS = dict(learning_rate=1e-3, critic_weight_decay=0.0, tau=0.005)
+# The DDPG paper's values are for millions of steps. Faster targets and a faster actor learn these small tasks in minutes.
+ALGORITHMS = {
+    "bn_ddpg": (BNDDPG, dict(learning_rate=1e-3, critic_weight_decay=0.0, tau=0.005)),
+    "bn_td3": (BNTD3, dict()),
+}
 
 
 class RandomPolicy:
@@ -49,7 +52,7 @@ def fixed_seed_returns(policy, env_id: str) -> np.ndarray:
     return np.array(returns)
 
 
-def plot_learning_curve(folder: Path, env_id: str, random_return: float) -> Path:
+def plot_learning_curve(folder: Path, title: str, random_return: float) -> Path:
     """Returns while exploring and returns of the evaluations, against environment steps."""
     steps, returns = ts2xy(load_results(str(folder)), X_TIMESTEPS)
     evaluations = np.load(folder / "evaluations.npz")
@@ -57,7 +60,7 @@ def plot_learning_curve(folder: Path, env_id: str, random_return: float) -> Path
     axes.plot(steps, returns, ".", color="0.7", label="training episodes, with noise")
     axes.plot(evaluations["timesteps"], evaluations["results"].mean(axis=1), "o-", label="evaluations, without noise")
     axes.axhline(random_return, color="tab:red", linestyle="--", label="random policy")
-    axes.set(xlabel="environment steps", ylabel="return of an episode", title=f"BNDDPG on {env_id}")
+    axes.set(xlabel="environment steps", ylabel="return of an episode", title=title)
     axes.legend()
     path = folder / "learning_curve.png"
     figure.savefig(path, dpi=150)
@@ -67,12 +70,15 @@ def plot_learning_curve(folder: Path, env_id: str, random_return: float) -> Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--algo", choices=ALGORITHMS, default="bn_ddpg", help="the algorithm")
     parser.add_argument("--env", default="Pendulum-v1", help="a Gymnasium environment with continuous actions")
     parser.add_argument("--timesteps", type=int, default=12_000, help="environment steps to train for")
     parser.add_argument("--seed", type=int, default=0, help="seed of networks, environment and noise")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder for the results")
     args = parser.parse_args()
-    folder = args.out / f"{args.env.replace('/', '-')}_seed{args.seed}"
+    algorithm, hyperparameters = ALGORITHMS[args.algo]
+    name = "" if args.algo == "bn_ddpg" else f"_{args.algo}"
+    folder = args.out / f"{args.env.replace('/', '-')}{name}_seed{args.seed}"
     folder.mkdir(parents=True, exist_ok=True)
     # Networks this small run faster on one thread
     th.set_num_threads(1)
@@ -80,7 +86,7 @@ def main() -> None:
     start = time.perf_counter()
 
     env = Monitor(gym.make(args.env), str(folder / "training"))
-    model = BNDDPG("MlpPolicy", env, seed=args.seed, **HYPERPARAMETERS)
+    model = algorithm("MlpPolicy", env, seed=args.seed, **hyperparameters)
     evaluation = EvalCallback(
         make_vec_env(args.env, seed=args.seed + 1),
         n_eval_episodes=5,
@@ -98,12 +104,12 @@ def main() -> None:
     for column in ("policy", "mean", "standard deviation", "worst", "best"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     means = {}
-    for name, policy in (("random", None), (f"BNDDPG, seed {args.seed}", model)):
+    for name, policy in (("random", None), (f"{algorithm.__name__}, seed {args.seed}", model)):
         returns = fixed_seed_returns(policy, args.env)
         means[name] = returns.mean()
         table.add_row(name, *(f"{value:.1f}" for value in (returns.mean(), returns.std(), returns.min(), returns.max())))
     console.print(table)
-    console.print(f"Learning curve: {plot_learning_curve(folder, args.env, means['random'])}")
+    console.print(f"Learning curve: {plot_learning_curve(folder, f'{algorithm.__name__} on {args.env}', means['random'])}")
     console.print(f"Took {time.perf_counter() - start:.0f} seconds")
 
 
