@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy, load_policy
+from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy, load_policy
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export import files as export
 from sb3_bn_ddpg.networks.actors import Actor
@@ -33,9 +33,9 @@ class UnequalEnv(VectorEnv):
         self.action_space = spaces.Box(np.array([-2.0, 1.0], np.float32), np.array([1.0, 30.0], np.float32))
 
 
-def _trained(env, policy="MlpPolicy", **kwargs) -> BNDDPG:
+def _trained(env, policy="MlpPolicy", algorithm=BNDDPG, **kwargs) -> BNDDPG | BNTD3:
     arguments = dict(learning_starts=10, buffer_size=100, batch_size=8, seed=0, device="cpu", learning_rate=1e-2)
-    return BNDDPG(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
+    return algorithm(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
 
 
 ACTIONS = spaces.Box(-1, 1, (2,))
@@ -57,6 +57,14 @@ def _of_boxes(sizes=(3, 3), image: bool = False, **kwargs) -> BNDDPG:
 MODELS = {
     "vector": lambda: _trained(UnequalEnv()),
     "pendulum": lambda: _trained("Pendulum-v1"),
+    "two critics": lambda: _trained(VecNormalize(make_vec_env(UnequalEnv)), algorithm=BNTD3),
+    "two critics on the actor's features of images": lambda: _trained(
+        FakeImageEnv(36, 36, discrete=False),
+        "CnnPolicy",
+        BNTD3,
+        learning_rate=1e-3,
+        policy_kwargs=dict(SMALL, share_features_extractor=True, shared_extractor_loss="critic"),
+    ),
     "batch renorm, Tanh": lambda: _trained(
         UnequalEnv(), policy_kwargs=dict(net_arch=[9, 8], normalization="batch_renorm", activation_fn=th.nn.Tanh)
     ),

@@ -129,6 +129,8 @@ CONFIGURATIONS = {
     "TD3, three critics, no smoothing": dict(
         algorithm=BNTD3, policy_delay=1, target_policy_noise=0.0, policy_kwargs=dict(n_critics=3)
     ),
+    # Of the first critic alone, whose pass it is
+    "TD3, critic updating": dict(algorithm=BNTD3, actor_loss_critic_statistics="batch_update"),
     "TD3, the smallest in both": dict(algorithm=BNTD3, actor_loss_critics="smallest"),
     "TD3, the smallest in both, all updating": dict(
         algorithm=BNTD3,

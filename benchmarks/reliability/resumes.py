@@ -31,7 +31,7 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_bn_ddpg import BNDDPG, CheckpointEvery, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg import BNDDPG, BNTD3, CheckpointEvery, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.pixels.dm_control import import_suite
 
 SMALL = dict(net_arch=[16, 12])
@@ -74,12 +74,13 @@ class Training(NamedTuple):
     """Whether the environment can be made anew from its id"""
     waits: bool = False
     """Whether it is interrupted at an episode's end"""
+    algorithm: type[BNDDPG] | type[BNTD3] = BNDDPG
 
-    def model(self) -> BNDDPG:
+    def model(self) -> BNDDPG | BNTD3:
         arguments = dict(
             learning_starts=50, buffer_size=1000, batch_size=16, learning_rate=1e-3, seed=3, device="cpu", policy_kwargs=SMALL
         )
-        return BNDDPG(self.policy, self.make_env(), **(arguments | self.arguments))
+        return self.algorithm(self.policy, self.make_env(), **(arguments | self.arguments))
 
 
 def _envs(n: int, env: Any = PENDULUM, **kwargs: Any) -> Callable[[], Any]:
@@ -130,6 +131,17 @@ TRAININGS = {
     "an environment that hides its state": Training(
         lambda: TimeLimit(ClosedEnv(), 60), {}, half=180, resumes_alone=False, waits=True
     ),
+    # In the middle of the delay: 101 updates were made
+    "TD3": Training(lambda: PENDULUM, {}, half=151, algorithm=BNTD3),
+    "TD3 by autograd": Training(lambda: PENDULUM, dict(fast_update=False, policy_delay=3), algorithm=BNTD3),
+    "TD3, three environments": Training(_envs(3), dict(gradient_steps=1, actor_loss_critics="smallest"), algorithm=BNTD3),
+    "TD3, hindsight experience replay": Training(
+        lambda: BitFlippingEnv(n_bits=4, continuous=True),
+        dict(replay_buffer_class=HerReplayBuffer),
+        policy="MultiInputPolicy",
+        resumes_alone=False,
+        algorithm=BNTD3,
+    ),
 }
 if importlib.util.find_spec("mujoco"):
     TRAININGS["MuJoCo"] = Training(_envs(2, "HalfCheetah-v5"), {})
@@ -164,22 +176,22 @@ def interrupt(training: Training, checkpoint: Path) -> None:
         model.learn(2 * training.half, [CheckpointEvery(training.half, checkpoint), InterruptAt(training.half + 10)])
 
 
-def whole(training: Training, folder: Path) -> BNDDPG:
+def whole(training: Training, folder: Path) -> BNDDPG | BNTD3:
     """Learn it in one go. Only where checkpoints wait for an episode's end do they take part in the training."""
     callback = CheckpointEvery(training.half, folder / "whole") if training.waits else None
     return training.model().learn(2 * training.half, callback)
 
 
-def resumed(training: Training, checkpoint: Path) -> BNDDPG:
+def resumed(training: Training, checkpoint: Path) -> BNDDPG | BNTD3:
     """Learn the second half."""
     env = None if training.resumes_alone else training.make_env()
-    model = BNDDPG.resume(checkpoint, env, device="cpu")
+    model = training.algorithm.resume(checkpoint, env, device="cpu")
     assert model.num_timesteps == training.half
     callback = CheckpointEvery(training.half, checkpoint.with_suffix(".end")) if training.waits else None
     return model.learn(model.remaining_timesteps, callback, reset_num_timesteps=False)
 
 
-def fingerprint(model: BNDDPG) -> dict[str, str]:
+def fingerprint(model: BNDDPG | BNTD3) -> dict[str, str]:
     """A digest of each thing that must be equal to the bit."""
     things: dict[str, Any] = dict(model.policy.state_dict())
     for name in ("actor", "critic"):
