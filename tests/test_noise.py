@@ -319,7 +319,7 @@ def test_checking_a_noise_does_not_disturb_the_global_generator(make_model):
     model.set_random_seed(0)
     expected = np.random.random()
     model.set_random_seed(0)
-    model._set_up_action_noise()
+    model._fit_action_noise()
     assert np.random.random() == expected
 
 

@@ -73,7 +73,9 @@ def test_every_choice_trains(make_model, normalization, choices):
     model.learn(60)
     for name, param in model.policy.named_parameters():
         assert th.isfinite(param).all()
-        assert not th.equal(param, before[name]), name
+        is_shift = isinstance(model.policy.get_submodule(name.rpartition(".")[0]), th.nn.Linear) and name.endswith("bias")
+        # What shifts the inputs of batch renorm has a gradient that is zero but for rounding
+        assert (normalization == "batch_renorm" and is_shift) or not th.equal(param, before[name]), name
     for buffer in model.policy.buffers():
         assert th.isfinite(buffer.float()).all()
 
