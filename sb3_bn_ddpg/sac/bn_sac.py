@@ -245,7 +245,8 @@ class BNSAC(BNOffPolicyAlgorithm):
         update_learning_rate(self.entropy_coefficient.optimizer, rate)
 
     def _step_noise(self, batch: Batch) -> th.Tensor:
-        return th.randn(2, *batch.actions.shape, device=batch.actions.device)
+        # The same numbers in float64, where a policy is of that type
+        return th.randn(2, *batch.actions.shape, device=batch.actions.device).type_as(batch.actions)
 
     def _updates_targets(self, update_actor: bool) -> bool:
         return self._n_updates % self.target_update_interval == 0
