@@ -72,6 +72,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
     _said_of_fast_update: tuple[str, ...] = ()
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
+    _largest_bonus: float = 0.0
     actor: BaseActor
     actor_target: BaseActor
     critic: Critic
@@ -131,7 +132,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._check_features_extractor()
-        self._learning_guard = LearningGuard(self._largest_reward)
+        self._learning_guard = LearningGuard(self._largest_reward, self._largest_bonus)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
         self._update_optimizers()
@@ -157,6 +158,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
             self._entropy(),
         )
+        self._check_weight_normalization()
         self._fast_update_classes = self._find_fast_steps()
         self._is_fast_update_checked = False
 
@@ -165,6 +167,20 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         :return: The entropy coefficient of an algorithm that has one
         """
         return None
+
+    def _check_weight_normalization(self) -> None:
+        """
+        :raises ValueError: if it would keep the norm of no weight
+        """
+        nets = self._networks
+        if self.weight_normalization is None or nets.fixed_norm_actor_weights or nets.fixed_norm_critic_weights:
+            return
+        whose = "the critic" if self.weight_normalization == "critic" else "actor and critic"
+        raise ValueError(
+            f"`weight_normalization={self.weight_normalization!r}` is not allowed for networks without a weight of {whose} that "
+            "batch norm follows at once: it must be None, or `policy_kwargs` with normalization='batch' or 'batch_renorm' and "
+            "norm_order='before_activation', and with an action_layer >= 2 or critic_norm_layers='all'"
+        )
 
     def _check_batch_size(self, batch_size: int) -> None:
         """
@@ -621,7 +637,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         :param include: name of parameters that might be excluded but should be included anyway
         """
         self._learning_guard.note_rewards(self)
-        self._largest_reward = self._learning_guard.largest_reward
+        self._largest_reward, self._largest_bonus = self._learning_guard.largest_reward, self._learning_guard.largest_bonus
         super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:
