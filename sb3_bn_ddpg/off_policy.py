@@ -177,8 +177,8 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             return
         whose = "the critic" if self.weight_normalization == "critic" else "actor and critic"
         raise ValueError(
-            f"`weight_normalization={self.weight_normalization!r}` is not allowed for networks without a weight of {whose} that "
-            "batch norm follows at once: it must be None, or `policy_kwargs` with normalization='batch' or 'batch_renorm' and "
+            f"`weight_normalization={self.weight_normalization!r}` is not allowed: batch norm follows no weight of {whose} "
+            "at once. It must be None, or `policy_kwargs` with normalization='batch' or 'batch_renorm' and "
             "norm_order='before_activation', and with an action_layer >= 2 or critic_norm_layers='all'"
         )
 

@@ -457,5 +457,8 @@ def test_weight_normalization_of_the_critic_alone(make_model):
     ],
 )
 def test_weight_normalization_of_no_weight(make_model, whose, policy_kwargs):
-    with pytest.raises(ValueError, match=f"`weight_normalization='{whose}'` is not allowed .* it must be None, or"):
+    with pytest.raises(
+        ValueError,
+        match=f"`weight_normalization='{whose}'` is not allowed: batch norm follows no weight of .* It must be None, or",
+    ):
         make_model(weight_normalization=whose, policy_kwargs=SMALL | policy_kwargs)
