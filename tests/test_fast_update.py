@@ -347,7 +347,7 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
 @pytest.mark.numerics
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
 @pytest.mark.parametrize(
-    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing"]
+    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing", "SAC"]
 )
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not less_exact_than_the_definition(path, name)

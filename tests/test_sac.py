@@ -247,6 +247,26 @@ def with_targets_that_stay(monkeypatch):
     monkeypatch.setattr(BNSAC, "_updates_targets", lambda self, update_actor: False)
 
 
+@pytest.mark.numerics
+@pytest.mark.parametrize("mean", [3.0, 6.0, 7.5, 20.0])
+@pytest.mark.parametrize("way", [True, COMPILED])
+def test_saturated_actions_in_float32(way, mean):
+    """Where tanh is nearly one, its derivative is as small as what is added to it before the logarithm."""
+    reports, gradients = [], []
+    for fast_update in (False, way):
+        model = small_model(fast_update=fast_update, ent_coef=1.0, actor_loss_critic_statistics="batch")
+        with th.no_grad():
+            model.actor.mu.bias.copy_(th.tensor([mean, -mean]))
+            model.actor.log_std.bias.fill_(-4.0)
+        th.manual_seed(0)
+        reports.append(model._gradient_step(random_batch(model, size=512)))
+        gradients.append(model.actor.mu.bias.grad.clone())
+    assert type(model._fast_update).__name__ == CLASSES[way]
+    # In float32, one unit in the last place of the action is a tenth of what is added
+    assert reports[1].entropy.item() == pytest.approx(reports[0].entropy.item(), abs=1e-4 if mean in (3.0, 20.0) else 1e-2)
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=2e-2, atol=1e-4)
+
+
 FLAWS = {
     "no entropy in the target": flaw_in_acting(without_entropy_in_the_target),
     "coefficient of after the step": with_the_coefficient_of_after_the_step,
