@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_bn_ddpg.critic_step import engine_step as of_critics
 from sb3_bn_ddpg.deterministic import engine_step
 from sb3_bn_ddpg.fast import torch_operations
+from sb3_bn_ddpg.sac import engine_step as of_sac
 
 pytest.importorskip("numba")
 pytest.importorskip("scipy")
@@ -34,10 +36,11 @@ def test_both_sets_have_the_same_operations(name):
 
 
 def test_a_step_uses_only_operations_that_both_have():
-    used = set()
-    for function in (engine_step.gradient_step, engine_step.actor_step, engine_step.q_values):
-        used |= set(function.__code__.co_names) & set(OPERATIONS)
-    assert len(used) > 12
+    modules = (of_critics, engine_step, of_sac)
+    functions = [each for module in modules for each in vars(module).values() if isinstance(each, FunctionType)]
+    names = {name for function in functions for name in function.__code__.co_names}
+    used = names & set(vars(torch_operations))
+    assert len(used & set(OPERATIONS)) > 20
     assert used <= set(vars(numba_operations))
 
 
@@ -53,8 +56,10 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
     """Of PyTorch's operation and of Numba's, compiled or not, which may both write into what they are given."""
     copies = [[np.copy(arg) if isinstance(arg, np.ndarray) else arg for arg in args] for _ in range(2)]
     tensors = [th.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in copies[0]]
-    ours = getattr(torch_operations, name)(*tensors).numpy()
-    return ours, getattr(numba_operations, name).py_func(*copies[1])
+    ours, theirs = getattr(torch_operations, name)(*tensors), getattr(numba_operations, name).py_func(*copies[1])
+    if isinstance(ours, tuple):  # side by side
+        return th.cat(ours, dim=1).numpy(), np.concatenate(theirs, axis=1)
+    return ours.numpy(), theirs
 
 
 @pytest.mark.parametrize(
@@ -68,13 +73,20 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
         ("smaller", (COLUMN, OTHER, True)),
         ("smaller", (COLUMN, np.array([[np.nan], [0.0], [np.inf]]), False)),
         ("smaller", (np.array([[np.nan], [0.0], [np.inf]]), COLUMN, False)),
-        ("td_targets", (COLUMN, OTHER, COLUMN)),
+        ("td_targets", (COLUMN, OTHER, COLUMN, OTHER[:0])),
+        ("td_targets", (COLUMN, OTHER, COLUMN, OTHER)),
         ("count_least", (COLUMN, OTHER, np.minimum(COLUMN, OTHER), True)),
         ("count_least", (COLUMN, OTHER, np.minimum(COLUMN, OTHER), False)),
         ("ascent", (COLUMN, np.minimum(COLUMN, OTHER), np.array([[1.0], [1.0], [2.0]]), False)),
         ("ascent", (COLUMN, COLUMN, COLUMN, True)),
         ("add", (TABLE, SECOND, False)),
         ("add", (TABLE, SECOND, True)),
+        ("scale", (COLUMN, 0.3)),
+        ("subtract", (COLUMN, OTHER)),
+        ("sample", (TABLE, SECOND, TABLE)),
+        ("sample", (TABLE, 20 * SECOND, 0.1 * SECOND)),  # beyond both bounds of the standard deviation
+        ("sample_backward", (TABLE, np.tanh(SECOND), SECOND, TABLE, 0.3)),
+        ("sample_backward", (TABLE, np.tanh(SECOND), 20 * SECOND, TABLE, 0.3)),
     ],
 )
 def test_elementwise_operations_agree(name, args):
@@ -82,15 +94,16 @@ def test_elementwise_operations_agree(name, args):
     np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
+@pytest.mark.parametrize("factor", [1.0, 0.5])
 @pytest.mark.parametrize("n_rows", [3, 6])
-def test_squared_error_agrees(n_rows):
+def test_squared_error_agrees(n_rows, factor):
     q = np.arange(float(n_rows)).reshape(-1, 1) - 1.5
     reports, numbers = torch_operations.new_reports(5), np.zeros(5)
-    ours = torch_operations.squared_error(th.from_numpy(q.copy()), th.from_numpy(OTHER), reports, 1)
-    theirs = numba_operations.squared_error.py_func(q, OTHER, numbers, 1)
+    ours = torch_operations.squared_error(th.from_numpy(q.copy()), th.from_numpy(OTHER), factor, reports, 1)
+    theirs = numba_operations.squared_error.py_func(q, OTHER, factor, numbers, 1)
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-12)
     np.testing.assert_allclose([column.mean() for column in reports[1:4]], numbers[1:4], rtol=1e-12)
     assert (theirs[3:] == 0).all()  # the second half of a joint pass is not trained
     by_autograd = th.from_numpy(q.copy()).requires_grad_()
-    th.nn.functional.mse_loss(by_autograd[:3], th.from_numpy(OTHER)).backward()
+    (factor * th.nn.functional.mse_loss(by_autograd[:3], th.from_numpy(OTHER))).backward()
     np.testing.assert_allclose(by_autograd.grad.numpy(), theirs, rtol=1e-12)

@@ -31,17 +31,17 @@ class EntropyCoefficient(StatisticsMixin, nn.Module):
     def _first_logarithm(self) -> float:
         return math.log(self.value) if self.is_learned else 0.0
 
-    def get_extra_state(self) -> dict[str, bool]:
+    def get_extra_state(self) -> th.Tensor:
         """
-        :return: What a state says beside the parameter
+        :return: What a state says beside the parameter: whether it is learned
         """
-        return {"is_learned": self.is_learned}
+        return th.tensor(self.is_learned)
 
-    def set_extra_state(self, state: dict[str, bool]) -> None:
+    def set_extra_state(self, state: th.Tensor) -> None:
         """
         :param state: What a loaded state says beside the parameter
         """
-        self.was_learned = state["is_learned"]
+        self.was_learned = bool(state)
 
     @th.no_grad()
     def start_anew(self) -> None:
