@@ -101,8 +101,10 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
     """Of PyTorch's operation and of Numba's, compiled or not, which may both write into what they are given."""
     copies = [[np.copy(arg) if isinstance(arg, np.ndarray) else arg for arg in args] for _ in range(2)]
     tensors = [th.from_numpy(arg) if isinstance(arg, np.ndarray) else arg for arg in copies[0]]
-    ours = getattr(torch_operations, name)(*tensors).numpy()
-    return ours, getattr(numba_operations, name).py_func(*copies[1])
+    ours, theirs = getattr(torch_operations, name)(*tensors), getattr(numba_operations, name).py_func(*copies[1])
+    if isinstance(ours, tuple):  # side by side
+        return th.cat(ours, dim=1).numpy(), np.concatenate(theirs, axis=1)
+    return ours.numpy(), theirs
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,12 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
         ("ascent", (COLUMN, COLUMN, COLUMN, True)),
         ("add", (TABLE, SECOND, False)),
         ("add", (TABLE, SECOND, True)),
+        ("scale", (COLUMN, 0.3)),
+        ("subtract", (COLUMN, OTHER)),
+        ("sample", (TABLE, SECOND, TABLE)),
+        ("sample", (TABLE, 20 * SECOND, 0.1 * SECOND)),  # beyond both bounds of the standard deviation
+        ("sample_backward", (TABLE, np.tanh(SECOND), SECOND, TABLE, 0.3)),
+        ("sample_backward", (TABLE, np.tanh(SECOND), 20 * SECOND, TABLE, 0.3)),
     ],
 )
 def test_elementwise_operations_agree(name, args):

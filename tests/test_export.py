@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy, load_policy
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CROSSQ, MlpPolicy, load_policy
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export import files as export
 from sb3_bn_ddpg.networks.actors import Actor
@@ -33,7 +33,9 @@ class UnequalEnv(VectorEnv):
         self.action_space = spaces.Box(np.array([-2.0, 1.0], np.float32), np.array([1.0, 30.0], np.float32))
 
 
-def _trained(env, policy="MlpPolicy", algorithm=BNDDPG, **kwargs) -> BNDDPG | BNTD3:
+def _trained(
+    env, policy="MlpPolicy", algorithm: type[BNDDPG] | type[BNTD3] | type[BNSAC] = BNDDPG, **kwargs
+) -> BNDDPG | BNTD3 | BNSAC:
     arguments = dict(learning_starts=10, buffer_size=100, batch_size=8, seed=0, device="cpu", learning_rate=1e-2)
     return algorithm(policy, env, **(arguments | dict(policy_kwargs=SMALL) | kwargs)).learn(40)
 
@@ -92,6 +94,17 @@ MODELS = {
     "dictionary, no norm": lambda: _of_boxes(normalization=None),
     "dictionary, layer norm": lambda: _of_boxes(normalization="layer"),
     "dictionary, batch renorm": lambda: _of_boxes(normalization="batch_renorm"),
+    "stochastic": lambda: _trained(UnequalEnv(), algorithm=BNSAC),
+    "stochastic, linear": lambda: _trained(UnequalEnv(), algorithm=BNSAC, policy_kwargs=dict(net_arch=[])),
+    "CrossQ, VecNormalize": lambda: _trained(
+        VecNormalize(make_vec_env(UnequalEnv), clip_obs=1.5),
+        algorithm=BNSAC,
+        **CROSSQ | dict(policy_kwargs=CROSSQ["policy_kwargs"] | SMALL),
+    ),
+    "stochastic, images": lambda: _trained(
+        FakeImageEnv(36, 36, discrete=False), "CnnPolicy", algorithm=BNSAC, learning_rate=1e-3
+    ),
+    "stochastic, dictionary": lambda: _trained(SimpleMultiObsEnv(discrete_actions=False), "MultiInputPolicy", algorithm=BNSAC),
 }
 
 
@@ -113,7 +126,7 @@ def _observations(model, n: int):
 
 def _expected(model, observations):
     normalize = model.get_vec_normalize_env()
-    return model.predict(observations if normalize is None else normalize.normalize_obs(observations))[0]
+    return model.predict(observations if normalize is None else normalize.normalize_obs(observations), deterministic=True)[0]
 
 
 def test_safetensors(model, tmp_path):
@@ -266,6 +279,21 @@ def test_onnx_of_a_users_own_parts(name, tmp_path):
     np.testing.assert_allclose(single, expected[:1], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(_expected(model, observations), expected)
     assert repr(model.policy) == before
+
+
+def test_an_exported_stochastic_policy_leaves_the_model_as_it_was(tmp_path):
+    model = _trained(UnequalEnv(), algorithm=BNSAC)
+    before, random_state = repr(model.policy), th.get_rng_state()
+    names = [name for name, _ in model.policy.named_parameters()]
+    model.export_policy(tmp_path / "policy")
+    assert repr(model.policy) == before
+    assert [name for name, _ in model.policy.named_parameters()] == names
+    assert th.equal(th.get_rng_state(), random_state)
+    # Nothing in the file tells that the actor was a stochastic one
+    assert type(load_policy(tmp_path / "policy").actor) is Actor
+    model.actor.mu = nn.Sequential(model.actor.mu)
+    with pytest.raises(ValueError, match=r"`actor` with .*Sequential.* cannot be exported"):
+        model.export_policy(tmp_path / "other")
 
 
 class Branching(OwnExtractor):

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
 from sb3_bn_ddpg.fast import flat_storage
@@ -23,6 +23,7 @@ from sb3_bn_ddpg.fast import norms as fast_norms
 from sb3_bn_ddpg.fast import support as fast_update
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 
 CROSSQ_LAYERS = dict(
     norm_order="after_activation",
@@ -149,6 +150,36 @@ CONFIGURATIONS = {
         policy_kwargs=CROSSQ_LAYERS,
     ),
     "TD3, no batch norm": dict(algorithm=BNTD3, policy_kwargs=dict(normalization=None, action_layer=1)),
+    "SAC": dict(algorithm=BNSAC),
+    "SAC, fixed coefficient": dict(algorithm=BNSAC, ent_coef=0.05, target_statistics="running"),
+    "SAC, first coefficient, target entropy": dict(algorithm=BNSAC, ent_coef="auto_0.1", target_entropy=-0.5),
+    "SAC, delayed actor, targets every third": dict(algorithm=BNSAC, policy_delay=2, target_update_interval=3),
+    "SAC, one critic": dict(algorithm=BNSAC, policy_kwargs=dict(n_critics=1)),
+    "SAC, three critics": dict(algorithm=BNSAC, policy_kwargs=dict(n_critics=3)),
+    "SAC, layer norm": dict(algorithm=BNSAC, policy_kwargs=dict(normalization="layer")),
+    "SAC, no batch norm": dict(algorithm=BNSAC, policy_kwargs=dict(normalization=None, action_layer=1)),
+    "SAC, linear": dict(algorithm=BNSAC, policy_kwargs=dict(net_arch=[])),
+    "SAC, linear without batch norm": dict(algorithm=BNSAC, policy_kwargs=dict(net_arch=[], normalization=None)),
+    "SAC, three hidden layers": dict(
+        algorithm=BNSAC, policy_kwargs=dict(net_arch=dict(pi=[20, 8, 6], qf=[16, 12, 10]), action_layer=3)
+    ),
+    "SAC, all updating": dict(
+        algorithm=BNSAC,
+        target_statistics="batch_update",
+        actor_loss_critic_statistics="batch_update",
+        weight_normalization="both",
+        policy_kwargs=dict(critic_norm_layers="all"),
+    ),
+    "SAC, no target networks, updating": dict(
+        algorithm=BNSAC, use_target_networks=False, target_statistics="batch_update", critic_weight_decay=0.01
+    ),
+    "SAC, joint, CrossQ's layers": dict(
+        algorithm=BNSAC,
+        use_target_networks=False,
+        target_statistics="joint",
+        policy_delay=3,
+        policy_kwargs=CROSSQ_LAYERS | dict(optimizer_kwargs=dict(betas=(0.5, 0.999))),
+    ),
 }
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
@@ -177,9 +208,9 @@ def by(path: bool | str) -> dict:
 def double_model(
     path: bool | str,
     policy: type[MlpPolicy] | None = None,
-    algorithm: type[BNDDPG] | type[BNTD3] = BNDDPG,
+    algorithm: type[BNOffPolicyAlgorithm] = BNDDPG,
     **kwargs,
-) -> BNDDPG | BNTD3:
+) -> BNOffPolicyAlgorithm:
     """In float64, two ways that calculate the same agree, whatever the processor."""
 
     class DoublePolicy(policy or algorithm.policy_aliases["MlpPolicy"]):
@@ -189,10 +220,13 @@ def double_model(
 
     policy_kwargs = dict(net_arch=[16, 12], features_extractor_class=DoubleExtractor) | kwargs.pop("policy_kwargs", {})
     arguments = dict(buffer_size=100, learning_starts=20, batch_size=16, tau=0.01, seed=0) | by(path) | kwargs
-    return algorithm(DoublePolicy, VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
+    model = algorithm(DoublePolicy, VectorEnv(), policy_kwargs=policy_kwargs, **arguments)
+    if isinstance(model, BNSAC):
+        model.entropy_coefficient.double()
+    return model
 
 
-def steps(models: list[BNDDPG | BNTD3], batch, update_actor: bool = True) -> list[UpdateInfo]:
+def steps(models: list[BNOffPolicyAlgorithm], batch, update_actor: bool = True) -> list[UpdateInfo]:
     """A gradient step of each, with the same random numbers."""
     infos = []
     for model in models:
@@ -255,6 +289,7 @@ def test_hundred_updates_equal_the_reference(double_pair, path, name):
     start = copy.deepcopy(fast.policy.state_dict())
     for index, batch in enumerate(batches(fast, 100)):
         update_actor = index % fast.policy_delay == 0
+        fast._n_updates = reference._n_updates = index  # by which SAC's targets follow
         fast_info, info = steps([fast, reference], batch, update_actor)
         assert (info.actor_loss is not None) == update_actor
         assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
@@ -262,12 +297,15 @@ def test_hundred_updates_equal_the_reference(double_pair, path, name):
     assert reference._fast_update is None
     assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
     assert any(not th.equal(value, start[key]) for key, value in fast.policy.state_dict().items())
-    for network in ("actor", "critic"):
+    learned = ["entropy_coefficient"] if getattr(fast, "log_ent_coef", None) is not None else []
+    for network in ("actor", "critic", *learned):
         ours, theirs = (getattr(model, network).optimizer.state_dict()["state"] for model in (fast, reference))
         assert ours.keys() == theirs.keys()
         for key, state in theirs.items():
             assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
             assert state["step"] == (100 if network == "critic" else np.ceil(100 / fast.policy_delay))
+    if isinstance(fast, BNSAC):
+        assert_close(fast.entropy_coefficient.state_dict(), reference.entropy_coefficient.state_dict(), rtol=1e-7, atol=1e-8)
 
 
 def errors(model: BNDDPG, info: UpdateInfo, exact: BNDDPG, exact_info: UpdateInfo) -> dict[str, float]:
@@ -329,7 +367,7 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
 @pytest.mark.numerics
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
 @pytest.mark.parametrize(
-    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing"]
+    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing", "SAC"]
 )
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not less_exact_than_the_definition(path, name)

@@ -552,7 +552,25 @@ def test_weight_normalization_leaves_frozen_weights(make_model):
 def test_weight_normalization_of_the_critic_alone(make_model):
     nets = make_model(weight_normalization="critic")._networks
     assert (len(nets.fixed_norm_actor_weights), len(nets.fixed_norm_critic_weights)) == (0, 1)
-    nets = make_model(weight_normalization="both", policy_kwargs=SMALL | dict(normalization=None))._networks
-    assert nets.fixed_norm_actor_weights == nets.fixed_norm_critic_weights == ()
+    # The action enters at the critic's only normalised layer
+    nets = make_model(weight_normalization="both", policy_kwargs=SMALL | dict(action_layer=1))._networks
+    assert (len(nets.fixed_norm_actor_weights), len(nets.fixed_norm_critic_weights)) == (2, 0)
     with pytest.raises(ValueError, match="weight_normalization"):
         make_model(weight_normalization="actor")
+
+
+@pytest.mark.parametrize(
+    ("whose", "policy_kwargs"),
+    [
+        ("both", dict(normalization=None)),
+        ("both", dict(normalization="layer")),
+        ("both", dict(norm_order="after_activation")),  # a bias and a ReLU lie between
+        ("critic", dict(action_layer=1)),
+    ],
+)
+def test_weight_normalization_of_no_weight(make_model, whose, policy_kwargs):
+    with pytest.raises(
+        ValueError,
+        match=f"`weight_normalization='{whose}'` is not allowed: batch norm follows no weight of .* It must be None, or",
+    ):
+        make_model(weight_normalization=whose, policy_kwargs=SMALL | policy_kwargs)

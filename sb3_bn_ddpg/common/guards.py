@@ -30,13 +30,14 @@ class LearningGuard:
     Looks at what each training reports: at numbers that the logger needs anyway, so it costs next to nothing.
 
     The return cannot exceed the largest reward divided by ``1 - gamma``. Rewards are looked up in the replay buffer only when
-    the Q-values exceed the bound by those known so far.
+    the Q-values exceed the bound by those known so far. Where the entropy is rewarded too, it counts as a reward.
 
     :param largest_reward: The largest absolute reward of earlier trainings
+    :param largest_bonus: The largest absolute reward for the entropy of earlier trainings
     """
 
-    def __init__(self, largest_reward: float = 0.0) -> None:
-        self.largest_reward = largest_reward
+    def __init__(self, largest_reward: float = 0.0, largest_bonus: float = 0.0) -> None:
+        self.largest_reward, self.largest_bonus = largest_reward, largest_bonus
         self.has_warned = False
 
     def check(self, model: OffPolicyAlgorithm, means: dict[str, float], slower_targets: str) -> None:
@@ -55,7 +56,10 @@ class LearningGuard:
                     "cannot go on. The last checkpoint is from before; try a lower critic_learning_rate or learning_rate, "
                     f"smaller rewards (VecNormalize), or {slower_targets}"
                 )
-        if self.has_warned or model.gamma >= 1:
+        if "entropy" in means:
+            self.largest_bonus = max(self.largest_bonus, abs(means["ent_coef"] * means["entropy"]))
+        is_bonus_unknown = "ent_coef" in means and not self.largest_bonus  # before the actor's first update
+        if self.has_warned or model.gamma >= 1 or (is_bonus_unknown and "entropy" not in means):
             return
         q_value = max(means["abs_q_value"], abs(means["td_target"]))
         if q_value <= self._limit(model):
@@ -66,10 +70,11 @@ class LearningGuard:
         if q_value <= self._limit(model):
             return
         self.has_warned = True
+        of_entropy = f", up to {self.largest_bonus:.3g} for the entropy" if self.largest_bonus else ""
         warnings.warn(
             f"Q-values explode: they reach {q_value:.3g} at step {model.num_timesteps}, but with rewards up to "
-            f"{self.largest_reward:.3g} and gamma={model.gamma} no return exceeds "
-            f"{self.largest_reward / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, {slower_targets}, "
+            f"{self.largest_reward:.3g}{of_entropy} and gamma={model.gamma} no return exceeds "
+            f"{self._largest_return(model):.3g}. Try a lower critic_learning_rate, {slower_targets}, "
             "a larger batch_size, a lower gamma or smaller rewards (VecNormalize)",
             stacklevel=2,
         )
@@ -94,8 +99,11 @@ class LearningGuard:
         """
         self.largest_reward = max(self.largest_reward, _largest_stored_reward(model))
 
+    def _largest_return(self, model: OffPolicyAlgorithm) -> float:
+        return (self.largest_reward + self.largest_bonus) / (1 - model.gamma)
+
     def _limit(self, model: OffPolicyAlgorithm) -> float:
-        return SLACK * self.largest_reward / (1 - model.gamma) + 1
+        return SLACK * self._largest_return(model) + 1
 
 
 def _largest_stored_reward(model: OffPolicyAlgorithm) -> float:

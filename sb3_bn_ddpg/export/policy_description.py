@@ -15,7 +15,7 @@ from torch import nn
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export.exported_policy import ExportedPolicy, ObservationStatistics
 from sb3_bn_ddpg.networks import layers as torch_layers
-from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.actors import Actor, GaussianActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.networks.normalization import NormalizationConfig
 
@@ -52,12 +52,13 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
     :return: The description, and all tensors
     :raises ValueError: if the policy has parts that a description cannot hold
     """
-    actor = policy.actor
+    # Of a stochastic actor the deterministic action, which a deterministic actor of the same layers has
+    actor = _deterministic(policy.actor) if type(policy.actor) is GaussianActor else policy.actor
     tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
     activation_fn: Any = actor.constructor_parameters["activation_fn"]
     config: NormalizationConfig = actor.constructor_parameters["normalization"]
     parts: list[tuple[str, type, tuple[type, ...]]] = [
-        ("the class of the actor", type(actor), (Actor,)),
+        ("the class of the actor", type(policy.actor), (Actor, GaussianActor)),
         ("features_extractor_class", type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
         ("activation_fn", activation_fn, tuple(ACTIVATIONS.values())),
     ]
@@ -65,7 +66,7 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
         if cls not in known:
             names, name_of_class = ", ".join(each.__name__ for each in known), getattr(cls, "__name__", cls)
             raise ValueError(f"`{name}={name_of_class}` cannot be exported: only {names} can, which need no code in the file")
-    for name, module in actor.named_modules():
+    for name, module in policy.actor.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ValueError(f"`actor` with hooks at {name or 'itself'} cannot be exported: they are code")
     description = dict(
@@ -95,6 +96,22 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
         if line != expected:
             raise ValueError(f"`actor` with {str(line).strip()} cannot be exported: by its arguments, that is {expected}")
     return description, tensors
+
+
+def _deterministic(actor: GaussianActor) -> Actor:
+    """
+    :param actor: A stochastic actor
+    :return: The deterministic one that acts by its mean, of the very same layers
+    """
+    with th.device("meta"):  # draws no random numbers for layers that are exchanged
+        made = Actor(
+            actor.observation_space,
+            actor.action_space,
+            normalize_images=actor.normalize_images,
+            **actor.constructor_parameters,
+        )
+    made.mu = nn.Sequential(*actor.latent_pi, actor.mu, nn.Tanh())
+    return made
 
 
 def _plain(value: Any) -> Any:

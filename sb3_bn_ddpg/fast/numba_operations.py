@@ -204,14 +204,20 @@ def entropy_gradient(storage, log_prob, target_entropy, reports, place):  # type
 def sample(mean, log_std, noise):  # type: ignore[no-untyped-def]
     dtype = mean.dtype.type
     actions, log_prob = np.empty_like(mean), np.empty((mean.shape[0], 1), mean.dtype)
-    one_and_eps, half = dtype(1 + SQUASH_EPS), dtype(0.5)
+    half, low, high = dtype(0.5), dtype(LOG_STD_MIN), dtype(LOG_STD_MAX)
     for i in range(mean.shape[0]):
         total = dtype(mean.shape[1] * HALF_LOG_2_PI)
         for j in range(mean.shape[1]):
-            log_scale = min(max(log_std[i, j], dtype(LOG_STD_MIN)), dtype(LOG_STD_MAX))
+            log_scale = log_std[i, j]
+            if log_scale < low:  # (the comparisons leave NaN what it is)
+                log_scale = low
+            elif log_scale > high:
+                log_scale = high
             action = np.tanh(mean[i, j] + np.exp(log_scale) * noise[i, j])
             actions[i, j] = action
-            total += np.log(one_and_eps - action * action) + log_scale + half * noise[i, j] * noise[i, j]
+            # In float64, where it does not matter in which order the compiler adds epsilon
+            slope = 1.0 - np.float64(action) * np.float64(action)
+            total += dtype(np.log(slope + SQUASH_EPS)) + log_scale + half * noise[i, j] * noise[i, j]
         log_prob[i, 0] = -total
     return actions, log_prob
 
@@ -224,11 +230,11 @@ def sample_backward(action_grad, actions, log_std, noise, ent_coef):  # type: ig
     for i in range(actions.shape[0]):
         for j in range(actions.shape[1]):
             action = actions[i, j]
-            slope = dtype(1) - action * action
-            grad = (action_grad[i, j] + dtype(2) * share * action / (slope + dtype(SQUASH_EPS))) * slope
+            slope = 1.0 - np.float64(action) * np.float64(action)  # in float64 as in sample
+            grad = dtype((action_grad[i, j] + 2.0 * share * action / (slope + SQUASH_EPS)) * slope)
             mean_grad[i, j] = grad
-            is_free = log_std[i, j] >= dtype(LOG_STD_MIN) and log_std[i, j] <= dtype(LOG_STD_MAX)
-            log_std_grad[i, j] = grad * np.exp(log_std[i, j]) * noise[i, j] - share if is_free else dtype(0)
+            is_clamped = log_std[i, j] < dtype(LOG_STD_MIN) or log_std[i, j] > dtype(LOG_STD_MAX)
+            log_std_grad[i, j] = dtype(0) if is_clamped else grad * np.exp(log_std[i, j]) * noise[i, j] - share
     return mean_grad, log_std_grad
 
 

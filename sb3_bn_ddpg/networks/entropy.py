@@ -23,7 +23,32 @@ class EntropyCoefficient(StatisticsMixin, nn.Module):
     def __init__(self, value: float, is_learned: bool) -> None:
         super().__init__()
         self.value, self.is_learned = value, is_learned
-        self.log_ent_coef = nn.Parameter(th.full((1,), math.log(value) if is_learned else 0.0))
+        # Whether that of the last state that was loaded was learned
+        self.was_learned = is_learned
+        self.log_ent_coef = nn.Parameter(th.full((1,), self._first_logarithm))
+
+    @property
+    def _first_logarithm(self) -> float:
+        return math.log(self.value) if self.is_learned else 0.0
+
+    def get_extra_state(self) -> th.Tensor:
+        """
+        :return: What a state says beside the parameter: whether it is learned
+        """
+        return th.tensor(self.is_learned)
+
+    def set_extra_state(self, state: th.Tensor) -> None:
+        """
+        :param state: What a loaded state says beside the parameter
+        """
+        self.was_learned = bool(state)
+
+    @th.no_grad()
+    def start_anew(self) -> None:
+        """Go back to the first value, without what the optimizer knows."""
+        self.was_learned = self.is_learned
+        self.log_ent_coef.fill_(self._first_logarithm)
+        self.optimizer.state.clear()
 
     @property
     def own_parameters(self) -> Sequence[nn.Parameter]:

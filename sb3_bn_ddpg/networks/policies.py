@@ -1,6 +1,6 @@
 """The policies of each algorithm, for vectors, images and dictionaries of both."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -61,6 +61,9 @@ class MultiInputDefaults(BNActorCriticPolicy):
         if None, 3e-3, or 3e-4 if there is an image
     """
 
+    vector_init: ClassVar[FinalInit] = 3e-3
+    """``final_init`` where there is no image"""
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -72,7 +75,7 @@ class MultiInputDefaults(BNActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         if final_init is None:
-            final_init = 3e-4 if has_images(observation_space, normalize_images) else 3e-3
+            final_init = 3e-4 if has_images(observation_space, normalize_images) else self.vector_init
         super().__init__(
             observation_space,
             action_space,
@@ -183,3 +186,5 @@ class BNSACCnnPolicy(CnnDefaults, BNSACPolicy):
 
 class BNSACMultiInputPolicy(MultiInputDefaults, BNSACPolicy):
     """:class:`BNSACPolicy` for dictionaries of observations, with the defaults of :class:`MultiInputDefaults`."""
+
+    vector_init: ClassVar[FinalInit] = "fan_in"

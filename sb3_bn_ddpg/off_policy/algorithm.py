@@ -54,6 +54,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
     _schedule_timesteps: int | None = None
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
+    _largest_bonus: float = 0.0
 
     def __init__(self, **arguments: Any) -> None:
         setup = arguments.pop("_init_setup_model")
@@ -96,7 +97,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._check_features_extractor()
-        self._learning_guard = LearningGuard(self._largest_reward)
+        self._learning_guard = LearningGuard(self._largest_reward, self._largest_bonus)
         self._set_up_update()
         self._check_batch_size(self.batch_size)
         self._update_optimizers()
@@ -325,7 +326,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         :param include: name of parameters that might be excluded but should be included anyway
         """
         self._learning_guard.note_rewards(self)
-        self._largest_reward = self._learning_guard.largest_reward
+        self._largest_reward, self._largest_bonus = self._learning_guard.largest_reward, self._learning_guard.largest_bonus
         super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:

@@ -51,8 +51,23 @@ class SteppingAlgorithm(CheckedArguments):
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
             self._entropy(),
         )
+        self._check_weight_normalization()
         self._fast_update_classes = self._find_fast_steps()
         self._is_fast_update_checked = False
+
+    def _check_weight_normalization(self) -> None:
+        """
+        :raises ValueError: if it would keep the norm of no weight
+        """
+        nets = self._networks
+        if self.weight_normalization is None or nets.fixed_norm_actor_weights or nets.fixed_norm_critic_weights:
+            return
+        whose = "the critic" if self.weight_normalization == "critic" else "actor and critic"
+        raise ValueError(
+            f"`weight_normalization={self.weight_normalization!r}` is not allowed: batch norm follows no weight of {whose} "
+            "at once. It must be None, or `policy_kwargs` with normalization='batch' or 'batch_renorm' and "
+            "norm_order='before_activation', and with an action_layer >= 2 or critic_norm_layers='all'"
+        )
 
     def _entropy(self) -> EntropyCoefficient | None:
         """

@@ -4,7 +4,6 @@ import math
 from typing import Any, ClassVar, Literal
 
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -77,8 +76,9 @@ class BNSAC(BNOffPolicyAlgorithm):
         See https://github.com/DLR-RM/stable-baselines3/issues/37#issuecomment-637501195
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
     :param ent_coef: What the entropy is weighted with: a number >= 0; ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on instead
-        of from 1
-    :param target_update_interval: The target critics are moved once every so many updates (>= 1)
+        of from 1. A learned one of a loaded model goes on where it was.
+    :param target_update_interval: The target critics are moved once every so many updates (>= 1). SB3 counts within each
+        ``gradient_steps`` only, so that one step after each rollout always moves them.
     :param target_entropy: The entropy that a learned coefficient aims at; ``"auto"`` is minus the number of the action's
         entries
     :param use_sde: Must be False: state-dependent exploration is not implemented
@@ -185,11 +185,13 @@ class BNSAC(BNOffPolicyAlgorithm):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(**arguments)
 
-    def _setup_model(self) -> None:
+    def _set_up_update(self) -> None:
         value, is_learned = self._check_entropy()
-        self.entropy_coefficient = EntropyCoefficient(value, is_learned).to(self.device)
-        self.entropy_coefficient.optimizer = th.optim.Adam(self.entropy_coefficient.parameters(), lr=0.0)
-        super()._setup_model()
+        made = getattr(self, "entropy_coefficient", None)
+        if made is None or (made.value, made.is_learned) != (value, is_learned):
+            self.entropy_coefficient = EntropyCoefficient(value, is_learned).to(self.device)
+            self.entropy_coefficient.optimizer = th.optim.Adam(self.entropy_coefficient.parameters(), lr=0.0)
+        super()._set_up_update()
 
     def _check_entropy(self) -> tuple[float, bool]:
         """
@@ -197,23 +199,17 @@ class BNSAC(BNOffPolicyAlgorithm):
         :raises ValueError: if it, or the target entropy, is out of its range
         """
         if self.target_entropy == "auto":
-            if isinstance(getattr(self, "action_space", None), spaces.Box):
-                self.target_entropy = -float(get_action_dim(self.action_space))
-        else:
-            try:
-                self.target_entropy = float(self.target_entropy)
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a number"
-                ) from None
-            check_number("target_entropy", self.target_entropy)
+            self.target_entropy = -get_action_dim(self.action_space)
+        target_entropy = _as_number(self.target_entropy)
+        if not math.isfinite(target_entropy):
+            raise ValueError(f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a finite number")
+        self.target_entropy = target_entropy
         is_learned = isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
-        text = str(self.ent_coef).removeprefix("auto_") if is_learned else self.ent_coef
-        try:
-            value = 1.0 if text == "auto" else float(text)
-        except (TypeError, ValueError):
-            value = math.nan
-        if not math.isfinite(value) or value < 0 or (is_learned and value == 0):
+        if self.ent_coef == "auto":
+            value = 1.0
+        else:
+            value = _as_number(str(self.ent_coef).removeprefix("auto_") if is_learned else self.ent_coef)
+        if not 0 <= value < math.inf or (is_learned and value == 0):
             raise ValueError(
                 f"`ent_coef={self.ent_coef!r}` is not allowed: it must be 'auto', 'auto_' and a first value > 0 (as "
                 "'auto_0.1'), or a number >= 0"
@@ -245,7 +241,8 @@ class BNSAC(BNOffPolicyAlgorithm):
         update_learning_rate(self.entropy_coefficient.optimizer, rate)
 
     def _step_noise(self, batch: Batch) -> th.Tensor:
-        return th.randn(2, *batch.actions.shape, device=batch.actions.device)
+        # The same numbers in float64, where a policy is of that type
+        return th.randn(2, *batch.actions.shape, device=batch.actions.device).type_as(batch.actions)
 
     def _updates_targets(self, update_actor: bool) -> bool:
         return self._n_updates % self.target_update_interval == 0
@@ -277,6 +274,30 @@ class BNSAC(BNOffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "entropy_coefficient"]
 
+    def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto") -> None:
+        """
+        As :meth:`~sb3_bn_ddpg.saving.models.SavingAlgorithm.set_parameters`. A learned entropy coefficient goes on with what
+        another one has learned. Where either is fixed, it keeps its own value.
+
+        :param load_path_or_dict: Location of the saved data (path or file-like), or a nested dictionary
+        :param exact_match: If True, the given parameters should include parameters for each module
+        :param device: Device on which the code should run.
+        """
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if not (self.entropy_coefficient.is_learned and self.entropy_coefficient.was_learned):
+            self.entropy_coefficient.start_anew()
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
         return [*names, "entropy_coefficient", "entropy_coefficient.optimizer"], variables
+
+
+def _as_number(value: Any) -> float:
+    """
+    :param value: A number, which SB3 takes as a string, too
+    :return: It, or NaN if it is none
+    """
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan

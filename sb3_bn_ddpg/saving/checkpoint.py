@@ -248,12 +248,14 @@ def check_finite_parameters(model: StepLifeCycle) -> None:
     :param model: A model
     :raises ValueError: if a parameter or a statistic of its networks is not finite
     """
-    for name, tensor in model.policy.state_dict().items():
-        if not th.isfinite(tensor).all():
-            raise ValueError(
-                f"`{name}` of the policy holds numbers that are not finite at step {model.num_timesteps}: nothing was saved. "
-                "Go back to the last checkpoint, with a lower critic_learning_rate or smaller rewards"
-            )
+    modules = [(name, getattr(model, name, None)) for name in model._get_torch_save_params()[0]]
+    for owner, module in modules:
+        for name, tensor in module.state_dict().items() if isinstance(module, th.nn.Module) else ():
+            if not th.isfinite(tensor).all():
+                raise ValueError(
+                    f"`{name}` of the {owner} holds numbers that are not finite at step {model.num_timesteps}: nothing was "
+                    "saved. Go back to the last checkpoint, with a lower critic_learning_rate or smaller rewards"
+                )
 
 
 def _versions() -> dict[str, str]:
