@@ -79,8 +79,8 @@ class BNSAC(BNOffPolicyAlgorithm):
     :param ent_coef: What the entropy is weighted with: a number >= 0; ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on instead
         of from 1
     :param target_update_interval: The target critics are moved once every so many updates (>= 1)
-    :param target_entropy: The entropy that a learned coefficient aims at; ``"auto"`` is minus the number of the action's
-        entries
+    :param target_entropy: The entropy that a learned coefficient aims at: a number; ``"auto"`` is minus the number of the
+        action's entries, ``"auto_0.5"`` half of that
     :param use_sde: Must be False: state-dependent exploration is not implemented
     :param sde_sample_freq: Without effect
     :param use_sde_at_warmup: Without effect
@@ -196,23 +196,17 @@ class BNSAC(BNOffPolicyAlgorithm):
         :return: The entropy coefficient at first, and whether it is learned
         :raises ValueError: if it, or the target entropy, is out of its range
         """
-        if self.target_entropy == "auto":
-            if isinstance(getattr(self, "action_space", None), spaces.Box):
-                self.target_entropy = -float(get_action_dim(self.action_space))
-        else:
-            try:
-                self.target_entropy = float(self.target_entropy)
-            except (TypeError, ValueError):
-                raise ValueError(
-                    f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a number"
-                ) from None
-            check_number("target_entropy", self.target_entropy)
-        is_learned = isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
-        text = str(self.ent_coef).removeprefix("auto_") if is_learned else self.ent_coef
-        try:
-            value = 1.0 if text == "auto" else float(text)
-        except (TypeError, ValueError):
-            value = math.nan
+        target, is_auto = _after_auto(self.target_entropy)
+        if not math.isfinite(target):
+            raise ValueError(
+                f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a number, or 'auto_' and a "
+                "factor (as 'auto_0.5')"
+            )
+        if not is_auto:
+            self.target_entropy = target
+        elif isinstance(getattr(self, "action_space", None), spaces.Box):
+            self.target_entropy = -target * get_action_dim(self.action_space)
+        value, is_learned = _after_auto(self.ent_coef)
         if not math.isfinite(value) or value < 0 or (is_learned and value == 0):
             raise ValueError(
                 f"`ent_coef={self.ent_coef!r}` is not allowed: it must be 'auto', 'auto_' and a first value > 0 (as "
@@ -280,3 +274,17 @@ class BNSAC(BNOffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
         return [*names, "entropy_coefficient", "entropy_coefficient.optimizer"], variables
+
+
+def _after_auto(value: str | float) -> tuple[float, bool]:
+    """
+    :param value: A number, ``"auto"``, or ``"auto_"`` and a number
+    :return: The number, 1 for ``"auto"``, NaN if there is none; and whether the value starts with ``"auto"``
+    """
+    is_auto = isinstance(value, str) and value.startswith("auto")
+    if value == "auto":
+        return 1.0, True
+    try:
+        return float(str(value).removeprefix("auto_") if is_auto else value), is_auto
+    except (TypeError, ValueError):
+        return math.nan, is_auto
