@@ -428,7 +428,7 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
         means = averages(infos)
-        self._learning_guard.check(self, means, self._slower_targets)
+        self._learning_guard.check(self, means, self._slower_targets, self._bonus(means))
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
         for network in earlier:
@@ -443,6 +443,13 @@ class BNOffPolicyAlgorithm(SavingAlgorithm):
             self.logger.record("train/actor_saturation", (actions.abs() > SATURATED).float().mean().item())
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
+
+    def _bonus(self, means: dict[str, float]) -> float:
+        """
+        :param means: What the last gradient steps reported
+        :return: What the algorithm adds to each reward at most
+        """
+        return 0.0
 
     @property
     def _slower_targets(self) -> str:

@@ -1,5 +1,6 @@
 """What goes wrong during training ends it with a clear error or a warning, and the last checkpoint is from before."""
 
+import math
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecNormalize
 
-from sb3_bn_ddpg import BNDDPG, CheckpointEvery
+from sb3_bn_ddpg import BNDDPG, BNSAC, CheckpointEvery
 from sb3_bn_ddpg.common.guards import LearningGuard, add_note
 
 
@@ -251,6 +252,20 @@ def test_q_values_of_both_signs_explode_too(make_model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         LearningGuard().check(model, means | dict(abs_q_value=0.9 * limit), "a smaller tau")
+
+
+def test_the_entropys_part_of_q_values_does_not_warn():
+    """SAC adds up to alpha log 2 for each of the action's entries to each reward; here nothing else comes in."""
+    model = BNSAC("MlpPolicy", RewardEnv(0.0), gamma=0.9, learning_starts=10, batch_size=8, buffer_size=100)
+    assert _explosions(lambda: model.learn(15)) == []
+    bound = 2 * math.log(2) / (1 - 0.9)  # of two entries, alpha being 1
+    means = dict(critic_loss=1.0, q_value=0.0, abs_q_value=1.9 * bound, td_target=0.0, ent_coef=0.1)
+    assert _explosions(lambda: LearningGuard().check(model, means, "a smaller tau", model._bonus(means))) == []
+    means["abs_q_value"] = 2.2 * bound
+    with pytest.warns(
+        UserWarning, match="with rewards up to 0, 1.39 for the policy's entropy and gamma=0.9 no return exceeds"
+    ):
+        LearningGuard().check(model, means, "a smaller tau", model._bonus(means))
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,8 @@ class LearningGuard:
     """
     Looks at what each training reports: at numbers that the logger needs anyway, so it costs next to nothing.
 
-    The return cannot exceed the largest reward divided by ``1 - gamma``. Rewards are looked up in the replay buffer only when
-    the Q-values exceed the bound by those known so far.
+    The return cannot exceed the largest reward, plus what an algorithm adds to it, divided by ``1 - gamma``. Rewards are
+    looked up in the replay buffer only when the Q-values exceed the bound by those known so far.
 
     :param largest_reward: The largest absolute reward of earlier trainings
     """
@@ -39,11 +39,12 @@ class LearningGuard:
         self.largest_reward = largest_reward
         self.has_warned = False
 
-    def check(self, model: OffPolicyAlgorithm, means: dict[str, float], slower_targets: str) -> None:
+    def check(self, model: OffPolicyAlgorithm, means: dict[str, float], slower_targets: str, bonus: float = 0.0) -> None:
         """
         :param model: The model
         :param means: Losses, Q-values and TD targets of its last gradient steps (:func:`~sb3_bn_ddpg.common.steps.averages`)
         :param slower_targets: Which arguments make its TD targets move more slowly, for the messages
+        :param bonus: What the algorithm adds to each reward at most, as SAC does for the policy's entropy
         :raises ValueError: if one is not finite
         """
         if not math.isfinite(sum(means.values())):  # sums of finite losses are finite
@@ -58,18 +59,19 @@ class LearningGuard:
         if self.has_warned or model.gamma >= 1:
             return
         q_value = max(means["abs_q_value"], abs(means["td_target"]))
-        if q_value <= self._limit(model):
+        if q_value <= self._limit(model, bonus):
             return
         self.note_rewards(model)
         if isinstance(model.replay_buffer, HerReplayBuffer):
             self.largest_reward = max(self.largest_reward, _largest_relabeled_reward(model, model.replay_buffer))
-        if q_value <= self._limit(model):
+        if q_value <= self._limit(model, bonus):
             return
         self.has_warned = True
+        with_bonus = f", {bonus:.3g} for the policy's entropy" if bonus > 0 else ""
         warnings.warn(
             f"Q-values explode: they reach {q_value:.3g} at step {model.num_timesteps}, but with rewards up to "
-            f"{self.largest_reward:.3g} and gamma={model.gamma} no return exceeds "
-            f"{self.largest_reward / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, {slower_targets}, "
+            f"{self.largest_reward:.3g}{with_bonus} and gamma={model.gamma} no return exceeds "
+            f"{(self.largest_reward + bonus) / (1 - model.gamma):.3g}. Try a lower critic_learning_rate, {slower_targets}, "
             "a larger batch_size, a lower gamma or smaller rewards (VecNormalize)",
             stacklevel=2,
         )
@@ -94,8 +96,8 @@ class LearningGuard:
         """
         self.largest_reward = max(self.largest_reward, _largest_stored_reward(model))
 
-    def _limit(self, model: OffPolicyAlgorithm) -> float:
-        return SLACK * self.largest_reward / (1 - model.gamma) + 1
+    def _limit(self, model: OffPolicyAlgorithm, bonus: float) -> float:
+        return SLACK * (self.largest_reward + bonus) / (1 - model.gamma) + 1
 
 
 def _largest_stored_reward(model: OffPolicyAlgorithm) -> float:

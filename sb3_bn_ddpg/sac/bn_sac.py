@@ -238,6 +238,12 @@ class BNSAC(BNOffPolicyAlgorithm):
         rate = self.lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.entropy_coefficient.optimizer, rate)
 
+    def _bonus(self, means: dict[str, float]) -> float:
+        # The uniform policy has the largest entropy; that of one that hardly varies is far below zero. Q-values may be
+        # of a time at which the coefficient was larger.
+        largest = max(get_action_dim(self.action_space) * math.log(2), abs(means.get("entropy", 0.0)))
+        return max(self.entropy_coefficient.value, means["ent_coef"]) * largest
+
     def _step_noise(self, batch: Batch) -> th.Tensor:
         return th.randn(2, *batch.actions.shape, device=batch.actions.device)
 
