@@ -60,7 +60,7 @@ $(BIN)/uv pip compile pyproject.toml --python-version 3.10 --no-header --no-anno
 	mv constraints.new $(2)
 endef
 
-bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=processor: five minutes, full: an hour)
+bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=processor: ten minutes, full: an hour)
 	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
 
 # `make bench-learning ARGS="--group peers --workers 2"`, `ARGS="--ray auto"`; with everything stored it only draws

@@ -1,4 +1,4 @@
-"""The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971), and TD3 with it, as Stable-Baselines3 algorithms."""
+"""The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971), and TD3, SAC and CrossQ with it, for Stable-Baselines3."""
 
 from importlib.metadata import version
 

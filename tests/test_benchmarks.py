@@ -1,20 +1,24 @@
 """The speed benchmark itself: the floor's products, a worker's measurements, resuming, ratios, bars and the report."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch as th
 
+import sb3_bn_ddpg
+from benchmarks import markdown
 from benchmarks.markdown import BEGIN, END
 from benchmarks.speed import report
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
-from benchmarks.speed.contenders import BASELINE, COMPILED, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.contenders import BASELINE, COMPILED, CROSSQ, FAMILY, FLOOR, JAX_BASELINE, OURS
 from benchmarks.speed.figures import ratio, read, select, slope
 from benchmarks.speed.floor import FloorSubject, update_products
 from benchmarks.speed.interleave import Field
 from benchmarks.speed.profiles import PROFILES
+from benchmarks.speed.run import measure_family
 from benchmarks.speed.store import Key, Store
 from benchmarks.speed.subject import ModelSpec
 
@@ -58,6 +62,29 @@ def test_workers_measure_in_rounds_and_a_second_run_adds_nothing(tmp_path: Path)
     assert sorted(zip(rows["contender"], rows["round"], strict=True)) == [(OURS, 0), (OURS, 1), (BASELINE, 0), (BASELINE, 1)]
     assert (rows["value"] - rows["count"] / rows["seconds"]).abs().max() < 1e-3 * rows["value"].max()
     assert names == []
+
+
+def test_crossq_of_the_family_is_the_packages():
+    policy_kwargs = sb3_bn_ddpg.CROSSQ["policy_kwargs"]
+    without_widths = {name: value for name, value in policy_kwargs.items() if name != "net_arch"}
+    assert sb3_bn_ddpg.CROSSQ | {"policy_kwargs": without_widths} == CROSSQ
+
+
+def test_the_family_is_measured_at_its_width_and_compared_with_its_peers(tmp_path: Path):
+    names = ["bnsac_crossq", "crossq"]
+    profile = replace(PROFILES["smoke"], warm_up=1)
+    failed: set[str] = set()
+    measure_family(names, profile, partial(Field, threads=1, store=Store(tmp_path), failed=failed))
+    assert not failed
+    rows = select(read(tmp_path), figure="family")
+    assert sorted(rows["contender"]) == sorted(names * 2)
+    assert set(zip(rows["width"], rows["batch_size"], rows["per_call"], strict=True)) == {("256-256", 256, 1)}
+    (section,) = report.family_table(tmp_path)
+    (line,) = (line for line in section.splitlines() if line.startswith("| BNSAC as CrossQ |"))
+    measured = ratio(rows, *names)
+    assert line.split("|")[2:5:2] == [" sb3-contrib CrossQ ", f" {markdown.number(measured)} "]
+    assert all(contender.peer in FAMILY for contender in FAMILY.values())
+    assert report.family_table(Path(report.__file__).parent / "results" / "gpu") == []
 
 
 def test_a_failing_contender_is_left_out_and_named(tmp_path: Path):

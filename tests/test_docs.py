@@ -10,13 +10,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from conftest import VectorEnv
-from stable_baselines3 import TD3
+from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import BNDDPG, BNTD3
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
@@ -58,7 +59,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def model_of_block(page: str, holds: str) -> Any:
     """The model that the page's one block with these words makes."""
     (block,) = [block for block in blocks(ROOT / "docs" / page, "python") if holds in block]
-    namespace: dict[str, Any] = {"BNDDPG": BNDDPG, "BNTD3": BNTD3}
+    namespace: dict[str, Any] = {"BNDDPG": BNDDPG, "BNSAC": BNSAC, "BNTD3": BNTD3}
     exec(block, namespace)
     return namespace["model"]
 
@@ -98,6 +99,29 @@ def test_arguments_that_make_sb3s_td3(fast_update):
     assert ours._n_updates == theirs._n_updates == 70
     for our, their in pairs:
         np.testing.assert_allclose(our.detach(), their.detach(), rtol=0, atol=1e-3 if fast_update else 1e-6)
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("fast_update", [False, True])
+def test_arguments_that_make_sb3s_sac(fast_update, monkeypatch):
+    """The page's: from the same weights, and random numbers drawn in SB3's order, a training of each."""
+    policy_kwargs = model_of_block("sac.md", "normalization=None").policy_kwargs
+    common = dict(learning_starts=30, batch_size=64, buffer_size=1000, device="cpu")
+    ours = BNSAC("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs, fast_update=fast_update, **common)
+    theirs = SAC("MlpPolicy", "Pendulum-v1", **common)
+    # SB3 samples for the actor's loss first
+    monkeypatch.setattr(BNSAC, "_step_noise", lambda self, batch: th.stack([th.randn(64, 1), th.randn(64, 1)]).flip(0))
+    for part in ("actor", "critic", "critic_target"):
+        getattr(ours, part).load_state_dict(
+            dict(zip(getattr(ours, part).state_dict(), getattr(theirs, part).state_dict().values(), strict=True))
+        )
+    for model in (ours, theirs):
+        model.set_random_seed(0)
+        model.learn(100)
+    assert ours._n_updates == theirs._n_updates == 70
+    np.testing.assert_allclose(ours.log_ent_coef.detach(), theirs.log_ent_coef.detach(), rtol=0, atol=1e-6)
+    for our, their in zip(ours.policy.parameters(), theirs.policy.parameters(), strict=True):
+        np.testing.assert_allclose(our.detach(), their.detach(), rtol=0, atol=1e-3 if fast_update else 1e-5)
 
 
 def test_make_targets_that_pages_name_exist():
@@ -154,7 +178,7 @@ def test_pages_build_without_warnings(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     api = (tmp_path / "api.html").read_text()
     assert "OrnsteinUhlenbeckNoise" in api
-    for algorithm in (BNDDPG, BNTD3):
+    for algorithm in (BNDDPG, BNSAC, BNTD3):
         for cls in (algorithm, BNOffPolicyAlgorithm, SavingAlgorithm):  # also what it inherits
             for name, value in vars(cls).items():
                 is_method = isinstance(value, (FunctionType, classmethod, property)) and not name.startswith("_")

@@ -35,9 +35,9 @@ def test_help_of_a_command_is_the_zoos(command, capsys):
     assert exit_info.value.code == 0
     output = capsys.readouterr().out
     if cli.COMMANDS[command].algo_flag is not None:
-        assert "is bn_ddpg if you leave it out. Added to the Zoo's: bn_ddpg, bn_td3." in output
+        assert "is bn_ddpg if you leave it out. Added to the Zoo's: bn_ddpg, bn_td3, bn_sac." in output
     if command not in ("plot_train", "all_plots", "plot_from_file", "benchmark"):  # these take any folder's name
-        assert re.search(r"--algo \{[^}]*\bbn_ddpg,bn_td3\b[^}]*\}", output)
+        assert re.search(r"--algo \{[^}]*\bbn_ddpg,bn_td3,bn_sac\b[^}]*\}", output)
     assert ("--heartbeat-interval" in output) == (command == "train")
     assert f"usage: bn-ddpg {command}" in output or command in ("plot_train", "all_plots", "plot_from_file")
 
@@ -55,6 +55,7 @@ def test_unknown_command(arguments, capsys):
     [
         (["--profile", "best"], "argument --profile: invalid choice: 'best': bn_ddpg has 'tuned', 'paper'"),
         (["--profile", "tuned", "--algo", "bn_td3"], "invalid choice: 'tuned': bn_td3 has 'prototype', 'paper'"),
+        (["--profile", "paper", "--algo", "bn_sac"], "invalid choice: 'paper': bn_sac has 'crossq', 'sac'"),
         (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
         (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),
         (["--heartbeat-interval", "0"], "`heartbeat_interval=0` is not allowed: it must be an integer >= 1"),

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import FrameReplayBuffer, zoo
+from sb3_bn_ddpg import BNSAC, CROSSQ, FrameReplayBuffer, zoo
 from sb3_bn_ddpg.pixels.dm_control import TASKS, import_suite
 
 with contextlib.suppress(ImportError):
@@ -29,6 +29,8 @@ zoo.register()
 
 PROFILES = [(algo, profile) for algo, row in zoo.ALGORITHMS.items() for profile in row.profiles]
 FILES = {(algo, profile): yaml.safe_load(zoo.profile_path(profile, algo).read_text()) for algo, profile in PROFILES}
+DEFAULTS = {algo: list(row.profiles)[-1] for algo, row in zoo.ALGORITHMS.items()}
+"""Of each algorithm the profile that has the class's defaults, the last one."""
 TUNED, PAPER = FILES[zoo.ALGO, "tuned"], FILES[zoo.ALGO, "paper"]
 PAPERS = {
     "cartpole": ("swingup", "balance", "two_poles", "three_poles"),
@@ -79,7 +81,7 @@ def test_algorithms_have_profiles_for_the_same_environments():
     for algo, row in zoo.ALGORITHMS.items():
         default = next(iter(row.profiles))
         assert FILES[algo, default].keys() == TUNED.keys()
-        assert FILES[algo, "paper"].keys() == PAPER.keys()
+        assert FILES[algo, DEFAULTS[algo]].keys() == PAPER.keys()
 
 
 @pytest.mark.parametrize(("algo", "profile", "env_id"), ENTRIES)
@@ -102,7 +104,12 @@ def test_entry_builds_a_model_that_trains(algo, profile, env_id, tmp_path):
     assert model.batch_size == entry["batch_size"]
     assert len(model.critic.q_networks) == entry["policy_kwargs"].get("n_critics", 1)
     noise = model.action_noise
-    assert np.all((noise._sigma if isinstance(noise, NormalActionNoise) else noise.sigma) == entry["action_noise"]["sigma"])
+    if "action_noise" in entry:
+        sigma = noise._sigma if isinstance(noise, NormalActionNoise) else noise.sigma
+        assert np.all(sigma == entry["action_noise"]["sigma"])
+    else:
+        assert algo == "bn_sac"
+        assert noise is None
     assert model.learning_starts <= entry["n_timesteps"] / 10
     model.learning_starts = 10
     assert model.learn(13)._n_updates == 3
@@ -204,8 +211,9 @@ def test_pixels_build_a_model(algo, profile, tmp_path):
     model = model_of(algo, profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
     assert type(model.replay_buffer) is FrameReplayBuffer
     assert type(model.policy) is policy_of(algo, "CnnPolicy")
-    assert model.batch_size == (16 if profile == "paper" else 32)
-    assert (model.critic.features_extractor is model.actor.features_extractor) == (profile != "paper")
+    has_defaults = profile == DEFAULTS[algo]
+    assert model.batch_size == (16 if has_defaults else 32)
+    assert (model.critic.features_extractor is model.actor.features_extractor) == (not has_defaults)
     assert model.replay_buffer.gamma == model.gamma
 
 
@@ -232,8 +240,8 @@ def test_paper_profile_is_the_papers(env_id):
 
 
 @pytest.mark.parametrize("algo", zoo.ALGORITHMS)
-def test_paper_profile_has_the_classs_defaults(algo):
-    entry, algorithm = FILES[algo, "paper"]["default"], zoo.ALGORITHMS[algo].algorithm
+def test_last_profile_has_the_classs_defaults(algo):
+    entry, algorithm = FILES[algo, DEFAULTS[algo]]["default"], zoo.ALGORITHMS[algo].algorithm
     defaults = {name: parameter.default for name, parameter in inspect.signature(algorithm).parameters.items()}
     assert entry.keys() - defaults.keys() == {"n_timesteps"}
     if defaults["critic_learning_rate"] is None:
@@ -243,9 +251,9 @@ def test_paper_profile_has_the_classs_defaults(algo):
 
 
 @pytest.mark.parametrize("algo", zoo.ALGORITHMS)
-def test_paper_profile_builds_the_default_model(algo, tmp_path):
+def test_last_profile_builds_the_default_model(algo, tmp_path):
     """The noise and the networks too are those of the class without arguments."""
-    from_file = model_of(algo, "paper", "Pendulum-v1", tmp_path)
+    from_file = model_of(algo, DEFAULTS[algo], "Pendulum-v1", tmp_path)
     default = zoo.ALGORITHMS[algo].algorithm("MlpPolicy", "Pendulum-v1")
     assert repr(from_file.action_noise) == repr(default.action_noise)
     assert str(from_file.policy) == str(default.policy)
@@ -260,6 +268,27 @@ def test_paper_profile_of_td3():
     assert (entry["policy_delay"], entry["target_policy_noise"], entry["target_noise_clip"]) == (2, 0.2, 0.5)
     assert entry["action_noise"] == {"type": "normal", "sigma": 0.1}
     assert (entry["policy_kwargs"]["n_critics"], entry["policy_kwargs"]["net_arch"]) == (2, [400, 300])
+
+
+def test_first_profile_of_sac_is_crossq_with_narrower_critics():
+    entry = FILES["bn_sac", "crossq"]["default"]
+    lists = {"optimizer_kwargs": {"betas": [0.5, 0.999]}, "net_arch": {"pi": [256, 256], "qf": [256, 256]}}
+    assert CROSSQ["policy_kwargs"]["net_arch"] == {"pi": [256, 256], "qf": [1024, 1024]}
+    assert CROSSQ["policy_kwargs"]["optimizer_kwargs"] == {"betas": (0.5, 0.999)}
+    assert entry["policy_kwargs"] == CROSSQ["policy_kwargs"] | lists | {"n_critics": 2}
+    defaults = inspect.signature(BNSAC).parameters
+    for name in entry.keys() - {"policy", "n_timesteps", "policy_kwargs"}:
+        assert entry[name] == CROSSQ.get(name, defaults[name].default)
+    assert CROSSQ.keys() <= entry.keys()
+
+
+def test_last_profile_of_sac():
+    """Table 1 of its paper (arXiv 1812.05905), batch norm and the numbers of the warm-up aside."""
+    entry = FILES["bn_sac", "sac"]["default"]
+    assert (entry["learning_rate"], entry["gamma"], entry["buffer_size"], entry["batch_size"]) == (3e-4, 0.99, 1e6, 256)
+    assert (entry["tau"], entry["target_update_interval"], entry["gradient_steps"]) == (0.005, 1, 1)
+    assert (entry["policy_kwargs"]["n_critics"], entry["policy_kwargs"]["net_arch"]) == (2, [256, 256])
+    assert (entry["ent_coef"], entry["target_entropy"], entry["policy_delay"]) == ("auto", "auto", 1)
 
 
 def test_unknown_profile():

@@ -96,6 +96,7 @@ def test_other_algorithms_keep_their_files(tmp_path):
     assert manager_of(tmp_path, algo="ddpg").config.endswith("rl_zoo3/hyperparams/ddpg.yml")
     assert manager_of(tmp_path).config == str(zoo.profile_path("tuned"))
     assert manager_of(tmp_path, algo="bn_td3").config == str(zoo.profile_path("prototype", "bn_td3"))
+    assert manager_of(tmp_path, algo="bn_sac").config == str(zoo.profile_path("crossq", "bn_sac"))
 
 
 # --- Noise and schedules in a file
@@ -265,8 +266,16 @@ def test_a_resumed_run_begins_with_the_best_model_and_its_statistics(tmp_path):
 # --- The search space
 
 
+NOISE = ("noise_type", "noise_sigma", "noise_dt")
+
+
 @pytest.mark.parametrize(
-    ("algo", "more"), [("bn_ddpg", ()), ("bn_td3", ("n_critics", "actor_loss_critics", "target_policy_noise"))]
+    ("algo", "more"),
+    [
+        ("bn_ddpg", NOISE),
+        ("bn_td3", (*NOISE, "n_critics", "actor_loss_critics", "target_policy_noise")),
+        ("bn_sac", ("norm_order", "critic_input_norm", "n_critics", "ent_coef", "target_entropy")),
+    ],
 )
 def test_sampler_covers_what_a_search_should_vary(algo, more):
     (_, trial), *_ = trials(1, algo)
@@ -274,7 +283,7 @@ def test_sampler_covers_what_a_search_should_vary(algo, more):
         *more,
         *("one_minus_gamma", "learning_rate", "critic_learning_rate", "critic_weight_decay", "tau", "batch_size_pow"),
         *("train_freq_pow", "updates_per_step", "net_arch", "normalization", "norm_momentum", "policy_delay"),
-        *("critic_norm_layers", "action_layer", "use_target_networks", "noise_type", "noise_sigma", "noise_dt"),
+        *("critic_norm_layers", "action_layer", "use_target_networks"),
     }
 
 
@@ -293,11 +302,12 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(algo,
         return 0.0
 
     study.optimize(objective, n_trials=40)
-    for name, values in {"noise_type": 3, "normalization": 5, "net_arch": 4, "updates_per_step": 4}.items():
-        assert len({params[name] for params, *_ in tried}) == values
+    n_values = {"noise_type": 3, "normalization": 5, "net_arch": 4, "updates_per_step": 4, "ent_coef": 5, "target_entropy": 2}
+    for name in n_values.keys() & tried[0][0].keys():
+        assert len({params[name] for params, *_ in tried}) == n_values[name]
     for trial_id, (params, noise, policy) in enumerate(tried):
         kwargs = dict(storage=str(tmp_path / "study.log"), study_name="all", trial_id=trial_id)
-        entry = {"noise_type": "normal", "noise_std": 0.1}
+        entry = {"noise_type": "normal", "noise_std": 0.1} if "noise_type" in params else {}
         model, saved = manager_of(tmp_path, algo=algo, entry=entry, **kwargs).setup_experiment()
         assert (repr(model.action_noise), str(model.policy)) == (noise, policy)
         assert model.gamma == 1 - params["one_minus_gamma"]
@@ -316,6 +326,14 @@ def test_every_sample_is_a_model_and_comes_back_from_a_storage_as_the_same(algo,
             assert len(model.critic.q_networks) == params["n_critics"]
             assert model.actor_loss_critics == params["actor_loss_critics"]
             assert (model.target_policy_noise, model.target_noise_clip) == (params["target_policy_noise"], 0.5)
+        if algo == "bn_sac":
+            assert model.action_noise is None
+            assert len(model.critic.q_networks) == params["n_critics"]
+            assert model.ent_coef == params["ent_coef"]
+            assert model.target_entropy == {"auto": -1.0, "auto_0.5": -0.5}[params["target_entropy"]]
+            assert model.policy_kwargs["norm_order"] == params["norm_order"]
+            sees_action = params["critic_input_norm"] == "state_action" and params["action_layer"] == 1
+            assert model.policy_kwargs["critic_input_norm"] == ("state_action" if sees_action else "state")
 
 
 @pytest.mark.parametrize(

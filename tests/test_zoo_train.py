@@ -293,7 +293,7 @@ def test_enjoy_needs_no_memory_for_the_replay_buffer(trained, monkeypatch):
     assert ALGOS["bn_ddpg"] is BNDDPG
 
 
-@pytest.mark.parametrize("algo", ["ddpg", "bn_td3"])
+@pytest.mark.parametrize("algo", ["ddpg", "bn_td3", "bn_sac"])
 def test_another_algorithm_is_one_word_away(algo, tmp_path):
     tiny = ["-params", "learning_starts:50", "policy_kwargs:dict(net_arch=[16, 16])"]
     run("train", "--algo", algo, "--env", "Pendulum-v1", "-n", "200", "--eval-freq", "-1", *tiny, cwd=tmp_path)

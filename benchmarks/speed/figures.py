@@ -10,6 +10,9 @@ from benchmarks.speed.contenders import CONTENDERS
 PROCESSORS = Path(__file__).parent / "results" / "processors"
 """One thread on each kind of processor, a folder each."""
 
+UPDATES_PER_CALL = 32
+"""In the measurement of many updates in one call of ``train()``."""
+
 CASE = ["figure", "threads", "obs_dim", "action_dim", "width", "batch_size", "per_call", "n_envs", "variant"]
 """The columns that say what was measured, but for the contender and the round."""
 

@@ -27,7 +27,8 @@ class Profile:
     :param scale_rounds: Repetitions there
     :param buffer_size: Transitions in the replay buffer whose memory is measured; 0 leaves it out
     :param device: ``"cpu"`` or ``"cuda"``
-    :param contenders: Names of those measured if the command line does not say; None means all
+    :param contenders: Names of those measured if the command line does not say; None means all of the table of DDPGs
+    :param family: Whether TD3, SAC and CrossQ are measured too, on the least of ``threads``
     """
 
     rounds: int = 7
@@ -50,6 +51,7 @@ class Profile:
     buffer_size: int = 0
     device: str = "cpu"
     contenders: tuple[str, ...] | None = None
+    family: bool = False
 
 
 PROFILES = {
@@ -65,6 +67,7 @@ PROFILES = {
         scale_widths=(64, 128, 256, 512, 1024, 2048),
         scale_envs=(1, 2, 4, 8, 16, 32, 64),
         buffer_size=1_000_000,
+        family=True,
     ),
     "gpu": Profile(
         rounds=5,
@@ -91,6 +94,7 @@ PROFILES = {
         start_rounds=0,
         breakdown_rounds=0,
         contenders=("bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"),
+        family=True,
     ),
     "smoke": Profile(
         rounds=2,
@@ -110,5 +114,6 @@ PROFILES = {
         scale_envs=(1, 2),
         scale_rounds=1,
         buffer_size=1000,
+        family=True,
     ),
 }

@@ -9,8 +9,8 @@ import pandas as pd
 from benchmarks.markdown import MISSING, number, replace_results, table
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS
-from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, FLOOR, JAX_BASELINE, OURS
-from benchmarks.speed.figures import PROCESSORS, ratio, read, select, summary, threads_text
+from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, FAMILY, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.figures import PROCESSORS, UPDATES_PER_CALL, ratio, read, select, summary, threads_text
 from benchmarks.speed.machine import GPU
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
@@ -41,6 +41,7 @@ def write(folder: Path, readme: Path) -> None:
     if GPU not in dict(machine):  # they are for the CPU
         parts.append("## One thread, by kind of processor\n\n" + processors_table(folder))
         parts.append("## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows))
+        parts += family_table(folder)
     readme.parent.mkdir(parents=True, exist_ok=True)  # the plots come first
     if len(select(figures, figure="train")):
         plot_train(figures, readme.with_name("train.png"))
@@ -125,6 +126,31 @@ def one_thread(folder: Path) -> dict[str, pd.DataFrame]:
         if len(rows):
             result[dict(machine_rows(each))["Processor"]] = rows[rows["batch_size"].isin([64, 256])]
     return result
+
+
+def family_table(folder: Path) -> list[str]:
+    """
+    :param folder: The results of a run, which the table has beside those of the profile "processor"
+    :return: TD3, SAC and CrossQ over kinds of processors; nothing if they were not measured
+    """
+    columns = {}
+    for each in [folder, *sorted(PROCESSORS.glob("*/"))]:
+        rows = select(read(each), figure="family", threads=1)
+        if len(rows):
+            columns[dict(machine_rows(each)).get("Processor", MISSING)] = rows
+    lines = []
+    for name, contender in FAMILY.items():
+        cells = []
+        for rows in columns.values():
+            case = select(rows, per_call=1)
+            many = select(summary(rows), contender=name, per_call=UPDATES_PER_CALL)
+            median = select(summary(case), contender=name)["median"].median()
+            cells += [number(median), number(ratio(case, name, contender.peer)), number(many["median"].median())]
+        lines.append([contender.label, CONTENDERS[contender.peer].label, *cells])
+    header = ["updates/s", "x peer", f"updates/s, {UPDATES_PER_CALL} in a call"]
+    titles = [f"{processor}: {title}" for processor in columns for title in header]
+    text = "One thread, cheetah dimensions, 256 and 256 units, batch 256. Medians; ratios are those of rounds.\n\n"
+    return ["## TD3, SAC and CrossQ\n\n" + text + table(["", "peer", *titles], lines)] if columns else []
 
 
 def bars_table(rows: pd.DataFrame) -> str:
@@ -221,7 +247,7 @@ def first_call_table(figures: pd.DataFrame) -> str:
     :param figures: The summary
     :return: Seconds of the first call of ``train()`` with a new batch size, which the rates leave out
     """
-    case = select(figures, figure="first_call", obs_dim=17, per_call=1)
+    case = select(figures, figure="first_call", obs_dim=17, width="400-300", per_call=1)
     case = select(case, threads=case["threads"].max())
     seconds = case.pivot_table(index="contender", columns="batch_size", values="median").reindex(present(case))
     title = "Seconds of the first `train()` with each batch size, which the rates leave out (batch 64 came first):\n\n"

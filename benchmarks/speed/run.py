@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,15 +10,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.speed import breakdown, report, scale
-from benchmarks.speed.contenders import CONTENDERS
-from benchmarks.speed.figures import PROCESSORS, threads_text
+from benchmarks.speed.contenders import CONTENDERS, DDPGS, FAMILY
+from benchmarks.speed.figures import PROCESSORS, UPDATES_PER_CALL, threads_text
 from benchmarks.speed.interleave import Field, console
 from benchmarks.speed.machine import kind, write_machine
 from benchmarks.speed.profiles import PROFILES, Profile
 from benchmarks.speed.store import Key, Store
 
-UPDATES_PER_CALL = 32
-"""In the measurement of many updates in one call of ``train()``."""
+FAMILY_CASE = Key("family", "", width="256-256", batch_size=256)
+"""What TD3, SAC and CrossQ are compared at: SAC's widths and minibatch."""
 
 
 def main() -> None:
@@ -33,7 +34,9 @@ def main() -> None:
     of_profile = PROCESSORS / "-".join(kind()) if arguments.profile == "processor" else results / arguments.profile
     folder = arguments.results or of_profile
 
-    store, names = Store(folder), arguments.contenders or list(profile.contenders or CONTENDERS)
+    store, names = Store(folder), arguments.contenders or list(profile.contenders or DDPGS)
+    family = [name for name in FAMILY if name in (arguments.contenders or FAMILY)] if profile.family else []
+    names = [name for name in names if name in DDPGS]
     failed: set[str] = set()
     for threads in profile.threads:
         field = partial(Field, threads=threads, store=store, failed=failed, device=profile.device)
@@ -45,9 +48,10 @@ def main() -> None:
                 measure_learn(contenders, profile)
         with field([name for name in names if name in breakdown.CONTENDERS_ON_TORCH]) as contenders:
             breakdown.measure(contenders, profile)
+    measure_family(family, profile, partial(Field, threads=min(profile.threads), store=store, failed=failed))
     measure_start(names, profile, store, failed)
     scale.measure(names, profile, store, failed)
-    write_machine(folder, [name for name in names if name not in failed], profile.device)
+    write_machine(folder, [name for name in dict.fromkeys([*names, *family]) if name not in failed], profile.device)
 
     # Neither a quick look nor another device's tables replace the published ones, which have all processors' in them
     own_page = Path(__file__).with_name("README.md")
@@ -72,15 +76,42 @@ def measure_train(contenders: Field, profile: Profile, dimensions: tuple[int, in
     cases = [replace(key, batch_size=batch) for batch in profile.batches]
     if dimensions == profile.dimensions[0]:
         cases += [replace(key, batch_size=batch, per_call=UPDATES_PER_CALL) for batch in profile.calls]
+    measure_cases(contenders, profile, cases)
+
+
+def measure_family(names: list[str], profile: Profile, field: Callable[[list[str]], Field]) -> None:
+    """
+    Updates/s of TD3, SAC and CrossQ at the same sizes; on JAX, which compiles a call's updates as one, also for many of them.
+
+    :param names: Names of the contenders
+    :param profile: The extent
+    :param field: Starts the workers of contenders
+    """
+    on_jax = [name for name in names if CONTENDERS[name].environment == "jax"]
+    for some, per_call in ((names, 1), (on_jax, UPDATES_PER_CALL)):
+        with field(some) as contenders:
+            measure_cases(contenders, profile, [replace(FAMILY_CASE, threads=contenders.threads, per_call=per_call)])
+
+
+def measure_cases(contenders: Field, profile: Profile, cases: list[Key]) -> None:
+    """
+    Updates/s of one model of each contender.
+
+    :param contenders: The contenders
+    :param profile: The extent
+    :param cases: What is measured, with the same dimensions and width
+    """
     cases = [case for case in cases if contenders.unfinished(case, profile.rounds)]
     if not cases:
         return
+    dimensions = (cases[0].obs_dim, cases[0].action_dim)
+    net_arch = [int(units) for units in cases[0].width.split("-")]
     names = sorted(
         {name for case in cases for name in contenders.unfinished(case, profile.rounds)}, key=contenders.names.index
     )
     for name in tqdm(names, desc=f"models {dimensions[0]}-{dimensions[1]}, {threads_text(contenders.threads)}"):
         contenders.ask(name, "import_library")
-        contenders.ask(name, "construct", obs_dim=dimensions[0], action_dim=dimensions[1])
+        contenders.ask(name, "construct", obs_dim=dimensions[0], action_dim=dimensions[1], net_arch=net_arch)
         contenders.ask(name, "fill")
     warm: set[str] = set()
     for case in cases:

@@ -10,8 +10,8 @@ class Key:
     """
     What was measured. The fields that a figure does not depend on keep their defaults.
 
-    :param figure: ``train``, ``learn``, ``first_call``, ``import``, ``first_update``, ``first_train``, ``peak_memory``,
-        ``breakdown``, ``scale_batch``, ``scale_width``, ``scale_envs`` or ``buffer_memory``
+    :param figure: ``train``, ``family``, ``learn``, ``first_call``, ``import``, ``first_update``, ``first_train``,
+        ``peak_memory``, ``breakdown``, ``scale_batch``, ``scale_width``, ``scale_envs`` or ``buffer_memory``
     :param contender: Its name in the table of contenders
     :param threads: Threads and processor cores
     :param obs_dim: Dimension of the states

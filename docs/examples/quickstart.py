@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.results_plotter import X_TIMESTEPS, load_results, ts2xy
 
-from sb3_bn_ddpg import BNDDPG, BNTD3
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -28,6 +28,7 @@ N_EVALUATION_EPISODES = 20
 ALGORITHMS = {
     "bn_ddpg": (BNDDPG, dict(learning_rate=1e-3, critic_weight_decay=0.0, tau=0.005)),
     "bn_td3": (BNTD3, dict()),
+    "bn_sac": (BNSAC, dict()),
 }
 
 

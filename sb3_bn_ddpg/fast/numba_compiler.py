@@ -70,8 +70,8 @@ def _say_that_nothing_is_kept(reason: Exception) -> None:
         return
     _has_warned = True
     warnings.warn(
-        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for some fifteen '
-        f"seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
+        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for half a '
+        f"minute ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
         stacklevel=2,
     )
 

@@ -79,8 +79,8 @@ class BNSAC(BNOffPolicyAlgorithm):
         of from 1. A learned one of a loaded model goes on where it was.
     :param target_update_interval: The target critics are moved once every so many updates (>= 1). SB3 counts within each
         ``gradient_steps`` only, so that one step after each rollout always moves them.
-    :param target_entropy: The entropy that a learned coefficient aims at; ``"auto"`` is minus the number of the action's
-        entries
+    :param target_entropy: The entropy that a learned coefficient aims at: a number; ``"auto"`` is minus the number of the
+        action's entries, ``"auto_0.5"`` half of that
     :param use_sde: Must be False: state-dependent exploration is not implemented
     :param sde_sample_freq: Without effect
     :param use_sde_at_warmup: Without effect
@@ -94,10 +94,10 @@ class BNSAC(BNOffPolicyAlgorithm):
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
         ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
-        with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
-        ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
-        up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
-        graph.
+        with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
+        uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        CUDA graph.
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
@@ -198,17 +198,14 @@ class BNSAC(BNOffPolicyAlgorithm):
         :return: The entropy coefficient at first, and whether it is learned
         :raises ValueError: if it, or the target entropy, is out of its range
         """
-        if self.target_entropy == "auto":
-            self.target_entropy = -get_action_dim(self.action_space)
-        target_entropy = _as_number(self.target_entropy)
-        if not math.isfinite(target_entropy):
-            raise ValueError(f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a finite number")
-        self.target_entropy = target_entropy
-        is_learned = isinstance(self.ent_coef, str) and self.ent_coef.startswith("auto")
-        if self.ent_coef == "auto":
-            value = 1.0
-        else:
-            value = _as_number(str(self.ent_coef).removeprefix("auto_") if is_learned else self.ent_coef)
+        target, is_auto = _after_auto(self.target_entropy)
+        if not math.isfinite(target):
+            raise ValueError(
+                f"`target_entropy={self.target_entropy!r}` is not allowed: it must be 'auto' or a finite number, or 'auto_' "
+                "and a factor (as 'auto_0.5')"
+            )
+        self.target_entropy = -target * get_action_dim(self.action_space) if is_auto else target
+        value, is_learned = _after_auto(self.ent_coef)
         if not 0 <= value < math.inf or (is_learned and value == 0):
             raise ValueError(
                 f"`ent_coef={self.ent_coef!r}` is not allowed: it must be 'auto', 'auto_' and a first value > 0 (as "
@@ -292,12 +289,15 @@ class BNSAC(BNOffPolicyAlgorithm):
         return [*names, "entropy_coefficient", "entropy_coefficient.optimizer"], variables
 
 
-def _as_number(value: Any) -> float:
+def _after_auto(value: Any) -> tuple[float, bool]:
     """
-    :param value: A number, which SB3 takes as a string, too
-    :return: It, or NaN if it is none
+    :param value: A number, which SB3 takes as a string, too; ``"auto"``, or ``"auto_"`` and a number
+    :return: The number, 1 for ``"auto"``, NaN if there is none; and whether the value starts with ``"auto"``
     """
+    is_auto = isinstance(value, str) and value.startswith("auto")
+    if value == "auto":
+        return 1.0, True
     try:
-        return math.nan if isinstance(value, bool) else float(value)
+        return math.nan if isinstance(value, bool) else float(str(value).removeprefix("auto_") if is_auto else value), is_auto
     except (TypeError, ValueError):
-        return math.nan
+        return math.nan, is_auto

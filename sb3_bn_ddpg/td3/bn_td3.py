@@ -66,10 +66,10 @@ class BNTD3(BNOffPolicyAlgorithm):
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
         ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
-        with ReLU, batch norm, layer norm or none, Adam. The numbers are the same but for rounding; False always uses autograd.
-        ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for minibatches
-        up to some hundred, after some fifteen seconds of compiling in the first run on a machine. On a GPU, either is a CUDA
-        graph.
+        with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
+        uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        CUDA graph.
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.

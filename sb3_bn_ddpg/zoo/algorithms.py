@@ -8,8 +8,9 @@ from typing import Any
 from sb3_bn_ddpg.common.checks import check_choice
 from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+from sb3_bn_ddpg.sac.bn_sac import BNSAC
 from sb3_bn_ddpg.td3.bn_td3 import BNTD3
-from sb3_bn_ddpg.zoo.search_space import BN_DDPG, BN_TD3
+from sb3_bn_ddpg.zoo.search_space import BN_DDPG, BN_SAC, BN_TD3
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ ALGORITHMS: dict[str, ZooAlgorithm] = {
         {"prototype": "bn_td3.yml", "paper": "bn_td3_paper.yml"},
         BN_TD3.sample,
         BN_TD3.convert,
+    ),
+    "bn_sac": ZooAlgorithm(
+        BNSAC,
+        {"crossq": "bn_sac.yml", "sac": "bn_sac_paper.yml"},
+        BN_SAC.sample,
+        BN_SAC.convert,
     ),
 }
 """By the value of ``--algo``, which is also the folder in the logs."""

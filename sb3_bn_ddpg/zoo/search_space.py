@@ -10,8 +10,8 @@ import optuna
 from rl_zoo3.hyperparams_opt import sample_her_params
 
 from sb3_bn_ddpg.deterministic.step import ActorLossCritics
-from sb3_bn_ddpg.networks.critics import CriticNormLayers
-from sb3_bn_ddpg.networks.normalization import Normalization
+from sb3_bn_ddpg.networks.critics import CriticInputNorm, CriticNormLayers
+from sb3_bn_ddpg.networks.normalization import Normalization, NormOrder
 from sb3_bn_ddpg.zoo.action_noise import build_action_noise
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}
@@ -204,24 +204,60 @@ NOISE = Part(_suggest_noise, _noise)
 
 def _suggest_critics(trial: optuna.Trial) -> None:
     trial.suggest_categorical("n_critics", [1, 2])
+
+
+def _critics(params: dict[str, Any]) -> dict[str, Any]:
+    return {"policy_kwargs": {"n_critics": params["n_critics"]}}
+
+
+CRITICS = Part(_suggest_critics, _critics)
+"""How many critics there are"""
+
+
+def _suggest_smoothing(trial: optuna.Trial) -> None:
     trial.suggest_categorical("actor_loss_critics", list(get_args(ActorLossCritics)))
     trial.suggest_categorical("target_policy_noise", [0.0, 0.1, 0.2, 0.3])
 
 
-def _critics(params: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "policy_kwargs": {"n_critics": params["n_critics"]},
-        "actor_loss_critics": params["actor_loss_critics"],
-        "target_policy_noise": params["target_policy_noise"],
-        "target_noise_clip": 0.5,
-    }
+def _smoothing(params: dict[str, Any]) -> dict[str, Any]:
+    same = ("actor_loss_critics", "target_policy_noise")
+    return {**{name: params[name] for name in same}, "target_noise_clip": 0.5}
 
 
-CRITICS = Part(_suggest_critics, _critics)
-"""How many critics there are, which of them the actor's loss ascends, and the noise on the target's actions: what TD3 adds"""
+SMOOTHING = Part(_suggest_smoothing, _smoothing)
+"""Which critics the actor's loss ascends, and the noise on the target's actions: what TD3 adds"""
+
+
+def _suggest_layers(trial: optuna.Trial) -> None:
+    trial.suggest_categorical("norm_order", list(get_args(NormOrder)))
+    trial.suggest_categorical("critic_input_norm", list(get_args(CriticInputNorm)))
+
+
+def _layers(params: dict[str, Any]) -> dict[str, Any]:
+    # State and action can only be normalised together where they enter together
+    input_norm = params["critic_input_norm"] if params["action_layer"] == 1 else "state"
+    return {"policy_kwargs": {"norm_order": params["norm_order"], "critic_input_norm": input_norm}}
+
+
+LAYERS = Part(_suggest_layers, _layers)
+"""Beside :data:`NETWORKS`, where a layer has its normalisation and what that of the critic's input sees: what CrossQ adds"""
+
+
+def _suggest_entropy(trial: optuna.Trial) -> None:
+    trial.suggest_categorical("ent_coef", ["auto", "auto_0.1", 0.2, 0.05, 0.01])
+    trial.suggest_categorical("target_entropy", ["auto", "auto_0.5"])
+
+
+def _entropy(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in ("ent_coef", "target_entropy")}
+
+
+ENTROPY = Part(_suggest_entropy, _entropy)
+"""How random a stochastic policy is"""
 
 BN_DDPG = SearchSpace((LEARNING, UPDATES, NETWORKS, TARGETS, POLICY_DELAY, NOISE))
-BN_TD3 = SearchSpace((*BN_DDPG.parts, CRITICS))
+BN_TD3 = SearchSpace((*BN_DDPG.parts, CRITICS, SMOOTHING))
+BN_SAC = SearchSpace((LEARNING, UPDATES, NETWORKS, LAYERS, TARGETS, POLICY_DELAY, CRITICS, ENTROPY))
 
 
 def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any], nested: tuple[str, ...] = NESTED) -> dict[str, Any]:
