@@ -58,8 +58,9 @@ def gradient_step(
     if not update_actor:
         return UpdateInfo(None, **critics.reported)
 
+    reported: dict[str, th.Tensor] = {}
     if loss_of is None:
-        loss, reported = actor_loss(nets, batch, statistics, critics.features, actor_loss_critics), {}
+        loss = actor_loss(nets, batch, statistics, critics.features, actor_loss_critics)
     else:
         loss, reported = loss_of(nets, batch, statistics, critics.features)
     descend(nets, loss)
@@ -81,6 +82,20 @@ def acting(noise: th.Tensor | None) -> Act:
         return actions if noise is None else smoothed(actions, noise), None
 
     return act
+
+
+def clipped_noise(batch: Batch, sigma: float, limit: float) -> th.Tensor | None:
+    """
+    Draw the noise of TD3's target, as SB3's TD3 draws it, from the same generator.
+
+    :param batch: Transitions sampled from the replay buffer
+    :param sigma: Standard deviation of the noise, >= 0
+    :param limit: Limit for its absolute value, >= 0
+    :return: Noise of the shape of the actions, None if ``sigma`` is 0
+    """
+    if not sigma:
+        return None
+    return th.empty_like(batch.actions).normal_(0, sigma).clamp_(-limit, limit)
 
 
 def smoothed(actions: th.Tensor, noise: th.Tensor) -> th.Tensor:

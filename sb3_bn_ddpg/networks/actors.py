@@ -172,7 +172,7 @@ class FixedStdActor(BaseActor):
         """
         log_std = self.bounded_log_std
         distances = (actions - self(obs)) * th.exp(-log_std)
-        log_densities = -0.5 * distances.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_densities: th.Tensor = -0.5 * distances.square() - log_std - 0.5 * math.log(2 * math.pi)
         return log_densities.sum(dim=1, keepdim=True)
 
     def sampled_in(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
