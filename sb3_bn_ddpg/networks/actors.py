@@ -170,10 +170,7 @@ class FixedStdActor(BaseActor):
         :param actions: Actions, of shape ``(batch_size, action_dim)``
         :return: Logarithms of their probability densities, of shape ``(batch_size, 1)``
         """
-        log_std = self.bounded_log_std
-        distances = (actions - self(obs)) * th.exp(-log_std)
-        log_densities: th.Tensor = -0.5 * distances.square() - log_std - 0.5 * math.log(2 * math.pi)
-        return log_densities.sum(dim=1, keepdim=True)
+        return self._log_prob(self(obs), actions)
 
     def sampled_in(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
@@ -181,14 +178,32 @@ class FixedStdActor(BaseActor):
         :param noise: Standard normal noise, of shape ``(batch_size, action_dim)``
         :return: The actions that it makes, clipped to [-1, 1], of the same shape
         """
-        actions: th.Tensor = self(obs) + self.bounded_log_std.exp() * noise
-        return actions.clamp(-1, 1)
+        return self._sampled(self(obs), noise)
+
+    def log_prob_and_sampled_in(self, obs: PyTorchObs, actions: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Both from one pass.
+
+        :param obs: As of :meth:`log_prob_in`
+        :param actions: As of :meth:`log_prob_in`
+        :param noise: As of :meth:`sampled_in`
+        :return: What :meth:`log_prob_in` and :meth:`sampled_in` return
+        """
+        means = self(obs)
+        return self._log_prob(means, actions), self._sampled(means, noise)
+
+    def _log_prob(self, means: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        log_std = self.bounded_log_std
+        distances = (actions - means) * th.exp(-log_std)
+        log_densities = -0.5 * distances.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return log_densities.sum(dim=1, keepdim=True)
+
+    def _sampled(self, means: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return (means + self.bounded_log_std.exp() * noise).clamp(-1, 1)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         means: th.Tensor = self(observation)
-        if deterministic:
-            return means
-        return (means + self.bounded_log_std.exp() * th.randn_like(means)).clamp(-1, 1)
+        return means if deterministic else self._sampled(means, th.randn_like(means))
 
 
 class SigmoidStdActor(FixedStdActor):

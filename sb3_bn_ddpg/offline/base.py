@@ -142,7 +142,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             self._use_dataset()
 
     def _use_dataset(self) -> None:
-        """Take what else than transitions the algorithm has from a dataset, when a model is made or given another one."""
+        """Take what else the algorithm has from a dataset, when a model is made. A loaded model gets the saved one's back."""
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -181,9 +181,10 @@ class BNIQLPolicy(OfflinePolicy):
 class BNAWACPolicy(OfflinePolicy):
     """
     The policy of :class:`~sb3_bn_ddpg.BNAWAC`: a Gaussian actor and two critics. The parameters are those of
-    :class:`OfflinePolicy`, with another default for this one:
+    :class:`OfflinePolicy`, with other defaults for these:
 
     :param net_arch: Four layers of 256 units for the actor, two for the critics
+    :param optimizer_kwargs: A weight decay of 1e-4, which concerns the actor only, as in the authors' code
     """
 
     actor: SigmoidStdActor
@@ -195,8 +196,13 @@ class BNAWACPolicy(OfflinePolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         net_arch: NetArch | None = None,
+        optimizer_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if net_arch is None:
             net_arch = dict(pi=[256] * 4, qf=[256] * 2)
-        super().__init__(observation_space, action_space, lr_schedule, net_arch=net_arch, **kwargs)
+        if optimizer_kwargs is None:
+            optimizer_kwargs = dict(weight_decay=1e-4)
+        super().__init__(
+            observation_space, action_space, lr_schedule, net_arch=net_arch, optimizer_kwargs=optimizer_kwargs, **kwargs
+        )
