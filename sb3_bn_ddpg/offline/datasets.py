@@ -68,7 +68,8 @@ def dataset_buffer(
             # SB3 keeps actions flat, and many files have a column of rewards
             shape = (n, int(np.prod(shape[1:], dtype=int))) if name == "actions" else shape
             array = array.reshape(shape) if array.size == np.prod(shape, dtype=int) else array
-        if array.dtype.kind not in "fiub" or (array.shape != shape and array.shape != (n, *stored_shape)):
+        is_stored = name in ("observations", "next_observations") and array.shape == (n, *stored_shape)
+        if array.dtype.kind not in "fiub" or (array.shape != shape and not is_stored):
             raise ValueError(
                 f"`dataset` with {name} of shape {array.shape} and type {array.dtype} is not allowed: they must be numbers of "
                 f"shape {shape}"

@@ -18,7 +18,7 @@ def expectile_loss(errors: th.Tensor, expectile: float) -> th.Tensor:
     :param expectile: The expectile, in (0, 1): with 0.5 it is half the mean squared error
     :return: The loss, a scalar
     """
-    weights = th.where(errors > 0, expectile, 1 - expectile)
+    weights = (expectile - (errors < 0).to(errors.dtype)).abs()
     return (weights * errors.square()).mean()
 
 
