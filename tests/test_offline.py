@@ -12,12 +12,20 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_bn_ddpg import BNAWAC, BNIQL, BNTD3BC, CheckpointEvery
-from sb3_bn_ddpg.offline import awac_step, iql_step, td3_bc
-from sb3_bn_ddpg.offline.losses import awac_weights, expectile_loss, iql_weights, td3_bc_loss, weighted_regression_loss
+from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC, CheckpointEvery
+from sb3_bn_ddpg.offline import awac_step, bcq_step, iql_step, td3_bc
+from sb3_bn_ddpg.offline.losses import (
+    awac_weights,
+    expectile_loss,
+    iql_weights,
+    soft_clipped_value,
+    td3_bc_loss,
+    vae_loss,
+    weighted_regression_loss,
+)
 from sb3_bn_ddpg.offline.policies import StandardizingExtractor
 
-ALL = [BNIQL, BNTD3BC, BNAWAC]
+ALL = [BNIQL, BNTD3BC, BNAWAC, BNBCQ]
 GAMMA, TAU = 0.97, 0.1
 
 
@@ -51,7 +59,7 @@ def make(cls, env=None, dataset=None, policy_kwargs=None, **kwargs):
         "MlpPolicy",
         Untouchable() if env is None else env,
         data() if dataset is None else dataset,
-        policy_kwargs=dict(net_arch=[16, 12]) | (policy_kwargs or {}),
+        policy_kwargs=dict(net_arch=[16, 12]) | ({"vae_arch": [16]} if cls is BNBCQ else {}) | (policy_kwargs or {}),
         **(arguments | kwargs),
     )
 
@@ -111,6 +119,20 @@ def test_td3_bc_loss():
     loss.backward()
     # The factor has no gradient
     assert q.grad[:, 0].tolist() == pytest.approx([-factor / 12] * 12, rel=1e-12)
+
+
+def test_vae_loss():
+    log_std = th.tensor(RNG.normal(size=(12, 2)))
+    terms = zip(Q.expand(12, 2).flatten().tolist(), log_std.flatten().tolist(), strict=True)
+    divergence = sum(0.5 * (mean**2 + math.exp(2 * log) - 1 - 2 * log) for mean, log in terms) / 24
+    distance = sum((m - a) ** 2 for m, a in zip(MU.flatten().tolist(), A.flatten().tolist(), strict=True)) / 24
+    assert vae_loss(MU, A, Q.expand(12, 2), log_std).item() == pytest.approx(distance + 0.5 * divergence, rel=1e-12)
+
+
+def test_soft_clipped_value():
+    mixed = [0.75 * min(q, v) + 0.25 * max(q, v) for q, v in columns(Q, V)]
+    by_hand = [max(mixed[start : start + 4]) for start in (0, 4, 8)]
+    assert soft_clipped_value((Q, V), 0.75, 4)[:, 0].tolist() == pytest.approx(by_hand, rel=1e-12)
 
 
 @pytest.mark.parametrize("cls", [BNIQL, BNAWAC])
@@ -235,8 +257,41 @@ class ByHand:
         self.minimise(policy.actor, -(weights * log_prob).mean())
         self.follow()
 
+    def bcq(self, batch, noise):
+        policy, size = self.policy, len(batch.actions)
 
-STEPS = {BNIQL: ByHand.iql, BNTD3BC: ByHand.td3_bc, BNAWAC: ByHand.awac}
+        def generated(states, latents):
+            policy.vae.eval()
+            return policy.vae.decoder(th.cat([policy.vae.features(states), latents.clamp(-0.5, 0.5)], dim=1))
+
+        def perturbed(actor, states, actions):
+            change = actor.mu(th.cat([actor.features(states), actions], dim=1))
+            return (actions + 0.05 * change).clamp(-1, 1)
+
+        policy.vae.train()
+        features = policy.vae.features(batch.observations)
+        hidden = policy.vae.encoder(th.cat([features, batch.actions], dim=1))
+        mean, std = policy.vae.mean(hidden), policy.vae.log_std(hidden).clamp(-4, 15).exp()
+        decoded = policy.vae.decoder(th.cat([features, mean + std * noise[:size]], dim=1))
+        divergence = th.distributions.kl_divergence(th.distributions.Normal(mean, std), th.distributions.Normal(0.0, 1.0))
+        self.minimise(policy.vae, (decoded - batch.actions).square().mean() + 0.5 * divergence.mean())
+
+        with th.no_grad():
+            states = th.stack([batch.next_observations] * 10, dim=1).flatten(0, 1)
+            actions = perturbed(self.copied(policy.actor_target), states, generated(states, noise[size:-size]))
+            q1, q2 = self.copied(policy.critic_target)(states, actions)
+            q = (0.75 * th.min(q1, q2) + 0.25 * th.max(q1, q2)).reshape(size, 10).max(dim=1, keepdim=True).values
+        self.fit_critics(batch, batch.rewards + GAMMA * (1 - batch.dones) * q)
+        with th.no_grad():
+            actions = generated(batch.observations, noise[-size:])
+        policy.actor.train()
+        policy.critic.eval()
+        actions = perturbed(policy.actor, batch.observations, actions)
+        self.minimise(policy.actor, -policy.critic(batch.observations, actions)[0].mean())
+        self.follow(("actor", "critic"))
+
+
+STEPS = {BNIQL: ByHand.iql, BNTD3BC: ByHand.td3_bc, BNAWAC: ByHand.awac, BNBCQ: ByHand.bcq}
 
 
 def after_steps(cls, normalization, n_steps=3):
@@ -293,6 +348,15 @@ PLANTED = {
     ),
     "beta multiplies": (BNAWAC, awac_step, "awac_weights", lambda a, beta, *rest: awac_weights(a, 1 / beta, *rest)),
     "not a softmax": (BNAWAC, awac_step, "awac_weights", lambda a, beta, limit, _: awac_weights(a, beta, limit, "exp")),
+    "the smallest Q alone": (BNBCQ, bcq_step, "soft_clipped_value", lambda q, lmbda, n: soft_clipped_value(q, 1.0, n)),
+    "no best action": (
+        BNBCQ,
+        bcq_step,
+        "soft_clipped_value",
+        lambda q, lmbda, n: soft_clipped_value(q, lmbda, 1).reshape(-1, n).mean(dim=1, keepdim=True),
+    ),
+    "no divergence": (BNBCQ, bcq_step, "vae_loss", lambda decoded, actions, *_: (decoded - actions).square().mean()),
+    "BCQ has no targets": (BNBCQ, bcq_step, "move_targets", lambda *_: None),
     "AWAC has no targets": (BNAWAC, awac_step, "move_critic_target", lambda *_: None),
 }
 
@@ -332,7 +396,11 @@ def test_gradient_steps_are_counted_and_the_environment_is_left_alone(cls):
 @pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer"])
 def test_normalisations_by_a_word(cls, normalization):
     model = make(cls, policy_kwargs=dict(normalization=normalization)).learn(4)
-    networks = [model.actor, model.critic] + ([model.value] if cls is BNIQL else [])
+    networks = [model.actor, model.critic]
+    if cls is BNIQL:
+        networks.append(model.value)
+    elif cls is BNBCQ and normalization != "batch_layer":  # its inputs are not normalised
+        networks.append(model.vae)
     for network in networks:
         assert bool(network.norm_layers) == (normalization != "layer")
     assert make(cls).actor.norm_layers == ()
@@ -464,6 +532,8 @@ BAD = [
     (BNTD3BC, "normalize_observations", 2),
     (BNTD3BC, "policy_delay", 0),
     (BNTD3BC, "target_policy_noise", -1.0),
+    (BNBCQ, "lmbda", 1.1),
+    (BNBCQ, "n_target_actions", 0),
     (BNAWAC, "beta", 0.0),
     (BNAWAC, "weighting", "sum"),
 ]
@@ -473,6 +543,18 @@ BAD = [
 def test_bad_arguments(cls, name, value):
     with pytest.raises(ValueError, match=f"`{name}={value!r}` is not allowed"):
         make(cls, **{name: value})
+
+
+def test_bcq_chooses_the_best_of_its_samples():
+    model = make(BNBCQ, policy_kwargs=dict(n_sampled_actions=7)).learn(3)
+    policy, observation = model.policy, th.randn(1, 4)
+    actions = [policy.actor.perturbed_in(observation, policy.vae.generated_in(observation, z[None])) for z in policy.latents]
+    values = [policy.critic.q1_forward(observation, action).item() for action in actions]
+    chosen, _ = model.predict(observation.numpy(), deterministic=True)
+    np.testing.assert_allclose(chosen, actions[np.argmax(values)].detach(), atol=1e-6)
+    assert not np.array_equal(*(model.predict(observation.numpy())[0] for _ in range(2)))
+    with pytest.raises(ValueError, match="`phi=-1` is not allowed"):
+        make(BNBCQ, policy_kwargs=dict(phi=-1))
 
 
 def test_bad_environments_and_calls():

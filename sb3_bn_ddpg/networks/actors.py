@@ -46,6 +46,11 @@ class BaseActor(StateNetwork, BasePolicy):
         """
         raise NotImplementedError
 
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # The policy is deterministic: exploration is the business of the action noise
+        actions: th.Tensor = self(observation)
+        return actions
+
 
 class Actor(BaseActor):
     """
@@ -65,11 +70,6 @@ class Actor(BaseActor):
         :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         """
         actions: th.Tensor = self.mu(features)
-        return actions
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        # The policy is deterministic: exploration is the business of the action noise
-        actions: th.Tensor = self(observation)
         return actions
 
 

@@ -2,20 +2,22 @@
 
 import time
 from collections import deque
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.space_checks import check_spaces
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.offline.datasets import RewardScaling, dataset_buffer
+from sb3_bn_ddpg.offline.datasets import DatasetBuffer, RewardScaling, dataset_buffer
+from sb3_bn_ddpg.offline.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.offline.transitions import Dataset, transitions_of
 from sb3_bn_ddpg.saving.models import SelfSaving
 
@@ -159,13 +161,13 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        if self._steps_environment:
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # As SB3's, without its reset of the environment
         self._check_arguments()  # attributes may have been set since
-        if self.replay_buffer is None or self.replay_buffer.size() == 0:
-            raise ValueError(
-                "`dataset=None` is not allowed for learning: load the model with it, "
-                f"`{type(self).__name__}.load(path, dataset=...)`"
-            )
+        buffer = self.replay_buffer
+        if not isinstance(buffer, MixedReplayBuffer) and (buffer is None or buffer.size() == 0):
+            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
         if self.env is None:  # of a model that was loaded without one; callbacks ask for it
             self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
         self._set_up_update()
@@ -212,6 +214,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if log_interval is not None:
             check_number("log_interval", log_interval, low=1, integer=True)
         self._schedule_timesteps = schedule_timesteps
+        self._steps_environment = False
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
@@ -230,6 +233,74 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
                 self._dump_gradient_steps()
         callback.on_training_end()
         return self
+
+    def learn_online(
+        self: SelfOffline,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
+        dataset_share: float | None = 0.5,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 0,
+        action_noise: ActionNoise | Literal["normal", "ou"] | None = None,
+    ) -> SelfOffline:
+        """
+        Go on learning in the environment, one gradient step for each of its steps. The first arguments are those of
+        :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold from the call that
+        gives them on, but for ``buffer_size``, which is that of the first call.
+
+        Rewards of the environment are multiplied by what ``reward_scaling`` made of the dataset's. ``learn`` goes on with the
+        dataset and the new transitions, as ``dataset_share`` says.
+
+        :param total_timesteps: Number of environment steps
+        :param callback: Callback(s) called at every step with the state of the algorithm
+        :param log_interval: Number of episodes between two logs
+        :param tb_log_name: Name of the run for TensorBoard (if empty: the class's)
+        :param reset_num_timesteps: Whether to start counting steps anew; if not, gradient steps count as steps so far
+        :param progress_bar: Whether to display a progress bar
+        :param schedule_timesteps: Number of steps, those of earlier calls included, after which schedules end (>= 1)
+        :param dataset_share: How much of each minibatch is from the dataset, in [0, 1]: 0.5 as in
+            `RLPD <https://arxiv.org/abs/2302.02948>`_. With None, the dataset and the new transitions are one replay buffer.
+        :param buffer_size: Size of the replay buffer of new transitions (>= 1)
+        :param learning_starts: How many steps to act at random before the first gradient step
+        :param action_noise: Noise that is added to the actions: ``"normal"``, ``"ou"``, an instance, or None for a policy
+            whose actions are random by themselves
+        :return: The trained model
+        :raises ValueError: if an argument is out of its range, the model has no dataset or no environment
+        :raises RuntimeError: if the model was made without an environment
+        """
+        if dataset_share is not None:
+            check_number("dataset_share", dataset_share, low=0, high=1)
+        check_number("buffer_size", buffer_size, low=1, integer=True)
+        buffer = self.replay_buffer
+        if not isinstance(buffer, (DatasetBuffer, MixedReplayBuffer)):
+            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        if self.env is None:
+            raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        if isinstance(buffer, DatasetBuffer):
+            self._learning_guard.note_rewards(self)  # the dataset's, while they are the replay buffer's
+            buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
+            self.replay_buffer = buffer
+        buffer.dataset_share = dataset_share
+        self.learning_starts, self.action_noise = learning_starts, action_noise  # type: ignore[assignment]  # words, too
+        self._steps_environment = True
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            schedule_timesteps,
+        )
+
+    @property
+    def _how_to_load(self) -> str:
+        return f"load the model with it, `{type(self).__name__}.load(path, dataset=...)`"
 
     def _dump_gradient_steps(self) -> None:
         """Write the log: the last step's losses and values, and how fast the steps are."""

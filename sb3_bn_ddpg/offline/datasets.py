@@ -19,6 +19,16 @@ OUTSIDE = 1e-3
 """How far actions may lie outside of their space, in units of its half width: rounding. They are clipped to it."""
 
 
+class DatasetBuffer(ReplayBuffer):
+    """
+    A replay buffer made of a dataset. The parameters are those of SB3's.
+
+    :ivar reward_factor: What the rewards were multiplied by
+    """
+
+    reward_factor: float = 1.0
+
+
 def dataset_buffer(
     dataset: Dataset,
     observation_space: spaces.Space[Any],
@@ -26,7 +36,7 @@ def dataset_buffer(
     device: th.device | str = "cpu",
     reward_scaling: RewardScaling = None,
     action_limit: float = 1.0,
-) -> ReplayBuffer:
+) -> DatasetBuffer:
     """
     Make a replay buffer of a dataset, of just its size. The buffer's samples end (``dones``) where an episode terminated, and
     not where it was cut off.
@@ -87,9 +97,11 @@ def dataset_buffer(
     terminations, truncations = arrays["terminations"] != 0, arrays.get("truncations")
     ends = episode_ends(arrays["observations"], arrays["next_observations"], terminations, truncations)
     rewards = arrays["rewards"].astype(np.float64)
-    rewards = rewards * reward_factor(rewards, ends, reward_scaling)
+    factor = reward_factor(rewards, ends, reward_scaling)
+    rewards = factor * rewards
 
-    buffer = ReplayBuffer(n, observation_space, action_space, device=device)
+    buffer = DatasetBuffer(n, observation_space, action_space, device=device)
+    buffer.reward_factor = factor
     dtype = np.float32 if np.dtype(observation_space.dtype).kind == "f" else observation_space.dtype
     for name in ("observations", "next_observations"):
         setattr(buffer, name, arrays[name].reshape(n, 1, *stored_shape).astype(dtype))

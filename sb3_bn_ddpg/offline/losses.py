@@ -5,6 +5,8 @@ from typing import Literal
 import torch as th
 from torch.nn import functional as F
 
+from sb3_bn_ddpg.critic_step.step import smallest
+
 Weighting = Literal["exp", "softmax"]
 """How AWAC makes weights of advantages: exp(A / beta) below a limit, or the batch size times the softmax of A / beta."""
 
@@ -72,3 +74,33 @@ def td3_bc_loss(
     bc_loss = F.mse_loss(policy_actions, actions)
     factor = alpha / q_values.abs().mean().detach()
     return -factor * q_values.mean() + bc_loss, bc_loss.detach()
+
+
+def vae_loss(decoded: th.Tensor, actions: th.Tensor, mean: th.Tensor, log_std: th.Tensor) -> th.Tensor:
+    """
+    BCQ's loss of the generative model: mean squared error of the decoded actions, and half the mean over the latent entries of
+    the Kullback-Leibler divergence of the encoder's Gaussian from the standard normal one.
+
+    :param decoded: Decoded actions, of shape ``(batch_size, action_dim)``
+    :param actions: The data's actions, of the same shape
+    :param mean: Mean of the encoder's Gaussian, of shape ``(batch_size, latent_dim)``
+    :param log_std: Logarithm of its standard deviation, of the same shape
+    :return: The loss, a scalar
+    """
+    divergence = -0.5 * (1 + 2 * log_std - mean.square() - (2 * log_std).exp()).mean()
+    return F.mse_loss(decoded, actions) + 0.5 * divergence
+
+
+def soft_clipped_value(q_values: tuple[th.Tensor, ...], lmbda: float, n_actions: int) -> th.Tensor:
+    """
+    BCQ's value of a state: the largest over sampled actions of lambda min Q + (1 - lambda) max Q.
+
+    :param q_values: Each critic's values of the sampled actions, those of a state after each other, of shape
+        ``(batch_size * n_actions, 1)`` each
+    :param lmbda: Weight of the smallest value, in [0, 1]
+    :param n_actions: Number of actions sampled in each state
+    :return: The values, of shape ``(batch_size, 1)``
+    """
+    largest = th.cat(q_values, dim=1).amax(dim=1, keepdim=True)
+    mixed = lmbda * smallest(q_values) + (1 - lmbda) * largest
+    return mixed.reshape(-1, n_actions).amax(dim=1, keepdim=True)
