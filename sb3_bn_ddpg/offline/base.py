@@ -290,12 +290,12 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         self._steps_environment = True
         return super().learn(
             total_timesteps,
-            callback,
-            log_interval,
-            tb_log_name,
-            reset_num_timesteps,
-            progress_bar,
-            schedule_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+            schedule_timesteps=schedule_timesteps,
         )
 
     @property
