@@ -557,6 +557,22 @@ def test_bcq_chooses_the_best_of_its_samples():
         make(BNBCQ, policy_kwargs=dict(phi=-1))
 
 
+@pytest.mark.parametrize("cls", ALL)
+def test_onnx_holds_the_deterministic_policy(cls, tmp_path):
+    for package in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    model = make(cls, policy_kwargs=dict(normalization="batch")).learn(3)
+    model.export_onnx(tmp_path / "policy.onnx")
+    observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
+    (actions,) = session.run(None, {"observation": observations})
+    np.testing.assert_allclose(actions, model.predict(observations, deterministic=True)[0], atol=1e-5)
+    with pytest.raises(ValueError, match=r"cannot be exported: only .* can, which need no code in the file"):
+        model.export_policy(tmp_path / "policy")
+
+
 def test_bad_environments_and_calls():
     with pytest.raises(ValueError, match="`env` with 2 environments is not allowed: it must be a single one"):
         make(BNIQL, env=DummyVecEnv([VectorEnv, VectorEnv]))

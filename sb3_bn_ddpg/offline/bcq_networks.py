@@ -200,13 +200,14 @@ class BNBCQPolicy(OfflinePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         assert isinstance(observation, th.Tensor)
-        n_states, n_actions = len(observation), len(self.latents)
-        repeated = observation.repeat_interleave(n_actions, dim=0)  # (n_states * n_actions, ...)
-        latents = self.latents.repeat(n_states, 1)
-        actions = self.vae.generated_in(repeated, latents if deterministic else th.randn_like(latents))
-        actions = self.actor.perturbed_in(repeated, actions)
-        best = self.critic.q1_forward(repeated, actions).reshape(n_states, n_actions).argmax(dim=1)
-        actions = actions.reshape(n_states, n_actions, -1)
+        # Shapes by -1 and expand: the exporter to ONNX would take a number of states for a constant
+        n_actions, latent_dim = self.latents.shape
+        inputs = observation.unsqueeze(1).expand(-1, n_actions, *observation.shape[1:]).flatten(0, 1)
+        latents = self.latents.expand(observation.shape[0], n_actions, latent_dim).flatten(0, 1)
+        actions = self.vae.generated_in(inputs, latents if deterministic else th.randn_like(latents))
+        actions = self.actor.perturbed_in(inputs, actions)  # (n_states * n_actions, action_dim)
+        best = self.critic.q1_forward(inputs, actions).reshape(-1, n_actions).argmax(dim=1)
+        actions = actions.reshape(-1, n_actions, actions.shape[1])
         return actions.gather(1, best.reshape(-1, 1, 1).expand(-1, 1, actions.shape[2])).squeeze(1)
 
     def set_training_mode(self, mode: bool) -> None:
