@@ -8,6 +8,12 @@ from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
 from sb3_bn_ddpg.export.files import load_policy
 from sb3_bn_ddpg.networks.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_bn_ddpg.offline.awac import BNAWAC
+from sb3_bn_ddpg.offline.bcq import BNBCQ
+from sb3_bn_ddpg.offline.datasets import dataset_buffer
+from sb3_bn_ddpg.offline.iql import BNIQL
+from sb3_bn_ddpg.offline.recording import record_dataset
+from sb3_bn_ddpg.offline.td3_bc import BNTD3BC
 from sb3_bn_ddpg.pixels.dm_control import register_environments
 from sb3_bn_ddpg.pixels.frame_buffer import FrameReplayBuffer
 from sb3_bn_ddpg.pixels.observation import PixelObservation
@@ -18,9 +24,13 @@ from sb3_bn_ddpg.td3.bn_td3 import BNTD3
 __version__ = version("sb3-bn-ddpg")
 
 __all__ = [
+    "BNAWAC",
+    "BNBCQ",
     "BNDDPG",
+    "BNIQL",
     "BNSAC",
     "BNTD3",
+    "BNTD3BC",
     "CROSSQ",
     "CheckpointEvery",
     "CnnPolicy",
@@ -32,7 +42,9 @@ __all__ = [
     "OrnsteinUhlenbeckNoise",
     "PixelObservation",
     "__version__",
+    "dataset_buffer",
     "load_policy",
+    "record_dataset",
 ]
 
 register_environments()

@@ -38,6 +38,9 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     if re.search(r"import.*zoo", code_of_page):
         pytest.importorskip("rl_zoo3")
         request.getfixturevalue("zoo_registrations")
+    if "record_dataset" in code_of_page:
+        pytest.importorskip("minari")
+        monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
     if "bn_ddpg/cartpole" in code_of_page:
         pytest.importorskip("dm_control")
     if "export_onnx" in code_of_page:

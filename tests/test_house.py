@@ -16,7 +16,7 @@ FLOORS = [
     ["saving"],
     ["critic_step"],
     ["off_policy", "deterministic"],
-    ["ddpg", "td3", "sac"],
+    ["ddpg", "td3", "sac", "offline"],
     ["zoo"],
     ["__init__"],
     ["cli"],

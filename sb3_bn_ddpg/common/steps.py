@@ -25,6 +25,18 @@ class UpdateInfo(NamedTuple):
     """Its loss, if it is learned"""
     entropy: th.Tensor | None = None
     """Mean of -log pi(a|s) over the actions of the actor's loss"""
+    value_loss: th.Tensor | None = None
+    """Loss of the value function V, of an algorithm that has one"""
+    v_value: th.Tensor | None = None
+    """Mean of V(s) before the step"""
+    advantage: th.Tensor | None = None
+    """Mean of the advantages in the actor's loss"""
+    weight: th.Tensor | None = None
+    """Mean of the weights that the actor's loss makes of them"""
+    bc_loss: th.Tensor | None = None
+    """Mean squared distance of the policy's actions from those of the data"""
+    vae_loss: th.Tensor | None = None
+    """Loss of the generative model of the data's actions"""
 
 
 Batch = ReplayBufferSamples | DictReplayBufferSamples

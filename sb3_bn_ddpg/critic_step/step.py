@@ -64,15 +64,34 @@ def critic_step(
             # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss too
             features = critic.forward_with(use, batch.observations, part=critic.features)
             q_values = critic.forward_with(use, features, batch.actions, part=critic.values_of)
-    loss = factor * th.stack([F.mse_loss(q, target) for q in q_values]).sum()
-    critic.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    critic.optimizer.step()
-    restore_norms(nets.fixed_norm_critic_weights)
-    values = th.cat(q_values, dim=1).detach()
     # Shared features are those of before this step: the convolutions are the most expensive part of a pass, and one step of
     # theirs changes little
-    features = None if features is None else features.detach()
+    return fit(nets, q_values, target, None if features is None else features.detach(), factor)
+
+
+def fit(
+    nets: Networks,
+    q_values: tuple[th.Tensor, ...],
+    target: th.Tensor,
+    features: th.Tensor | None = None,
+    factor: float = 1.0,
+) -> CriticStep:
+    """
+    One step of the critics' optimizer towards a target.
+
+    :param nets: The networks, with the optimizer of the critics
+    :param q_values: Each critic's Q-values, of shape ``(batch_size, 1)`` each
+    :param target: The target, of the same shape, without a gradient
+    :param features: Features for the actor's half, without a gradient
+    :param factor: Of the loss
+    :return: What the actor's half needs, and what is reported
+    """
+    loss = factor * th.stack([F.mse_loss(q, target) for q in q_values]).sum()
+    nets.critic.optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nets.critic.optimizer.step()
+    restore_norms(nets.fixed_norm_critic_weights)
+    values = th.cat(q_values, dim=1).detach()
     return CriticStep(features, loss.detach(), values.mean(), values.abs().mean(), target.mean())
 
 

@@ -13,12 +13,19 @@ import torch as th
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.critic_step.step import Act, critic_step, smallest
-from sb3_bn_ddpg.networks.actor_critic import Networks, move_targets, restore_norms
+from sb3_bn_ddpg.networks.actor_critic import Networks, descend, move_targets
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics
 
 ActorLossCritics = Literal["first", "smallest"]
 """Whose value the actor's loss ascends: the first critic's, as in TD3, or in each state the smallest, as in SAC and CrossQ."""
+
+
+ActorLoss = Callable[[Networks, Batch, PassStatistics, th.Tensor | None], tuple[th.Tensor, dict[str, th.Tensor]]]
+"""
+Of networks, minibatch, statistics and features (as for :func:`actor_loss`), the loss and what else
+:class:`~sb3_bn_ddpg.common.steps.UpdateInfo` reports.
+"""
 
 
 def gradient_step(
@@ -30,6 +37,7 @@ def gradient_step(
     update_actor: bool = True,
     noise: th.Tensor | None = None,
     actor_loss_critics: ActorLossCritics = "first",
+    loss_of: ActorLoss | None = None,
 ) -> UpdateInfo:
     """
     Minimise the critics' loss, ascend the deterministic policy gradient, move the target networks.
@@ -43,24 +51,24 @@ def gradient_step(
         target networks stay as they are, but for statistics that the target's own pass updates
     :param noise: What is added to the target's actions, of shape ``(batch_size, action_dim)`` (if None: nothing)
     :param actor_loss_critics: Whose value the actor's loss ascends
+    :param loss_of: Another loss of the actor, as TD3+BC has (if None: :func:`actor_loss`)
     :return: Losses and values of this step
     """
     critics = critic_step(nets, batch, gamma, statistics, acting(noise))
     if not update_actor:
         return UpdateInfo(None, **critics.reported)
 
-    loss = actor_loss(nets, batch, statistics, critics.features, actor_loss_critics)
-    nets.actor.optimizer.zero_grad()
-    # Only the actor's gradients: the critic's would be computed for nothing, and overwrite those of its own loss
-    if trained := nets.actor_parameters:
-        loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
-    nets.actor.optimizer.step()
-    restore_norms(nets.fixed_norm_actor_weights)
+    reported: dict[str, th.Tensor] = {}
+    if loss_of is None:
+        loss = actor_loss(nets, batch, statistics, critics.features, actor_loss_critics)
+    else:
+        loss, reported = loss_of(nets, batch, statistics, critics.features)
+    descend(nets, loss)
 
     if nets.actor_target is not nets.actor:
         move_targets(nets, tau, statistics)
 
-    return UpdateInfo(loss.detach(), **critics.reported)
+    return UpdateInfo(loss.detach(), **critics.reported, **reported)
 
 
 def acting(noise: th.Tensor | None) -> Act:
@@ -74,6 +82,20 @@ def acting(noise: th.Tensor | None) -> Act:
         return actions if noise is None else smoothed(actions, noise), None
 
     return act
+
+
+def clipped_noise(batch: Batch, sigma: float, limit: float) -> th.Tensor | None:
+    """
+    Draw the noise of TD3's target, as SB3's TD3 draws it, from the same generator.
+
+    :param batch: Transitions sampled from the replay buffer
+    :param sigma: Standard deviation of the noise, >= 0
+    :param limit: Limit for its absolute value, >= 0
+    :return: Noise of the shape of the actions, None if ``sigma`` is 0
+    """
+    if not sigma:
+        return None
+    return th.empty_like(batch.actions).normal_(0, sigma).clamp_(-limit, limit)
 
 
 def smoothed(actions: th.Tensor, noise: th.Tensor) -> th.Tensor:
@@ -103,6 +125,23 @@ def actor_loss(
     :param critics: Whose value it ascends
     :return: The loss, a scalar
     """
+    _, q_values = actions_and_values(nets, batch, statistics, features, critics)
+    return -q_values.mean()
+
+
+def actions_and_values(
+    nets: Networks, batch: Batch, statistics: PassStatistics, features: th.Tensor | None, critics: ActorLossCritics
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    What the policy does in the states of the minibatch, and what the critics think of it: the two passes of the actor's loss.
+
+    :param nets: The networks
+    :param batch: Transitions sampled from the replay buffer
+    :param statistics: Which batch-norm statistics each pass normalises with and updates
+    :param features: As for :func:`actor_loss`
+    :param critics: Whose value it is
+    :return: Actions of shape ``(batch_size, action_dim)`` and values of shape ``(batch_size, 1)``
+    """
     actor, critic = nets.actor, nets.critic
     # The actor normalises with the statistics of this batch and updates its running ones by them (default), the critics
     # normalise with their running statistics and update nothing (default); those whose value is not asked make no pass
@@ -115,4 +154,4 @@ def actor_loss(
         inputs = features, actions
         part = critic.first_value_of if critics == "first" else critic.values_of
     q_values = critic.forward_with(statistics.actor_loss_critic, *inputs, part=part)
-    return -(q_values if critics == "first" else smallest(q_values)).mean()
+    return actions, q_values if critics == "first" else smallest(q_values)

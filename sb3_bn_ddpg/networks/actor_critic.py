@@ -94,6 +94,21 @@ def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
         weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
 
 
+def descend(nets: Networks, loss: th.Tensor) -> None:
+    """
+    One step of the actor's optimizer.
+
+    :param nets: The networks
+    :param loss: The actor's loss, a scalar
+    """
+    nets.actor.optimizer.zero_grad()
+    # Only the actor's gradients: the critics' would be computed for nothing, and overwrite those of their own loss
+    if trained := nets.actor_parameters:
+        loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
+    nets.actor.optimizer.step()
+    restore_norms(nets.fixed_norm_actor_weights)
+
+
 def move_targets(nets: Networks, tau: float, statistics: PassStatistics) -> None:
     """
     Move the target networks: theta' = tau theta + (1 - tau) theta', and their running statistics by ``target_sync``.

@@ -1,4 +1,7 @@
-"""Actors: the paper's deterministic one, and one that draws its actions from a Gaussian squashed by tanh."""
+"""
+Actors: the paper's deterministic one, one that draws its actions from a Gaussian squashed by tanh, and those of the offline
+algorithms, whose Gaussian is not squashed.
+"""
 
 import math
 
@@ -43,6 +46,11 @@ class BaseActor(StateNetwork, BasePolicy):
         """
         raise NotImplementedError
 
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        # The policy is deterministic: exploration is the business of the action noise
+        actions: th.Tensor = self(observation)
+        return actions
+
 
 class Actor(BaseActor):
     """
@@ -62,11 +70,6 @@ class Actor(BaseActor):
         :return: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         """
         actions: th.Tensor = self.mu(features)
-        return actions
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        # The policy is deterministic: exploration is the business of the action noise
-        actions: th.Tensor = self(observation)
         return actions
 
 
@@ -133,3 +136,84 @@ class GaussianActor(BaseActor):
             return actions
         mean, log_std = self.gaussian_of(self.features(observation))
         return th.tanh(mean + log_std.exp() * th.randn_like(mean))
+
+
+class FixedStdActor(BaseActor):
+    """
+    The actor of IQL: a Gaussian around tanh(mean(s)), with the same standard deviation in all states. The density is not
+    squashed, so that any action in [-1, 1] has a finite one; actions drawn from it are clipped.
+
+    The parameters are those of :class:`~sb3_bn_ddpg.networks.base.StateNetwork`.
+    """
+
+    def _add_layers(self, layers: list[nn.Module], n_units: int, final_init: FinalInit) -> None:
+        action_dim = get_action_dim(self.action_space)
+        self.mu = nn.Sequential(*layers, output_linear(n_units, action_dim, final_init), nn.Tanh())
+        self.log_std = nn.Parameter(th.zeros(action_dim))
+
+    def actions_of(self, features: th.Tensor) -> th.Tensor:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :return: The means, which are the deterministic actions, of shape ``(batch_size, action_dim)``
+        """
+        actions: th.Tensor = self.mu(features)
+        return actions
+
+    @property
+    def bounded_log_std(self) -> th.Tensor:
+        """Logarithm of the standard deviation, in [-5, 2], of shape ``(action_dim,)``. It starts at 0."""
+        return self.log_std.clamp(-5.0, 2.0)
+
+    def log_prob_in(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param actions: Actions, of shape ``(batch_size, action_dim)``
+        :return: Logarithms of their probability densities, of shape ``(batch_size, 1)``
+        """
+        return self._log_prob(self(obs), actions)
+
+    def sampled_in(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param noise: Standard normal noise, of shape ``(batch_size, action_dim)``
+        :return: The actions that it makes, clipped to [-1, 1], of the same shape
+        """
+        return self._sampled(self(obs), noise)
+
+    def log_prob_and_sampled_in(self, obs: PyTorchObs, actions: th.Tensor, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Both from one pass.
+
+        :param obs: As of :meth:`log_prob_in`
+        :param actions: As of :meth:`log_prob_in`
+        :param noise: As of :meth:`sampled_in`
+        :return: What :meth:`log_prob_in` and :meth:`sampled_in` return
+        """
+        means = self(obs)
+        return self._log_prob(means, actions), self._sampled(means, noise)
+
+    def _log_prob(self, means: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        log_std = self.bounded_log_std
+        distances = (actions - means) * th.exp(-log_std)
+        log_densities = -0.5 * distances.square() - log_std - 0.5 * math.log(2 * math.pi)
+        return log_densities.sum(dim=1, keepdim=True)
+
+    def _sampled(self, means: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        return (means + self.bounded_log_std.exp() * noise).clamp(-1, 1)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        means: th.Tensor = self(observation)
+        return means if deterministic else self._sampled(means, th.randn_like(means))
+
+
+class SigmoidStdActor(FixedStdActor):
+    """
+    The actor of AWAC: as IQL's, with a sigmoid that keeps the logarithm of the standard deviation between -6 and 0.
+
+    The parameters are those of :class:`~sb3_bn_ddpg.networks.base.StateNetwork`.
+    """
+
+    @property
+    def bounded_log_std(self) -> th.Tensor:
+        """Logarithm of the standard deviation, in [-6, 0], of shape ``(action_dim,)``. It starts at -3."""
+        return -6.0 * th.sigmoid(-self.log_std)

@@ -125,11 +125,17 @@ class StateNetwork(Network):
             final_init=final_init,
             owns_features_extractor=owns_features_extractor,
         )
+        n_inputs = features_dim + self._n_further_inputs
         layers = [
-            *input_layers(features_extractor, features_dim, normalization),
-            *hidden_layers(features_dim, net_arch, activation_fn, normalization),
+            *input_layers(features_extractor, n_inputs, normalization),
+            *hidden_layers(n_inputs, net_arch, activation_fn, normalization),
         ]
-        self._add_layers(layers, net_arch[-1] if net_arch else features_dim, final_init)
+        self._add_layers(layers, net_arch[-1] if net_arch else n_inputs, final_init)
+
+    @property
+    def _n_further_inputs(self) -> int:
+        """Number of inputs behind the features, of a subclass that has some."""
+        return 0
 
     def _add_layers(self, layers: list[nn.Module], n_units: int, final_init: FinalInit) -> None:
         """

@@ -11,7 +11,7 @@ import torch as th
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.critic_step.step import Act, critic_step, smallest
-from sb3_bn_ddpg.networks.actor_critic import Networks, move_critic_target, restore_norms
+from sb3_bn_ddpg.networks.actor_critic import Networks, descend, move_critic_target
 from sb3_bn_ddpg.networks.actors import BaseActor, GaussianActor
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics
 
@@ -59,12 +59,7 @@ def gradient_step(
             ent_coef_loss.backward()  # type: ignore[no-untyped-call]
             nets.entropy.optimizer.step()
             reported["ent_coef_loss"] = ent_coef_loss.detach()
-        nets.actor.optimizer.zero_grad()
-        # Only the actor's gradients: the critics' would be computed for nothing, and overwrite those of their own loss
-        if trained := nets.actor_parameters:
-            loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
-        nets.actor.optimizer.step()
-        restore_norms(nets.fixed_norm_actor_weights)
+        descend(nets, loss)
         reported |= dict(actor_loss=loss.detach(), entropy=-log_prob.detach().mean())
 
     if update_targets and nets.critic_target is not nets.critic:

@@ -54,7 +54,10 @@ class CheckpointEvery(BaseCallback):
         self._is_between_steps = True
         # Of several environments, episodes end at different times
         self._waits_for_episode = (
-            self.model.n_envs == 1 and allows_resets(self.training_env) and capture(self.training_env).not_offered is not None
+            self.model._steps_environment
+            and self.model.n_envs == 1
+            and allows_resets(self.training_env)
+            and capture(self.training_env).not_offered is not None
         )
         self._has_episode_ended, self._is_continuing, self._due_since = False, False, None
 

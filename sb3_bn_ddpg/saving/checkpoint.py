@@ -88,7 +88,7 @@ def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
     check_finite_parameters(model)
     assert model.env is not None
     env_state = environment_state.capture(model.env)
-    if env_state.not_offered is not None and not model._is_new_episode_told:
+    if env_state.not_offered is not None and model._steps_environment and not model._is_new_episode_told:
         warnings.warn(
             f"Resuming from {path} will begin a new episode: {env_state.not_offered}. All else goes on where it was",
             stacklevel=3,
@@ -220,7 +220,7 @@ def restore_state(
     reason: str | None = "the state of the checkpoint's environment cannot be read"
     if env_state is not None:
         reason = environment_state.restore(model.env, env_state, new_episode)
-        if reason is not None and env_state.not_offered is None and not new_episode:
+        if reason is not None and env_state.not_offered is None and model._steps_environment and not new_episode:
             warnings.warn(f"The resumed training begins a new episode: {reason}", stacklevel=3)
     if state["shares_action_space"]:  # and its generator, from which the environment may draw as well
         model.action_space = _action_space(model.env) or model.action_space

@@ -22,6 +22,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
     :ivar _is_stopped: Whether a callback ended the last one, in the middle of a step
     :ivar _learned_normalized: Whether the last training's observations were those of ``VecNormalize``
     :ivar _pending_callback_states: Counters of a checkpoint's callbacks, for the next call of ``learn``
+    :ivar _steps_environment: Whether ``learn`` acts in the environment, so that a checkpoint must know where that is
     :ivar _is_new_episode_told: Whether a warning told that checkpoints resume with a new episode
     """
 
@@ -32,6 +33,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
     _is_stopped: bool = False
     _learned_normalized: bool = False
     _pending_callback_states: Any = None
+    _steps_environment: bool = True
     _is_new_episode_told: bool = False
 
     @property

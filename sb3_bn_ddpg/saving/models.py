@@ -242,7 +242,7 @@ class SavingAlgorithm(StepLifeCycle):
         """
         path = existing_file(path, "pkl")
         if isinstance(path, pathlib.Path):
-            _check_pickle(path)
+            check_pickle(path)
         before = getattr(self, "replay_buffer", None)  # deleted, to free its memory
         try:
             with clear_errors(path):
@@ -383,7 +383,7 @@ def _check_model_file(path: Any) -> None:
             path.seek(position)
 
 
-def _check_pickle(path: pathlib.Path) -> None:
+def check_pickle(path: pathlib.Path) -> None:
     """
     :param path: The file of a replay buffer
     :raises FileError: if it was altered. Files that SB3 wrote have no checksum and pass.

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.deterministic.engine_step import step_on_engine
-from sb3_bn_ddpg.deterministic.step import ActorLossCritics, gradient_step
+from sb3_bn_ddpg.deterministic.step import ActorLossCritics, clipped_noise, gradient_step
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.policies import BNTD3CnnPolicy, BNTD3MultiInputPolicy, BNTD3Policy
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync, TargetStatistics
@@ -159,11 +159,7 @@ class BNTD3(BNOffPolicyAlgorithm):
         check_choice("actor_loss_critics", self.actor_loss_critics, get_args(ActorLossCritics))
 
     def _step_noise(self, batch: Batch) -> th.Tensor | None:
-        if not self.target_policy_noise:
-            return None
-        # As SB3's TD3 draws it, from the same generator
-        noise = th.empty_like(batch.actions).normal_(0, self.target_policy_noise)
-        return noise.clamp_(-self.target_noise_clip, self.target_noise_clip)
+        return clipped_noise(batch, self.target_policy_noise, self.target_noise_clip)
 
     def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
         statistics = self._pass_statistics

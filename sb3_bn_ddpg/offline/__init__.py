@@ -1,0 +1,1 @@
+"""Learning from stored transitions, without an environment."""

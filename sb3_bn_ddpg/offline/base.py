@@ -1,0 +1,328 @@
+"""The base of the offline algorithms: a dataset in the place of an environment, gradient steps in the place of steps."""
+
+import time
+from collections import deque
+from typing import Any, ClassVar, Literal, TypeVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import configure_logger
+
+from sb3_bn_ddpg.common.checks import check_number
+from sb3_bn_ddpg.common.space_checks import check_spaces
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+from sb3_bn_ddpg.offline.datasets import DatasetBuffer, RewardScaling, dataset_buffer
+from sb3_bn_ddpg.offline.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg.offline.transitions import Dataset, transitions_of
+from sb3_bn_ddpg.saving.models import SelfSaving
+
+SelfOffline = TypeVar("SelfOffline", bound="BNOfflineAlgorithm")
+
+ONLINE_ARGUMENTS: dict[str, Any] = dict(
+    buffer_size=1,  # of the empty one of a model without a dataset
+    learning_starts=0,
+    train_freq=1,
+    gradient_steps=1,
+    action_noise=None,
+    replay_buffer_class=None,
+    replay_buffer_kwargs=None,
+    optimize_memory_usage=False,
+    n_steps=1,
+)
+"""Arguments of the base that mean nothing while nothing is collected."""
+FIXED_ARGUMENTS: dict[str, Any] = dict(
+    policy_delay=1,
+    use_target_networks=True,
+    weight_normalization=None,
+    fast_update=False,  # until a step is written on the engine's operations
+    allow_nan_observations=None,
+    actor_loss_critic_statistics="running",
+)
+"""Arguments of the base that an offline algorithm need not have."""
+
+
+class NoEnvironment(gym.Env[Any, Any]):
+    """
+    Stands where SB3 asks for an environment, of a model that has none: it has spaces, and cannot be acted in.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """
+        :param seed: Without effect
+        :param options: Without effect
+        :raises RuntimeError: in any case
+        """
+        raise RuntimeError(
+            "The model has no environment to act in: give it one with `set_env`, or evaluate it in one of yours"
+        )
+
+    def step(self, action: Any) -> Any:
+        """
+        :param action: Without effect
+        :raises RuntimeError: in any case
+        """
+        return self.reset()
+
+
+def no_environment(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> gym.Env[Any, Any]:
+    """
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :return: A :class:`NoEnvironment` made as Gymnasium makes environments, so that a checkpoint can make it anew
+    """
+    kwargs = dict(observation_space=observation_space, action_space=action_space)
+    entry_point: Any = NoEnvironment
+    spec = EnvSpec("NoEnvironment-v0", entry_point=entry_point, kwargs=kwargs, disable_env_checker=True)
+    env: gym.Env[Any, Any] = gym.make(spec)
+    return env
+
+
+class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
+    """
+    An algorithm that learns from stored transitions. ``learn(n)`` makes ``n`` gradient steps and leaves the environment alone;
+    ``num_timesteps``, and with it the progress bar, callbacks, TensorBoard and schedules, counts these.
+
+    The transitions are the model's replay buffer. As any replay buffer they are no part of the file of ``save``: for more
+    learning, ``load(path, dataset=...)`` takes them again. They are in the file of ``save_checkpoint``, from which ``resume``
+    goes on to the bit without the dataset; so each checkpoint takes as much disk as they take memory.
+
+    A subclass has a signature and the definition of a gradient step, as of
+    :class:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm`.
+
+    :param arguments: The arguments of the subclass's constructor, by name; those of the base that are missing get the values
+        of this file
+    :raises ValueError: if an argument is out of its range, or the dataset does not fit the environment
+    """
+
+    has_target_actor: ClassVar[bool] = False
+    _steps_environment = False
+    action_limit: ClassVar[float] = 1.0
+    """What the dataset's actions are clipped to, scaled to [-1, 1]"""
+
+    dataset: Dataset
+    reward_scaling: RewardScaling = None
+
+    def __init__(self, **arguments: Any) -> None:
+        setup = arguments.pop("_init_setup_model")
+        if arguments["dataset"] is not None:
+            arguments["dataset"] = transitions_of(arguments["dataset"])
+        data = arguments["dataset"]
+        if arguments["env"] is None and data is not None:
+            if None in (data.observation_space, data.action_space):
+                raise ValueError(
+                    "`env=None` is not allowed with a dataset that does not know its spaces: it must be an environment"
+                )
+            check_spaces(data.observation_space, data.action_space, arguments["policy"])
+            arguments["env"] = no_environment(data.observation_space, data.action_space)
+        super().__init__(**(ONLINE_ARGUMENTS | FIXED_ARGUMENTS | arguments | dict(_init_setup_model=setup)))
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        data, self.dataset = self.dataset, None  # or it would be in memory twice
+        if data is not None:
+            self.replay_buffer = dataset_buffer(
+                data,
+                self.observation_space,
+                self.action_space,  # type: ignore[arg-type]  # a Box: it has been checked
+                self.device,
+                self.reward_scaling,
+                self.action_limit,
+            )
+        super()._setup_model()
+        if data is not None:
+            self._use_dataset()
+
+    def _use_dataset(self) -> None:
+        """Take what else the algorithm has from a dataset, when a model is made. A loaded model gets the saved one's back."""
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if self.n_envs != 1 and self.env is not None:
+            raise ValueError(f"`env` with {self.n_envs} environments is not allowed: it must be a single one")
+        if self.reward_scaling is not None:
+            check_number("reward_scaling", self.reward_scaling, low=0, low_open=True, words=("return_range",))
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self._steps_environment:
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        # As SB3's, without its reset of the environment
+        self._check_arguments()  # attributes may have been set since
+        buffer = self.replay_buffer
+        if not isinstance(buffer, MixedReplayBuffer) and (buffer is None or buffer.size() == 0):
+            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        if self.env is None:  # of a model that was loaded without one; callbacks ask for it
+            self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
+        self._set_up_update()
+        self.start_time = time.time_ns()
+        if self.ep_info_buffer is None or self.ep_success_buffer is None or reset_num_timesteps:
+            self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+            self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        if reset_num_timesteps:
+            self.num_timesteps = 0
+        self._num_timesteps_at_start = self.num_timesteps
+        self._total_timesteps = self.num_timesteps + total_timesteps
+        if not self._custom_logger:
+            self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
+        if self._total_timesteps > 0:
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        return self._total_timesteps, self._init_callback(callback, progress_bar)
+
+    def learn(
+        self: SelfOffline,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 1000,
+        tb_log_name: str = "",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
+    ) -> SelfOffline:
+        """
+        Make gradient steps on the dataset.
+
+        :param total_timesteps: Number of gradient steps
+        :param callback: Callback(s) called at every gradient step with the state of the algorithm
+        :param log_interval: Number of gradient steps between two logs (if None: none)
+        :param tb_log_name: Name of the run for TensorBoard (if empty: the class's)
+        :param reset_num_timesteps: Whether to start counting steps anew
+        :param progress_bar: Whether to display a progress bar
+        :param schedule_timesteps: Number of gradient steps, those of earlier calls included, after which schedules end (>= 1).
+            If None, they end with this call; give it if this call is a part of a longer training.
+        :return: The trained model
+        :raises ValueError: if the model has no dataset, or a loss is not finite
+        """
+        if schedule_timesteps is not None:
+            check_number("schedule_timesteps", schedule_timesteps, low=1, integer=True)
+        if log_interval is not None:
+            check_number("log_interval", log_interval, low=1, integer=True)
+        self._schedule_timesteps = schedule_timesteps
+        self._steps_environment = False
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        dones = np.zeros(1, dtype=bool)  # SB3's callbacks look for it among the local variables: no episode ends
+        callback.on_training_start(locals(), globals())
+        goes_on = True
+        while goes_on and self.num_timesteps < total_timesteps:
+            callback.on_rollout_start()
+            self.train(gradient_steps=1, batch_size=self.batch_size)
+            self.num_timesteps += 1
+            self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+            callback.update_locals(locals() | dict(dones=dones))
+            goes_on = callback.on_step()
+            callback.on_rollout_end()
+            if log_interval is not None and self.num_timesteps % log_interval == 0:
+                self._dump_gradient_steps()
+        callback.on_training_end()
+        return self
+
+    def learn_online(
+        self: SelfOffline,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        schedule_timesteps: int | None = None,
+        dataset_share: float | None = 0.5,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 0,
+        action_noise: ActionNoise | Literal["normal", "ou"] | None = None,
+    ) -> SelfOffline:
+        """
+        Go on learning in the environment, one gradient step for each of its steps. The first arguments are those of
+        :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold from the call that
+        gives them on, but for ``buffer_size``, which is that of the first call.
+
+        Rewards of the environment are multiplied by what ``reward_scaling`` made of the dataset's. ``learn`` goes on with the
+        dataset and the new transitions, as ``dataset_share`` says.
+
+        :param total_timesteps: Number of environment steps
+        :param callback: Callback(s) called at every step with the state of the algorithm
+        :param log_interval: Number of episodes between two logs
+        :param tb_log_name: Name of the run for TensorBoard (if empty: the class's)
+        :param reset_num_timesteps: Whether to start counting steps anew; if not, gradient steps count as steps so far
+        :param progress_bar: Whether to display a progress bar
+        :param schedule_timesteps: Number of steps, those of earlier calls included, after which schedules end (>= 1)
+        :param dataset_share: How much of each minibatch is from the dataset, in [0, 1]: 0.5 as in
+            `RLPD <https://arxiv.org/abs/2302.02948>`_. With None, the dataset and the new transitions are one replay buffer.
+        :param buffer_size: Size of the replay buffer of new transitions (>= 1)
+        :param learning_starts: How many steps to act at random before the first gradient step
+        :param action_noise: Noise that is added to the actions: ``"normal"``, ``"ou"``, an instance, or None for a policy
+            whose actions are random by themselves
+        :return: The trained model
+        :raises ValueError: if an argument is out of its range, the model has no dataset or no environment
+        :raises RuntimeError: if the model was made without an environment
+        """
+        if dataset_share is not None:
+            check_number("dataset_share", dataset_share, low=0, high=1)
+        check_number("buffer_size", buffer_size, low=1, integer=True)
+        buffer = self.replay_buffer
+        if not isinstance(buffer, (DatasetBuffer, MixedReplayBuffer)):
+            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        if self.env is None:
+            raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        if isinstance(buffer, DatasetBuffer):
+            self._learning_guard.note_rewards(self)  # the dataset's, while they are the replay buffer's
+            buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
+            self.replay_buffer = buffer
+        buffer.dataset_share = dataset_share
+        self.learning_starts, self.action_noise = learning_starts, action_noise  # type: ignore[assignment]  # words, too
+        self._steps_environment = True
+        return super().learn(
+            total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+            schedule_timesteps=schedule_timesteps,
+        )
+
+    @property
+    def _how_to_load(self) -> str:
+        return f"load the model with it, `{type(self).__name__}.load(path, dataset=...)`"
+
+    def _dump_gradient_steps(self) -> None:
+        """Write the log: the last step's losses and values, and how fast the steps are."""
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+    @classmethod
+    def load(cls: type[SelfSaving], *args: Any, **kwargs: Any) -> SelfSaving:
+        """
+        Load the model from a zip-file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load`, whose arguments it has. To
+        predict, the file is enough; to learn on, pass the ``dataset`` too.
+
+        :param args: As of the base
+        :param kwargs: As of the base; ``dataset`` is what it learns from
+        :return: The model
+        """
+        if kwargs.get("dataset") is not None:
+            kwargs["dataset"] = transitions_of(kwargs["dataset"])
+        return super().load(*args, **kwargs)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "dataset"]

@@ -1,0 +1,78 @@
+"""A replay buffer of new transitions beside a dataset, for learning that goes on in the environment."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from numpy.typing import NDArray
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_bn_ddpg.offline.datasets import DatasetBuffer
+
+
+class MixedReplayBuffer(ReplayBuffer):
+    """
+    SB3's replay buffer, whose minibatches are partly from a dataset.
+
+    :param args: As of SB3's
+    :param dataset: The dataset
+    :param dataset_share: How much of each minibatch is from the dataset, in [0, 1]. If None, any transition is as probable as
+        any other, wherever it is from. Before there are new transitions, all of it is.
+    :param kwargs: As of SB3's
+    """
+
+    def __init__(self, *args: Any, dataset: DatasetBuffer, dataset_share: float | None = 0.5, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dataset, self.dataset_share = dataset, dataset_share
+
+    def add(
+        self,
+        obs: NDArray[Any],
+        next_obs: NDArray[Any],
+        action: NDArray[Any],
+        reward: NDArray[Any],
+        done: NDArray[Any],
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Add a transition, its reward scaled as the dataset's.
+
+        :param obs: The observation
+        :param next_obs: The next one
+        :param action: The action, scaled to [-1, 1]
+        :param reward: The reward
+        :param done: Whether the episode ended
+        :param infos: Whether by a time limit, among others
+        """
+        super().add(obs, next_obs, action, self.dataset.reward_factor * reward, done, infos)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """
+        :param batch_size: Number of transitions
+        :param env: What normalises them
+        :return: The minibatch, those of the dataset first
+        """
+        if self.size() == 0:
+            n_stored = batch_size
+        elif self.dataset_share is None:
+            n_stored = np.random.binomial(batch_size, self.dataset.size() / (self.dataset.size() + self.size()))
+        else:
+            n_stored = round(self.dataset_share * batch_size)
+        self.dataset.device = self.device
+        if n_stored == batch_size:
+            return self.dataset.sample(batch_size, env)
+        new = super().sample(batch_size - n_stored, env)
+        return new if n_stored == 0 else _joined(self.dataset.sample(n_stored, env), new)
+
+
+def _joined(first: ReplayBufferSamples, second: ReplayBufferSamples) -> ReplayBufferSamples:
+    """
+    :param first: Transitions
+    :param second: Transitions
+    :return: Both
+    """
+    columns: Any = zip(first, second, strict=True)
+    joined: list[Any] = [None if one is None else th.cat([one, other]) for one, other in columns]
+    return ReplayBufferSamples(*joined)

@@ -1,0 +1,278 @@
+"""What offline algorithms learn from: every kind of dataset becomes the same replay buffer, a bad one a clear error."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from conftest import VectorEnv
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+
+from sb3_bn_ddpg import BNDDPG, BNIQL, FileError, dataset_buffer
+from sb3_bn_ddpg.offline.datasets import episode_ends, episode_returns
+
+OBS = spaces.Box(-np.inf, np.inf, (3,))
+ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+
+
+def arrays(n=40, length=10, seed=0):
+    """Four episodes, the first two of which terminate."""
+    rng = np.random.default_rng(seed)
+    observations = rng.normal(size=(n + n // length, 3))  # each episode has one more
+    rows = np.arange(n) + np.arange(n) // length
+    ends = np.arange(n) % length == length - 1
+    return dict(
+        observations=observations[rows],
+        actions=rng.uniform(ACTIONS.low, ACTIONS.high, size=(n, 2)),
+        rewards=rng.normal(size=n),
+        next_observations=observations[rows + 1],
+        terminations=ends & (np.arange(n) < 2 * length),
+        truncations=ends & (np.arange(n) >= 2 * length),
+    )
+
+
+def scaled(actions):
+    return 2 * (actions - ACTIONS.low) / (ACTIONS.high - ACTIONS.low) - 1
+
+
+def sampled_dones(buffer):
+    return (buffer.dones * (1 - buffer.timeouts))[:, 0]
+
+
+def assert_holds(buffer, data):
+    assert (buffer.size(), buffer.buffer_size, buffer.n_envs) == (len(data["rewards"]), len(data["rewards"]), 1)
+    for name in ("observations", "next_observations", "rewards"):
+        array = getattr(buffer, name)
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array[:, 0], data[name].astype(np.float32))
+    np.testing.assert_allclose(buffer.actions[:, 0], scaled(data["actions"]), atol=1e-6)
+    np.testing.assert_array_equal(sampled_dones(buffer), data["terminations"])
+
+
+# --- Arrays
+
+
+@pytest.mark.parametrize("without", [[], ["truncations"]])
+def test_arrays(without):
+    data = arrays()
+    buffer = dataset_buffer({name: value for name, value in data.items() if name not in without}, OBS, ACTIONS)
+    assert_holds(buffer, data)
+    np.testing.assert_array_equal(buffer.dones[:, 0], data["terminations"] | data["truncations"])
+    batch = buffer.sample(1000)
+    assert 0 < batch.dones.mean() < 2 / 10  # of ends, half are no terminal states
+    assert batch.observations.dtype == batch.rewards.dtype
+
+
+def test_a_termination_at_the_time_limit_is_a_termination():
+    data = arrays()
+    data["truncations"] = data["truncations"] | data["terminations"]
+    np.testing.assert_array_equal(sampled_dones(dataset_buffer(data, OBS, ACTIONS)), data["terminations"])
+
+
+def test_columns_are_taken():
+    data = arrays()
+    columns = data | {name: data[name][:, np.newaxis] for name in ("rewards", "terminations", "truncations")}
+    assert_holds(dataset_buffer(columns, OBS, ACTIONS), data)
+
+
+def test_actions_are_clipped_as_iql_does():
+    data = arrays() | dict(actions=np.tile(ACTIONS.high, (40, 1)))
+    assert dataset_buffer(data, OBS, ACTIONS, action_limit=1 - 1e-5).actions.max() == np.float32(1 - 1e-5)
+    assert BNIQL.action_limit == 1 - 1e-5
+
+
+def test_images_stay_bytes():
+    space = spaces.Box(0, 255, (1, 8, 8), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
+    data = arrays() | dict(observations=images, next_observations=images)
+    assert dataset_buffer(data, space, ACTIONS).observations.dtype == np.uint8
+
+
+def test_discrete_observations():
+    data = arrays() | dict(observations=np.arange(40) % 5, next_observations=np.arange(40) % 5)
+    buffer = dataset_buffer(data, spaces.Discrete(5), ACTIONS)
+    assert buffer.sample(3).observations.shape == (3, 1)
+
+
+# --- Rewards
+
+
+def test_return_range():
+    data = arrays()
+    returns = data["rewards"].reshape(4, 10).sum(axis=1)
+    buffer = dataset_buffer(data, OBS, ACTIONS, reward_scaling="return_range")
+    expected = data["rewards"] * 1000 / (returns.max() - returns.min())
+    np.testing.assert_allclose(buffer.rewards[:, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(dataset_buffer(data, OBS, ACTIONS, reward_scaling=0.5).rewards[:, 0], data["rewards"] / 2)
+
+
+def test_episodes_end_where_the_next_one_starts_elsewhere():
+    data = arrays()
+    ends = episode_ends(data["observations"], data["next_observations"], data["terminations"], None)
+    np.testing.assert_array_equal(np.flatnonzero(ends), [9, 19, 29, 39])
+    np.testing.assert_allclose(episode_returns(data["rewards"], ends), data["rewards"].reshape(4, 10).sum(axis=1))
+
+
+@pytest.mark.parametrize("scaling", [0, -1.0, "range", float("nan"), True])
+def test_bad_reward_scaling(scaling):
+    with pytest.raises(ValueError, match=r"`reward_scaling=.*` is not allowed"):
+        dataset_buffer(arrays(), OBS, ACTIONS, reward_scaling=scaling)
+
+
+def test_equal_returns_have_no_range():
+    with pytest.raises(ValueError, match=r"episodes all have the return 0 \(4 of them\): it must be a number, or None"):
+        dataset_buffer(arrays() | dict(rewards=np.zeros(40)), OBS, ACTIONS, reward_scaling="return_range")
+
+
+# --- Replay buffers
+
+
+def filled(size=100, n_steps=30, n_envs=2, kind=ReplayBuffer, **kwargs):
+    """A replay buffer of episodes of seven steps, each of which counts up; the second of two ends by a time limit."""
+    buffer = kind(size, OBS, ACTIONS, n_envs=n_envs, device="cpu", **kwargs)
+    for step in range(n_steps):
+        now = np.array([[1000 * env + step] * 3 for env in range(n_envs)], np.float32)
+        done = np.full(n_envs, step % 7 == 6)
+        infos = [{"TimeLimit.truncated": bool(done[0] and step % 14 == 13)} for _ in range(n_envs)]
+        buffer.add(now, now + 1, np.full((n_envs, 2), step / 100), now[:, 0], done, infos)
+    return buffer
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, NStepReplayBuffer])
+def test_a_replay_buffer(kind):
+    buffer = filled(kind=kind)
+    made = dataset_buffer(buffer, OBS, ACTIONS)
+    steps = np.arange(30)
+    np.testing.assert_array_equal(made.rewards[:, 0], [*steps, *(1000 + steps)])
+    np.testing.assert_array_equal(made.next_observations[:, 0, 0], made.observations[:, 0, 0] + 1)
+    np.testing.assert_allclose(made.actions[:30, 0, 1], steps / 100)  # they are scaled already
+    np.testing.assert_array_equal(sampled_dones(made)[:30], (steps % 7 == 6) & (steps % 14 != 13))
+    # An episode that goes on where the buffer ends is cut off there
+    np.testing.assert_array_equal(np.flatnonzero(made.dones[:, 0]), [6, 13, 20, 27, 29, 36, 43, 50, 57, 59])
+
+
+@pytest.mark.parametrize("thrifty", [False, True])
+def test_a_ring_begins_with_its_oldest_transition(thrifty):
+    kwargs = dict(optimize_memory_usage=True, handle_timeout_termination=False) if thrifty else {}
+    made = dataset_buffer(filled(size=20, n_steps=33, n_envs=1, **kwargs), OBS, ACTIONS)
+    steps = np.arange(14 if thrifty else 13, 33)  # the oldest one's observation is the newest one's next
+    np.testing.assert_array_equal(made.rewards[:, 0], steps)
+    np.testing.assert_array_equal(made.next_observations[:, 0, 0], steps + 1)
+
+
+def test_the_file_of_a_replay_buffer(tmp_path):
+    model = BNDDPG("MlpPolicy", VectorEnv(), buffer_size=50, learning_starts=100, device="cpu").learn(30)
+    model.save_replay_buffer(tmp_path / "buffer")
+    made = dataset_buffer(tmp_path / "buffer", model.observation_space, model.action_space)
+    np.testing.assert_array_equal(made.observations[:, 0], model.replay_buffer.observations[:30, 0])
+    dataset_buffer(f"{tmp_path}/buffer.pkl", model.observation_space, model.action_space)
+    content = bytearray((tmp_path / "buffer.pkl").read_bytes())
+    content[1000] ^= 1
+    (tmp_path / "buffer.pkl").write_bytes(content)
+    with pytest.raises(FileError, match="was altered"):
+        dataset_buffer(tmp_path / "buffer.pkl", model.observation_space, model.action_space)
+    (tmp_path / "other.pkl").write_bytes(b"\x80\x04]\x94.")  # an empty list
+    with pytest.raises(FileError, match="holds a list, which is no replay buffer"):
+        dataset_buffer(tmp_path / "other.pkl", model.observation_space, model.action_space)
+
+
+# --- Minari
+
+
+@pytest.fixture
+def minari_id(tmp_path, monkeypatch):
+    """A Minari dataset of the four episodes on the disk."""
+    minari = pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    data, episodes = arrays(), []
+    for number in range(4):
+        rows = slice(10 * number, 10 * number + 10)
+        episode = {name: value[rows] for name, value in data.items()}
+        last = episode.pop("next_observations")[-1:]
+        episode["observations"] = np.concatenate([episode["observations"], last]).astype(np.float32)
+        episodes.append(EpisodeBuffer(**{name: list(value) for name, value in episode.items()}))
+    minari.create_dataset_from_buffers(
+        "test/four-v0", episodes, observation_space=OBS, action_space=ACTIONS, data_format="hdf5"
+    )
+    return "test/four-v0"
+
+
+def test_minari(minari_id):
+    import minari
+
+    for dataset in (minari_id, minari.load_dataset(minari_id)):
+        buffer = dataset_buffer(dataset, OBS, ACTIONS)
+        assert_holds(buffer, arrays())
+        np.testing.assert_array_equal(np.flatnonzero(buffer.dones[:, 0]), [9, 19, 29, 39])
+    assert BNIQL("MlpPolicy", None, minari_id, device="cpu").action_space == ACTIONS
+    with pytest.raises(ValueError, match=r"`dataset` with the action space .* it must be the environment's"):
+        dataset_buffer(minari_id, OBS, spaces.Box(-1, 1, (2,)))
+
+
+def test_a_minari_dataset_that_is_not_here(minari_id):
+    with pytest.raises(ValueError, match=r"`dataset='mujoco/hopper/expert-v9'` cannot be loaded: .*`minari download"):
+        dataset_buffer("mujoco/hopper/expert-v9", OBS, ACTIONS)
+
+
+def test_without_minari(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"minari is not installed: run `pip install sb3-bn-ddpg\[offline\]`"):
+        dataset_buffer("mujoco/hopper/expert-v0", OBS, ACTIONS)
+
+
+# --- What is refused
+
+
+def with_one(name, value):
+    data = arrays()
+    data[name] = data[name].astype(float)
+    data[name][17] = value
+    return data
+
+
+BAD = {
+    "no kind of dataset": (5, "`dataset` of type int is not allowed: it must be a MinariDataset or its id"),
+    "no file": ("nothing", "`dataset='nothing'` is not allowed: there is no file nothing"),
+    "a missing array": ({"observations": []}, "without actions, next_observations, rewards, terminations is not allowed"),
+    "an unknown array": (arrays() | dict(dones=[]), "with dones is not allowed: its keys must be"),
+    "empty": ({name: value[:0] for name, value in arrays().items()}, "without transitions is not allowed"),
+    "other lengths": (arrays() | dict(rewards=np.zeros(39)), "arrays of the lengths .*'rewards': 39.* must have one length"),
+    "other observations": (arrays() | dict(observations=np.zeros((40, 4))), r"observations of shape \(40, 4\) .* \(40, 3\)"),
+    "other actions": (arrays() | dict(actions=np.zeros((40, 3))), r"actions of shape \(40, 3\) .* of shape \(40, 2\)"),
+    "words": (arrays() | dict(rewards=np.full(40, "a")), "rewards of shape .* and type <U1 is not allowed"),
+    "NaN": (with_one("observations", np.nan), "observations that are not finite .* 1 of 40 .* the first is number 17"),
+    "infinite": (with_one("rewards", np.inf), "rewards that are not finite is not allowed"),
+    "NaN actions": (with_one("actions", np.nan), "actions that are not finite is not allowed"),
+    "actions outside": (with_one("actions", 3.0), r"actions outside of Box.* they reach 5\. If the environment clips them"),
+    "dictionaries": (
+        DictReplayBuffer(5, spaces.Dict(a=OBS), ACTIONS),
+        "of type DictReplayBuffer is not allowed: its observations must be an array",
+    ),
+    "an empty buffer": (ReplayBuffer(5, OBS, ACTIONS), "without transitions is not allowed"),
+    "another space": (filled(n_envs=1, size=50), "with the observation space .* is not allowed: it must be the environment's"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_datasets(name):
+    dataset, message = BAD[name]
+    space = spaces.Box(-1, 1, (4,)) if name == "another space" else OBS
+    with pytest.raises(ValueError, match=message):
+        dataset_buffer(dataset, space, ACTIONS)
+
+
+def test_an_environment_of_dictionaries():
+    with pytest.raises(ValueError, match=r"`env` with the observation space Dict.* must not be a dictionary"):
+        dataset_buffer(arrays(), spaces.Dict(a=OBS), ACTIONS)
+
+
+def test_no_environment_and_no_spaces():
+    with pytest.raises(ValueError, match="`env=None` is not allowed with a dataset that does not know its spaces"):
+        BNIQL("MlpPolicy", None, arrays())
+
+
+def test_an_id_of_an_environment_is_made():
+    assert isinstance(gym.make("Pendulum-v1").action_space, spaces.Box)
+    data = arrays() | dict(actions=np.zeros((40, 1)))
+    assert BNIQL("MlpPolicy", "Pendulum-v1", data, device="cpu").replay_buffer.size() == 40

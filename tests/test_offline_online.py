@@ -1,0 +1,127 @@
+"""From a dataset on into the environment, and from a trained model to a dataset."""
+
+import numpy as np
+import pytest
+from conftest import VectorEnv
+from test_offline import ALL, BNBCQ, BNIQL, BNTD3BC, Untouchable, data, make, same_parameters
+
+from sb3_bn_ddpg import dataset_buffer, record_dataset
+from sb3_bn_ddpg.offline.mixed_buffer import MixedReplayBuffer
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_on_into_the_environment(cls):
+    model = make(cls, env=VectorEnv()).learn(5)
+    model.learn_online(30, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates, model.replay_buffer.size()) == (35, 35, 30)
+    assert model.replay_buffer.dataset.size() == 200
+    model.learn(4, reset_num_timesteps=False)
+    assert (model.num_timesteps, model._n_updates, model.replay_buffer.size()) == (39, 39, 30)
+
+
+def test_rewards_are_scaled_as_the_dataset():
+    model = make(BNIQL, env=VectorEnv(), reward_scaling=0.25)
+    model.learn_online(3)
+    buffer = model.replay_buffer
+    buffer.add(*np.zeros((2, 1, 4)), np.zeros((1, 2)), np.array([8.0]), np.zeros(1), [{}])
+    assert buffer.rewards[3, 0] == 2.0
+    assert buffer.dataset.reward_factor == 0.25
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, 8), (0.0, 0), (1.0, 16), (0.3, 5)])
+def test_how_much_of_a_minibatch_is_from_the_dataset(share, expected):
+    buffer = mixed(share, n_new=10)
+    for _ in range(5):
+        assert (buffer.sample(16).rewards != 100).sum() == expected
+
+
+def test_one_replay_buffer_of_both():
+    buffer = mixed(None, n_new=50)
+    counts = [(buffer.sample(16).rewards != 100).sum().item() for _ in range(500)]
+    assert np.mean(counts) == pytest.approx(16 * 200 / 250, rel=0.03)
+    assert (mixed(0.0, n_new=0).sample(16).rewards != 100).all()
+
+
+def mixed(share, n_new):
+    """New transitions, whose reward is 100, beside a dataset of 200."""
+    env = VectorEnv()
+    dataset = dataset_buffer(data(), env.observation_space, env.action_space)
+    spaces = (env.observation_space, env.action_space)
+    buffer = MixedReplayBuffer(60, *spaces, "cpu", dataset=dataset, dataset_share=share)
+    for _ in range(n_new):
+        buffer.add(*np.zeros((2, 1, 4)), np.zeros((1, 2)), np.array([100.0]), np.zeros(1), [{}])
+    return buffer
+
+
+@pytest.mark.parametrize("cls", [BNIQL, BNTD3BC])
+def test_a_checkpoint_resumes_to_the_bit_in_the_environment(cls, tmp_path):
+    model = make(cls, env=VectorEnv()).learn(5)
+    model.learn_online(13, reset_num_timesteps=False, action_noise="normal", dataset_share=None)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    arguments = dict(reset_num_timesteps=False, dataset_share=None)
+    model.learn_online(20, action_noise=model.action_noise, **arguments)
+    resumed = cls.resume(tmp_path / "checkpoint", VectorEnv(), device="cpu")
+    resumed.learn_online(20, action_noise=resumed.action_noise, **arguments)
+    assert same_parameters(model, resumed)
+    np.testing.assert_array_equal(model.replay_buffer.observations, resumed.replay_buffer.observations)
+
+
+def test_no_dataset_or_no_environment(tmp_path):
+    make(BNIQL).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="`dataset=None` is not allowed for learning"):
+        BNIQL.load(tmp_path / "model", env=VectorEnv()).learn_online(3)
+    with pytest.raises(ValueError, match="`env=None` is not allowed for learning in an environment"):
+        BNIQL.load(tmp_path / "model", dataset=data()).learn_online(3)
+    with pytest.raises(RuntimeError, match="The model has no environment to act in"):
+        BNIQL("MlpPolicy", None, make(BNIQL).replay_buffer, device="cpu").learn_online(3)
+    with pytest.raises(ValueError, match=r"`dataset_share=1\.5` is not allowed"):
+        make(BNIQL).learn_online(3, dataset_share=1.5)
+
+
+# --- Recording
+
+
+class Ending(VectorEnv):
+    """Every second episode terminates, with its step of the time limit."""
+
+    episodes = 0
+
+    def reset(self, **kwargs):
+        self.episodes += 1
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        observation, reward, _, has_ended, info = super().step(action)
+        is_terminated = has_ended and self.episodes % 2 == 0
+        return observation, reward, is_terminated, has_ended and not is_terminated, info
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_recorded_dataset(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    model = make(BNIQL, env=VectorEnv())
+    dataset = record_dataset(model, "test/recorded-v0", 50, Ending(ep_length=20), noise=0.1, seed=3, ref_min_score=-1.0)
+    episodes = list(dataset.iterate_episodes())
+    assert [len(episode.rewards) for episode in episodes] == [20, 20, 10]
+    assert [episode.terminations.sum() for episode in episodes] == [0, 1, 0]
+    assert [episode.truncations.sum() for episode in episodes] == [1, 0, 1]
+    buffer = dataset_buffer("test/recorded-v0", model.observation_space, model.action_space)
+    assert np.flatnonzero(buffer.dones[:, 0] * (1 - buffer.timeouts[:, 0])).tolist() == [39]
+    again = record_dataset(model, "test/again-v0", 50, Ending(ep_length=20), noise=0.1, seed=3, deterministic=True)
+    deterministic = record_dataset(model, "test/exact-v0", 5, VectorEnv(), seed=3, deterministic=True)
+    first = next(iter(deterministic.iterate_episodes()))
+    np.testing.assert_allclose(first.actions, model.predict(first.observations[:-1], deterministic=True)[0], atol=1e-6)
+    assert again.total_steps == 50
+    assert make(BNBCQ, env=VectorEnv(), dataset="test/recorded-v0").learn(2).num_timesteps == 2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_recording_in_the_models_environment(tmp_path, monkeypatch):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    assert record_dataset(make(BNIQL, env=VectorEnv()), "test/own-v0", 5).total_steps == 5
+    with pytest.raises(ValueError, match="`n_steps=0` is not allowed"):
+        record_dataset(make(BNIQL), "test/none-v0", 0)
+    with pytest.raises(AssertionError, match="touched"):
+        record_dataset(make(BNIQL, env=Untouchable()), "test/none-v0", 1)
