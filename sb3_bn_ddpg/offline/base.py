@@ -146,6 +146,16 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     def _use_dataset(self) -> None:
         """Take what else the algorithm has from a dataset, when a model is made. A loaded model gets the saved one's back."""
 
+    def _refuse_joint_pass(self) -> None:
+        """
+        :raises ValueError: if states and next states are to go through the critics in one pass
+        """
+        if self.target_statistics == "joint":
+            raise ValueError(
+                "`target_statistics='joint'` is not allowed: it must be one of 'running', 'batch', 'running_update', "
+                f"'batch_update': the target of {type(self).__name__} is not that of one action in each next state"
+            )
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
         if self.n_envs != 1 and self.env is not None:

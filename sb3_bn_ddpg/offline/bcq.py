@@ -112,6 +112,7 @@ class BNBCQ(BNOfflineAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        self._refuse_joint_pass()
         check_number("lmbda", self.lmbda, low=0, high=1)
         check_number("n_target_actions", self.n_target_actions, low=1, integer=True)
 

@@ -119,6 +119,7 @@ class BNIQL(BNOfflineAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        self._refuse_joint_pass()
         check_number("expectile", self.expectile, low=0, low_open=True, high=1)
         if self.expectile == 1:
             raise ValueError(f"`expectile={self.expectile!r}` is not allowed: it must be a finite number > 0 and < 1")
