@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from zoo_runs import ENVIRONMENT, run
 
-from sb3_bn_ddpg import BNDDPG, BNTD3
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -57,10 +57,11 @@ def test_quickstart(agent):
 
 
 @pytest.mark.slow
-def test_quickstart_of_another_algorithm(tmp_path):
-    output = run_script("quickstart.py", "--algo", "bn_td3", "--timesteps", 120, cwd=tmp_path)
-    assert "BNTD3, seed 0" in output
-    assert BNTD3.load(tmp_path / "runs/Pendulum-v1_bn_td3_seed0/model.zip").num_timesteps == 120
+@pytest.mark.parametrize(("algo", "algorithm"), [("bn_td3", BNTD3), ("bn_sac", BNSAC)])
+def test_quickstart_of_another_algorithm(algo, algorithm, tmp_path):
+    output = run_script("quickstart.py", "--algo", algo, "--timesteps", 120, cwd=tmp_path)
+    assert f"{algorithm.__name__}, seed 0" in output
+    assert algorithm.load(tmp_path / f"runs/Pendulum-v1_{algo}_seed0/model.zip").num_timesteps == 120
 
 
 @pytest.mark.slow
