@@ -171,7 +171,7 @@ def test_own_network(tmp_path):
     assert reasons == {
         "paper": [],
         "small": [],
-        "renorm": ["there is a layer BatchRenorm1d"],
+        "renorm": [],
         "tanh": ["there is a layer Tanh"],
         "extractor": ["the features extractor is WithSquares"],
         "layer_norm_critic": [],
