@@ -24,6 +24,16 @@ from sb3_bn_ddpg.networks.statistics import PassStatistics
 SMALL = dict(net_arch=[16, 12])
 
 
+@pytest.fixture(autouse=True)
+def small_stays_small():
+    """SB3's DDPG writes into the ``policy_kwargs`` that it is given, which would be those of all later tests."""
+    before = dict(SMALL)
+    yield
+    changed, _ = dict(SMALL), SMALL.clear()
+    SMALL.update(before)
+    assert changed == before
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     # Tests run side by side: more threads only make them wait for each other

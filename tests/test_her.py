@@ -183,7 +183,8 @@ def test_learning_that_starts_within_the_first_episode_is_refused_at_once(make_e
 )
 def test_learning_that_starts_after_the_first_episode_is_not_refused(make_env, arguments):
     """As little as SB3 does."""
-    kwargs = dict(buffer_size=200, batch_size=4, replay_buffer_class=HerReplayBuffer, policy_kwargs=SMALL)
+    # (a copy, into which SB3's DDPG writes the number of its critics)
+    kwargs = dict(buffer_size=200, batch_size=4, replay_buffer_class=HerReplayBuffer, policy_kwargs=dict(SMALL))
     model = DDPG("MultiInputPolicy", make_env(), **kwargs, **arguments).learn(60)
     assert make_model(make_env(), **arguments).learn(60)._n_updates == model._n_updates
 

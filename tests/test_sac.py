@@ -724,7 +724,6 @@ def test_a_policy_by_itself(tmp_path):
         ("target_update_interval", 1.5, "an integer >= 1"),
         ("use_sde", True, "state-dependent exploration"),
         ("policy_delay", 0, "an integer >= 1"),
-        ("target_statistics", "joint", "`use_target_networks` must be False"),
     ],
 )
 def test_arguments(argument, value, allowed):
@@ -835,4 +834,4 @@ def test_pendulum(kwargs):
     """A random policy has -1200 on average."""
     arguments = dict(learning_rate=1e-3, batch_size=128, buffer_size=10_000, policy_kwargs=dict(net_arch=[64, 64]), seed=0)
     model, test_env = BNSAC("MlpPolicy", "Pendulum-v1", **arguments | kwargs), make_vec_env("Pendulum-v1", seed=1)
-    assert learns(model, 8000, lambda: evaluate_policy(model, test_env, n_eval_episodes=10)[0] > -300, every=1000)
+    assert learns(model, 15_000, lambda: evaluate_policy(model, test_env, n_eval_episodes=10)[0] > -500, every=1000)

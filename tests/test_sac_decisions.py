@@ -76,7 +76,7 @@ def test_target_entropy(given, share, tmp_path):
 
 @pytest.mark.parametrize("given", ["auto_", "auto_half", "automatic", "much", float("nan"), None])
 def test_target_entropies_that_are_none(given):
-    with pytest.raises(ValueError, match=r"`target_entropy=.*` is not allowed: it must be 'auto' or a number"):
+    with pytest.raises(ValueError, match=r"`target_entropy=.*` is not allowed: it must be 'auto' or a finite number"):
         make_sac(target_entropy=given)
 
 
