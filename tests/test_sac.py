@@ -82,7 +82,7 @@ class Batches:
 
 
 def pair(monkeypatch, way, theirs_class, ours_kwargs, theirs_kwargs, order, **common) -> tuple[BNSAC, SAC | CrossQ]:
-    """A model of ours and one of theirs, in float64, of the same weights, on the same batches and noise."""
+    """Our model and SB3's (or sb3-contrib's), in float64, with the same weights, minibatches and noise."""
     monkeypatch.setattr(support, "FlattenExtractor", DoubleExtractor)
     env = VectorEnv(obs_dim=5, action_dim=3)
     common = dict(buffer_size=100, device="cpu", seed=1) | common

@@ -7,7 +7,6 @@ its way back needs.
 """
 
 import math
-from typing import Any
 
 import torch as th
 
@@ -349,11 +348,3 @@ def follow(storage: FlatStorage, tau: float, sync: int) -> None:
     :param sync: What its running statistics do
     """
     storage.move_target(tau, sync)
-
-
-def new_reports(n: int) -> list[Any]:
-    """
-    :param n: How many numbers a step reports
-    :return: Where they go
-    """
-    return [None] * n

@@ -11,7 +11,6 @@ import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
-from sb3_bn_ddpg.fast import torch_operations
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage
 from sb3_bn_ddpg.fast.mlp import Memory, Mlp
 from sb3_bn_ddpg.fast.parts import EngineStep, GaussianMemory, GaussianParts, Parts, QMemory, QNetworkParts, Transitions
@@ -161,7 +160,7 @@ class FastUpdate:
         :param call: What else the step is told
         :return: What is reported
         """
-        reports: list[Any] = torch_operations.new_reports(self._n_reports(update_actor=True))
+        reports: list[Any] = [None] * self._n_reports(update_actor=True)
         self.step.function(
             self.parts,
             self._transitions(batch, call.gamma),

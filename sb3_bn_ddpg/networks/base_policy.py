@@ -282,19 +282,19 @@ class BNActorCriticPolicy(BasePolicy):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """
-        As PyTorch's. Where there are no target networks, the names of theirs are second ones of the online networks; what
-        another model has under them, its older weights, is not taken.
+        As PyTorch's. A network without a target network of its own appears under both names. The values under its own name
+        are loaded; the older weights that another model may have under the target's name are ignored.
 
         :param state_dict: Parameters and buffers by name
         :param strict: Whether the names must be just those of this policy
         :param assign: Whether to take over the tensors themselves
         :return: Missing and unexpected names
         """
+        without_target = [name for name in ("actor", "critic") if getattr(self, f"{name}_target") is getattr(self, name)]
         online = {
-            f"{network}_target.{name}": state_dict[f"{network}.{name}"]
-            for network in ("actor", "critic")
-            if getattr(self, f"{network}_target") is getattr(self, network)
-            for name in (key.removeprefix(f"{network}.") for key in state_dict if key.startswith(f"{network}."))
+            name.replace(".", "_target.", 1): value
+            for name, value in state_dict.items()
+            if name.partition(".")[0] in without_target
         }
         state_dict = {name: online.get(name, value) for name, value in state_dict.items()}
         return super().load_state_dict(state_dict, strict, assign)

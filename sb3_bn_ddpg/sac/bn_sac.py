@@ -77,8 +77,8 @@ class BNSAC(BNOffPolicyAlgorithm):
     :param n_steps: When n_step > 1, uses n-step return (with the NStepReplayBuffer) when updating the Q-value network.
     :param ent_coef: What the entropy is weighted with: a number >= 0; ``"auto"`` learns it, ``"auto_0.1"`` from 0.1 on instead
         of from 1. A learned one of a loaded model goes on where it was.
-    :param target_update_interval: The target critics are moved once every so many updates (>= 1). SB3 counts within each
-        ``gradient_steps`` only, so that one step after each rollout always moves them.
+    :param target_update_interval: Number of updates between two moves of the target critics (>= 1). SB3 starts counting anew
+        after each rollout, so with ``gradient_steps=1`` it moves them at every update.
     :param target_entropy: The entropy that a learned coefficient aims at: a number; ``"auto"`` is minus the number of the
         action's entries, ``"auto_0.5"`` half of that
     :param use_sde: Must be False: state-dependent exploration is not implemented
