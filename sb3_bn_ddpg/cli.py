@@ -36,6 +36,9 @@ COMMANDS = {
     "plot_train": Command("plot the returns of training episodes", "rl_zoo3.plots", "plot_train", "--algo"),
     "all_plots": Command("plot evaluations of several algorithms", "rl_zoo3.plots", "all_plots", "--algos"),
     "plot_from_file": Command("plot what all_plots has saved", "rl_zoo3.plots", "plot_from_file", None),
+    "record-dataset": Command(
+        "write a Minari dataset of what a trained model does", "sb3_bn_ddpg.zoo.recording", "main", "--algo"
+    ),
     "benchmark": Command("evaluate all trained models in a folder", "rl_zoo3.benchmark", None, None),
 }
 
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         fixes.enter_context(script_fixes.names_of_folders())
         fixes.enter_context(script_fixes.own_model_card())
         fixes.enter_context(script_fixes.optional_hub_files())
-        if name in ("enjoy", "record_video"):
+        if name in ("enjoy", "record_video", "record-dataset"):
             fixes.enter_context(script_fixes.small_replay_buffer())
         try:
             if name == "benchmark":
@@ -91,6 +94,10 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 script: Callable[[], None] = getattr(importlib.import_module(command.module), command.function)
                 script()
+        except ImportError as error:
+            if "pip install sb3-bn-ddpg[" not in str(error):
+                raise
+            sys.exit(f"bn-ddpg {name}: {error}")
         except ValueError as error:
             # "`tau=7` is not allowed: ..." says what is wrong: where it was found helps nobody
             if not isinstance(error, FileError) and re.match("`.*is not allowed", str(error)) is None:
@@ -161,12 +168,19 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
         action="store_true",
         help=f"begin a new episode where `-i .../checkpoint.zip` would go on in the middle of one ({own_algorithms} only)",
     )
+    own.add_argument(
+        "--dataset",
+        metavar="DATASET",
+        help="what an algorithm for stored data learns from: the id of a Minari dataset, or the path of a saved replay buffer "
+        "(which runs pickled code: name only files that you trust) or of an .npz file of arrays. For other algorithms it is "
+        "demonstrations, from which a part of each minibatch comes",
+    )
     options, rest = parser.parse_known_args(arguments)
     if wants_help:
         print(parser.format_help())
     try:
         recovery = zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries)
-        zoo.register(recovery, options.checkpoint_freq, options.new_episode)
+        zoo.register(recovery, options.checkpoint_freq, options.new_episode, options.dataset)
     except ValueError as error:
         parser.error(str(error))
     if options.profile is None:

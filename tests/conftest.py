@@ -24,6 +24,22 @@ from sb3_bn_ddpg.networks.statistics import PassStatistics
 SMALL = dict(net_arch=[16, 12])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    What one process of ``--dist loadgroup`` runs: all that is compiled, which each process would compile anew for half a
+    minute; and the tests of a file that share what it has prepared.
+    """
+    for item in items:
+        if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+            continue
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        fixtures = item._fixtureinfo.name2fixturedefs.values()
+        if any(isinstance(value, str) and value == "compiled" for value in parameters):
+            item.add_marker(pytest.mark.xdist_group("compiled"))
+        elif any(definition.scope == "module" for definitions in fixtures for definition in definitions):
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(autouse=True)
 def small_stays_small():
     """SB3's DDPG writes into the ``policy_kwargs`` that it is given, which would be those of all later tests."""
@@ -111,6 +127,7 @@ def make_model() -> Callable[..., BNDDPG]:
 @pytest.fixture
 def zoo_registrations():
     """What a test registers with RL Zoo is gone after it: later tests of the same process see the Zoo too."""
+    pytest.importorskip("rl_zoo3")
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
     from rl_zoo3.utils import ALGOS
 

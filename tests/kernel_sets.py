@@ -7,6 +7,7 @@ The kernels of another processor on this one: what PyTorch, BLAS and Numba would
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch as th
 
@@ -35,14 +36,27 @@ AVAILABLE = {"AVX512": ["baseline", "avx2"], "AVX2": ["baseline"]}.get(OWN, [])
 
 
 def main() -> None:
-    """Run pytest with each set; end with the first exit code that is not zero."""
+    """
+    Run pytest with all sets side by side, each on its share of the cores; end with the first exit code that is not zero. Each
+    set has a folder for compiled code, since two processes that write Numba's index at the same time lose entries of it.
+    """
     if not AVAILABLE:
         print(f"PyTorch's kernels here are {OWN}: there are no others to run with")
+        return
+    n_workers = max(1, (os.cpu_count() or 1) // len(AVAILABLE))
+    spread = ["-n", str(n_workers), "--dist", "loadgroup"] if n_workers > 1 else ["-n", "0"]
+    runs = {}
     for name in AVAILABLE:
-        print(f"With the kernels of {name}: {KERNEL_SETS[name]}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "pytest", *sys.argv[1:]], env=os.environ | KERNEL_SETS[name]).returncode
-        if code:
-            sys.exit(code)
+        folder = Path(__file__).parents[1] / ".pytest_cache" / "numba" / name
+        environment = os.environ | KERNEL_SETS[name] | {"NUMBA_CACHE_DIR": str(folder)}
+        command = [sys.executable, "-m", "pytest", *spread, "-o", f"cache_dir=.pytest_cache/{name}", *sys.argv[1:]]
+        runs[name] = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    codes = []
+    for name, run in runs.items():
+        output, _ = run.communicate()
+        print(f"With the kernels of {name}: {KERNEL_SETS[name]}\n{output}", flush=True)
+        codes.append(run.returncode)
+    sys.exit(next((code for code in codes if code), 0))
 
 
 if __name__ == "__main__":

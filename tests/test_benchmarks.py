@@ -18,7 +18,7 @@ from benchmarks.speed.figures import ratio, read, select, slope
 from benchmarks.speed.floor import FloorSubject, update_products
 from benchmarks.speed.interleave import Field
 from benchmarks.speed.profiles import PROFILES
-from benchmarks.speed.run import measure_family
+from benchmarks.speed.run import FAMILY_BATCHES, measure_family
 from benchmarks.speed.store import Key, Store
 from benchmarks.speed.subject import ModelSpec
 
@@ -70,21 +70,28 @@ def test_crossq_of_the_family_is_the_packages():
     assert sb3_bn_ddpg.CROSSQ | {"policy_kwargs": without_widths} == CROSSQ
 
 
-def test_the_family_is_measured_at_its_width_and_compared_with_its_peers(tmp_path: Path):
+def test_the_family_is_measured_at_its_widths_and_compared_with_its_peers(tmp_path: Path):
     names = ["bnsac_crossq", "crossq"]
     profile = replace(PROFILES["smoke"], warm_up=1)
     failed: set[str] = set()
     measure_family(names, profile, partial(Field, threads=1, store=Store(tmp_path), failed=failed))
     assert not failed
     rows = select(read(tmp_path), figure="family")
-    assert sorted(rows["contender"]) == sorted(names * 2)
-    assert set(zip(rows["width"], rows["batch_size"], rows["per_call"], strict=True)) == {("256-256", 256, 1)}
-    (section,) = report.family_table(tmp_path)
-    (line,) = (line for line in section.splitlines() if line.startswith("| BNSAC as CrossQ |"))
-    measured = ratio(rows, *names)
-    assert line.split("|")[2:5:2] == [" sb3-contrib CrossQ ", f" {markdown.number(measured)} "]
+    assert sorted(rows["contender"]) == sorted(names * 2 * 2)  # rounds and batches
+    assert set(zip(rows["width"], rows["batch_size"], rows["per_call"], strict=True)) == {
+        ("256-256", 64, 1),
+        ("256-256", 256, 1),
+    }
+    _, bars, rates, *_ = report.family_tables(tmp_path)  # those of stored processors follow
+    ratios = {batch: markdown.number(ratio(select(rows, batch_size=batch), *names)) for batch in FAMILY_BATCHES}
+    (line,) = (line for line in rates.splitlines() if line.startswith("| BNSAC as CrossQ |"))
+    assert [cell.split(", ")[1] for cell in line.split("|")[3:5]] == [f"{ratios[batch]} x " for batch in FAMILY_BATCHES]
+    for batch in FAMILY_BATCHES:
+        (line,) = (
+            line for line in bars.splitlines() if line.startswith("| BNSAC as CrossQ, over") and f"batch {batch} " in line
+        )
+        assert line.split("|")[3].strip(" *") == ratios[batch]
     assert all(contender.peer in FAMILY for contender in FAMILY.values())
-    assert report.family_table(Path(report.__file__).parent / "results" / "gpu") == []
 
 
 def test_a_failing_contender_is_left_out_and_named(tmp_path: Path):
@@ -196,32 +203,19 @@ def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path)
     assert readme.read_text() == first
 
 
-def _range(text: str, row: str, column: int) -> tuple[float, float]:
-    """A cell of a Markdown table, "low to high", as numbers."""
-    (line,) = (line for line in text.splitlines() if line.startswith(f"| {row} |"))
-    low, high = line.split("|")[column + 1].replace("%", "").replace("*", "").split(" to ")
-    return float(low), float(high)
-
-
-def test_ranges_over_processors_hold_what_was_measured():
-    """Those of the speed page; the README's are of the same."""
+def test_the_published_ranges_are_those_of_the_stored_results():
+    """On the speed page, and the README's: the rows of the table of peers and the sentence on the share of the floor."""
     folder = Path(report.__file__).parent
+    results = folder / "results" / "full"
     page, readme = (folder / "README.md").read_text(), (folder.parents[1] / "README.md").read_text()
-    measured = report.one_thread(folder / "results" / "full")
-    assert len(measured) >= 2
-    for rows in measured.values():
-        for column, batch in enumerate((64, 256), start=1):
-            case = select(rows, batch_size=batch)
-            for name, suffix in ((OURS, ""), (COMPILED, ", compiled")):
-                share = 100 * ratio(case, name, FLOOR)
-                low, high = _range(page, f"share of the floor{suffix}", column)
-                assert low - 0.5 <= share <= high + 0.5
-                if batch == 64:
-                    assert f"{low:.0f} % to {high:.0f} %" in readme
-                row = f"over SB3's DDPG{suffix or ', which has no batch norm'}"
-                low, high = _range(page, row, column)
-                assert low - 0.05 <= ratio(case, name, BASELINE) <= high + 0.05
-                assert f"{low} to {high}" in readme
-                row = f"over SBX's DDPG{suffix or ' (JAX), which has none'}"
-                low, high = _range(page, row, column)
-                assert low - 0.05 <= ratio(case, name, JAX_BASELINE) <= high + 0.05
+    processors = report.one_thread(results)
+    assert len(processors) >= 3
+    for section in (report.ranges_table(results), report.processors_table(results), *report.family_tables(results)):
+        assert section in page
+    for batch, row in ((64, "updates/s at batch 64, one thread, over SB3's"), (256, "the same at batch 256")):
+        ours, compiled, sbx = (
+            report.ratio_range(processors, name, BASELINE, batch) for name in (OURS, COMPILED, JAX_BASELINE)
+        )
+        assert f"| {row} | {ours}, compiled **{compiled}** | 1 | {sbx} |" in readme
+    shares = [report.ratio_range(processors, name, FLOOR, 64) for name in (OURS, COMPILED)]
+    assert "{} of the speed of its bare matrix products, compiled at {}".format(*shares) in " ".join(readme.split())

@@ -23,7 +23,7 @@ from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-CAP = 600
+CAP = 250
 """Environment steps that a block's ``learn`` may take here."""
 
 
@@ -161,7 +161,7 @@ class SuccessfulEnv(gym.Wrapper):
 
 
 def test_logged_values_are_those_that_the_page_explains(make_model, tmp_path: Path):
-    model = make_model(SuccessfulEnv(VectorEnv(ep_length=10)))
+    model = make_model(SuccessfulEnv(VectorEnv(ep_length=10)), reward_scaling="return_std")
     model.set_logger(configure(str(tmp_path), ["csv"]))
     evaluation = EvalCallback(SuccessfulEnv(VectorEnv()), eval_freq=50, n_eval_episodes=1, verbose=0, warn=False)
     model.learn(120, callback=evaluation, log_interval=1)
@@ -199,3 +199,13 @@ def test_architecture_figure_is_that_of_the_code(tmp_path: Path):
 
     assert texts(tmp_path / "architecture.svg") == texts(ROOT / "docs" / "figures" / "architecture.svg")
     assert "batch norm 400" in texts(tmp_path / "architecture.svg")
+
+
+def test_readme_shows_the_table_of_the_results():
+    """As the benchmark wrote it from the stored runs, and its figure."""
+    readme, results = (path.read_text() for path in (ROOT / "README.md", ROOT / "docs" / "results.md"))
+    table = re.findall(r"^\| .*\n", results.split("<!-- results:")[1], flags=re.MULTILINE)
+    assert len(table) >= 2 + 4
+    assert "".join(table) in readme
+    assert "(docs/results/overview.png)" in readme
+    assert (ROOT / "docs" / "results" / "overview.png").exists()

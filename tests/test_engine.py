@@ -12,27 +12,31 @@ from sb3_bn_ddpg.critic_step import engine_step as critic_engine_step
 from sb3_bn_ddpg.deterministic import engine_step
 from sb3_bn_ddpg.fast import torch_operations
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN
+from sb3_bn_ddpg.networks.categorical import projected
+from sb3_bn_ddpg.offline import iql_engine_step, td3_bc_engine_step
 from sb3_bn_ddpg.sac import engine_step as sac_engine_step
 
 pytest.importorskip("numba")
 pytest.importorskip("scipy")
 pytest.importorskip("threadpoolctl")
 
-from sb3_bn_ddpg.fast import numba_operations
+import numba
+
+from sb3_bn_ddpg.fast import numba_operations, numba_products
 from sb3_bn_ddpg.fast.compiled_update import compiled_function
 
 pytestmark = pytest.mark.numerics
 
 STEPS = [
     function
-    for module in (critic_engine_step, engine_step, sac_engine_step)
+    for module in (critic_engine_step, engine_step, sac_engine_step, iql_engine_step, td3_bc_engine_step)
     for function in vars(module).values()
     if isinstance(function, FunctionType) and function.__module__ == module.__name__
 ]
 OPERATIONS = [
     name
     for name, function in vars(torch_operations).items()
-    if isinstance(function, FunctionType) and function.__module__ == torch_operations.__name__
+    if isinstance(function, FunctionType) and function.__module__.startswith("sb3_bn_ddpg.fast.torch_")
 ]
 
 
@@ -48,6 +52,31 @@ def test_a_step_uses_only_operations_that_both_have():
         used |= set(function.__code__.co_names) & set(OPERATIONS)
     assert len(used) > 12
     assert used <= set(vars(numba_operations))
+
+
+@pytest.mark.parametrize("is_pytorchs", [True, False])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrix_products_of_compiled_code(is_pytorchs, dtype):
+    """By PyTorch's BLAS where it has MKL, and by SciPy's: with transposes, and columns of a wider matrix."""
+    if is_pytorchs and not numba_products.IS_PYTORCHS:
+        pytest.skip("PyTorch has no MKL here")
+    name = numba_products.GEMM[dtype.__name__]
+    gemm = numba_products.external(f"of_a_test_{name}_{is_pytorchs}", numba_products.address(name, is_pytorchs))
+    function = numba_products.product.py_func
+    own = FunctionType(function.__code__, dict(function.__globals__) | {f"_{name}": gemm})
+    product = numba.njit(own)
+    generator = np.random.default_rng(0)
+    a, b, wide = (generator.normal(size=shape).astype(dtype) for shape in ((5, 7), (7, 3), (7, 9)))
+    y = np.full((5, 3), np.nan, dtype)
+    bound = 20 * np.finfo(dtype).eps
+    for a_is_transposed in (False, True):
+        left = np.ascontiguousarray(a.T) if a_is_transposed else a
+        for b_is_transposed in (False, True):
+            right = np.ascontiguousarray(b.T) if b_is_transposed else b
+            product(left, a_is_transposed, right, b_is_transposed, y)
+            assert np.abs(y - a.astype(float) @ b.astype(float)).max() < bound
+        product(left, a_is_transposed, wide[:, 6:], False, y)
+        assert np.abs(y - a.astype(float) @ wide[:, 6:].astype(float)).max() < bound
 
 
 def test_sampling_agrees_with_the_actors_and_with_autograd():
@@ -96,6 +125,10 @@ COLUMN, OTHER = np.array([[1.0], [-2.0], [3.0]]), np.array([[0.5], [7.0], [3.0]]
 TABLE, SECOND = np.linspace(-1.5, 1.5, 6).reshape(3, 2), np.linspace(2, -1, 6).reshape(3, 2)
 
 
+ATOMS = np.linspace(-1.0, 1.0, 4)
+LOGITS, FURTHER = np.linspace(-3, 4, 12).reshape(3, 4), np.sin(np.arange(12.0)).reshape(3, 4)
+
+
 def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
     """Of PyTorch's operation and of Numba's, compiled or not, which may both write into what they are given."""
     copies = [[np.copy(arg) if isinstance(arg, np.ndarray) else arg for arg in args] for _ in range(2)]
@@ -127,6 +160,18 @@ def results(name: str, *args: object) -> tuple[np.ndarray, np.ndarray]:
         ("add", (TABLE, SECOND, True)),
         ("scale", (COLUMN, 0.3)),
         ("subtract", (COLUMN, OTHER)),
+        ("expected", (FURTHER, ATOMS)),
+        ("expected", (COLUMN, ATOMS[:0])),
+        ("q_of_outputs", (LOGITS, ATOMS)),
+        ("q_of_outputs", (1e4 * LOGITS, ATOMS)),
+        ("q_of_outputs", (COLUMN, ATOMS[:0])),
+        ("q_backward", (LOGITS, ATOMS, OTHER)),
+        ("q_backward", (COLUMN, ATOMS[:0], OTHER)),
+        ("smaller_outputs", (LOGITS, FURTHER, COLUMN, OTHER, False)),
+        ("smaller_outputs", (COLUMN, FURTHER, COLUMN, OTHER, True)),
+        ("projected_targets", (0.3 * COLUMN, 0.1 * np.abs(OTHER), LOGITS, OTHER, ATOMS)),
+        ("projected_targets", (COLUMN, 0 * OTHER, FURTHER, COLUMN[:0], ATOMS)),
+        ("projected_targets", (np.array([[np.nan], [0.0], [np.inf]]), OTHER, FURTHER, COLUMN[:0], ATOMS)),
         ("sample", (TABLE, SECOND, TABLE)),
         ("sample", (TABLE, 20 * SECOND, 0.1 * SECOND)),  # beyond both bounds of the standard deviation
         ("sample_backward", (TABLE, np.tanh(SECOND), SECOND, TABLE, 0.3)),
@@ -151,3 +196,45 @@ def test_squared_error_agrees(n_rows, factor):
     by_autograd = th.from_numpy(q.copy()).requires_grad_()
     (factor * th.nn.functional.mse_loss(by_autograd[:3], th.from_numpy(OTHER))).backward()
     np.testing.assert_allclose(by_autograd.grad.numpy(), theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_rows", [3, 6])
+def test_cross_entropy_agrees_with_autograd(n_rows):
+    logits, y = np.concatenate([LOGITS, FURTHER])[:n_rows], np.abs(FURTHER) / np.abs(FURTHER).sum(axis=1, keepdims=True)
+    reports, numbers, tensors = [None] * 5, np.zeros(5), list(map(th.from_numpy, (logits.copy(), y, ATOMS)))
+    ours = torch_operations.cross_entropy(*tensors, reports, 1)
+    theirs = numba_operations.cross_entropy.py_func(logits, y, ATOMS, numbers, 1)
+    by_autograd = tensors[0].requires_grad_()
+    loss = th.nn.functional.cross_entropy(by_autograd[:3], tensors[1])
+    loss.backward()
+    for gradient in (ours.numpy(), theirs):
+        np.testing.assert_allclose(gradient, by_autograd.grad, rtol=1e-12, atol=1e-15)
+    assert (theirs[3:] == 0).all()  # the second half of a joint pass is not trained
+    values = (by_autograd.softmax(dim=1)[:3] * tensors[2]).sum(dim=1)
+    expected = [x.item() for x in (loss, values.mean(), values.abs().mean())]
+    np.testing.assert_allclose([column.mean().item() for column in reports[1:4]], expected, rtol=1e-12)
+    np.testing.assert_allclose(numbers[1:4], expected, rtol=1e-12)
+
+
+def test_the_gradient_of_a_mean_is_autograds():
+    logits = th.from_numpy(LOGITS.copy()).requires_grad_()
+    (torch_operations.q_of_outputs(logits, th.from_numpy(ATOMS)) * th.from_numpy(OTHER)).sum().backward()
+    gradient = torch_operations.q_backward(logits.detach(), th.from_numpy(ATOMS), th.from_numpy(OTHER))
+    np.testing.assert_allclose(gradient, logits.grad, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n_atoms", [2, 21, 101])
+def test_both_projections_are_the_definitions(n_atoms):
+    """That of a GPU is a table of all pairs of atoms; a processor adds up by index. In float32 to its rounding."""
+    generator = th.Generator().manual_seed(0)
+    for dtype, tolerance in ((th.float64, 1e-12), (th.float32, 1e-5)):
+        rewards, loss = (th.randn(64, 1, generator=generator, dtype=dtype) for _ in range(2))
+        logits = th.randn(64, n_atoms, generator=generator, dtype=dtype)
+        discounts = 0.99 * (th.rand(64, 1, generator=generator, dtype=dtype) < 0.8)
+        atoms = th.linspace(-2, 2, n_atoms, dtype=dtype)
+        expected = projected(logits.softmax(dim=1), rewards + discounts * (atoms - loss), atoms)
+        tensors = (rewards, discounts.to(dtype), logits, loss, atoms)
+        ours = torch_operations.projected_targets(*tensors)
+        theirs = numba_operations.projected_targets.py_func(*(tensor.numpy() for tensor in tensors))
+        for result in (ours, theirs):
+            np.testing.assert_allclose(result, expected, atol=tolerance)

@@ -3,16 +3,15 @@
 import ast
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from zoo_runs import ENVIRONMENT, run
+from fork_server import WITHOUT_ZOO, fork
+from zoo_runs import ENVIRONMENT, PATIENCE, run
 
-from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3
+from sb3_bn_ddpg import BNDDPG, BNIQL, BNSAC, BNTD3
 
 FOLDER = Path(__file__).parents[1] / "docs" / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
@@ -21,13 +20,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def run_script(name: str, *arguments: object, cwd: Path, returncode: int = 0, **environment: str) -> str:
     """Run a script in the folder and return what it printed."""
-    command = [sys.executable, str(FOLDER / name), *map(str, arguments)]
-    env = ENVIRONMENT | environment
-    result = subprocess.run(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
-    assert result.returncode == returncode, result.stdout
-    return result.stdout
+    command = [str(FOLDER / name), *map(str, arguments)]
+    process = fork(*command, cwd=cwd, env=ENVIRONMENT | environment, imported=WITHOUT_ZOO)
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == returncode, output
+    return output
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +200,20 @@ def test_compare(tmp_path):
         last = table[(table.algorithm == name) & (table.timesteps == 120)].mean_return
         assert len(set(last)) == 2  # two seeds, two runs
         assert f"{name}: {last.mean():.1f} at the end" in output
+
+
+@pytest.mark.slow
+def test_from_records(tmp_path):
+    pytest.importorskip("minari")
+    steps = ["--teacher-steps", 210, "--record-steps", 250, "--gradient-steps", 16, "--online-steps", 208]
+    steps += ["--evaluations", 1]
+    output = run_script("from_records.py", *steps, cwd=tmp_path)
+    folder = tmp_path / "runs/from_records"
+    assert (folder / "comparison.png").read_bytes().startswith(PNG)
+    assert (folder / "minari/pendulum/teacher-v0").is_dir()
+    assert "Recorded 250 steps in 2 episodes as pendulum/teacher-v0" in output
+    assert len(re.findall(r"^BN.*: a mean return of -\d+\.\d at the end, a score of -?\d", output, flags=re.MULTILINE)) == 4
+    assert BNIQL.load(folder / "model.zip").num_timesteps == 16 + 208
 
 
 def test_bootstrap_interval():

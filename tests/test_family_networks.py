@@ -349,7 +349,8 @@ def test_log_probabilities_are_those_of_sac(scale):
     assert log_prob.shape == (64, 1)
     assert actions.dtype == log_prob.dtype == th.float64
     assert th.allclose(actions, th.tanh(gaussian), rtol=0, atol=1e-14)
-    assert th.allclose(log_prob[:, 0], expected, rtol=1e-12, atol=1e-12)
+    # Where an action is nearly 1, rounding it (1e-16) changes log(1 - action² + 1e-6) by a million times as much
+    assert th.allclose(log_prob[:, 0], expected, rtol=0, atol=1e-8)
     assert th.allclose(ours(obs), theirs(obs, deterministic=True), rtol=0, atol=1e-14)
     assert th.equal(ours(obs), ours.actions_of(ours.features(obs)))
     # The gradients, too, through the action and its probability
@@ -359,7 +360,7 @@ def test_log_probabilities_are_those_of_sac(scale):
             for output, actor in zip(outputs, (ours, theirs), strict=True)
         ]
         for mine, other in zip(*grads, strict=True):
-            assert th.allclose(mine, other, rtol=1e-9, atol=1e-12)
+            assert th.allclose(mine, other, rtol=1e-8, atol=1e-8)
 
 
 def test_log_probabilities_are_a_density():

@@ -18,7 +18,7 @@ from torch import nn
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
-from sb3_bn_ddpg.fast import flat_storage
+from sb3_bn_ddpg.fast import flat_storage, threads
 from sb3_bn_ddpg.fast import norms as fast_norms
 from sb3_bn_ddpg.fast import support as fast_update
 from sb3_bn_ddpg.fast.update import FastUpdate
@@ -34,6 +34,8 @@ CROSSQ_LAYERS = dict(
     norm_momentum=0.01,
     norm_eps=1e-3,
 )
+ATOMS = dict(n_atoms=21, v_min=-1.0, v_max=1.5)
+"""So few and close that many of the random rewards lead beyond them"""
 CONFIGURATIONS = {
     "default": dict(),
     "no batch norm": dict(policy_kwargs=dict(normalization=None)),
@@ -173,6 +175,26 @@ CONFIGURATIONS = {
     "SAC, no target networks, updating": dict(
         algorithm=BNSAC, use_target_networks=False, target_statistics="batch_update", critic_weight_decay=0.01
     ),
+    "atoms": dict(policy_kwargs=ATOMS),
+    "atoms, no batch norm": dict(policy_kwargs=ATOMS | dict(normalization=None, action_layer=1)),
+    "TD3, atoms": dict(algorithm=BNTD3, policy_kwargs=ATOMS),
+    "TD3, atoms, three critics, the smallest in both, joint": dict(
+        algorithm=BNTD3,
+        actor_loss_critics="smallest",
+        use_target_networks=False,
+        target_statistics="joint",
+        actor_loss_critic_statistics="batch_update",
+        policy_kwargs=ATOMS | CROSSQ_LAYERS | dict(n_critics=3),
+    ),
+    "SAC, atoms": dict(algorithm=BNSAC, policy_kwargs=ATOMS),
+    "SAC, atoms, XQC's layers": dict(
+        algorithm=BNSAC,
+        target_statistics="joint",
+        policy_delay=3,
+        ent_coef="auto_0.01",
+        weight_normalization="both",
+        policy_kwargs=ATOMS | CROSSQ_LAYERS | dict(norm_order="before_activation"),
+    ),
     "SAC, joint, CrossQ's layers": dict(
         algorithm=BNSAC,
         use_target_networks=False,
@@ -182,7 +204,10 @@ CONFIGURATIONS = {
     ),
 }
 
-needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
+needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="the extra `compiled` is not installed")
+COMPILES = pytest.mark.xdist_group("compiled")
+"""One process compiles: others that began at the same time would each do the same, for half a minute."""
 COMPILED = pytest.param("compiled", marks=needs_numba)
 needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
 CUDA = pytest.param("cuda", marks=needs_cuda)
@@ -194,6 +219,36 @@ SMALLEST_ERROR = 16 * np.finfo(np.float32).eps
 """Sixteen roundings are none, where the definition has hardly one."""
 EXACT_RATES = dict(learning_rate=2**-13, critic_learning_rate=2**-10)
 """The same in float32, in which CUDA graphs have them, as in float64."""
+
+
+WITH_OTHER_KERNELS = {
+    "default",
+    "no batch norm",
+    "layer norm",
+    "batch and layer norm, action at the input",
+    "linear",
+    "three hidden layers",
+    "weight normalization",
+    "Polyak-averaged statistics",
+    "joint, all layers",
+    "delayed actor, all updating",
+    "norm after the activation",
+    "batch renorm after its warm-up, CrossQ's layers, critic updating",
+    "TD3, the smallest in both, all updating",
+    "TD3, joint, CrossQ's layers",
+    "SAC",
+    "SAC, all updating",
+    "SAC, joint, CrossQ's layers",
+}
+"""Configurations that have each layer, norm, loss and kind of pass at least once. Another processor's kernels add up in
+another order, and know nothing of how these are combined."""
+NOT_COMPILED = {"SAC, one critic", "SAC, three critics"}
+"""Each number of critics is compiled anew, for half a minute: one and three of them are, with the deterministic policies."""
+COMPARED = [
+    pytest.param(device, name, marks=[*marks, *([pytest.mark.numerics] if name in WITH_OTHER_KERNELS else [])])
+    for device, marks in (("processor", [COMPILES]), ("cuda", [needs_cuda]))
+    for name in CONFIGURATIONS
+]
 
 
 class PlainExtractor(FlattenExtractor):
@@ -270,42 +325,45 @@ def assert_close(first, second, **tolerance) -> None:
         np.testing.assert_allclose(value.cpu().numpy(), second[key].cpu().numpy(), err_msg=key, **tolerance)
 
 
-@pytest.mark.numerics
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [(True, name) for name in CONFIGURATIONS]
-    + [pytest.param("compiled", name, marks=needs_numba) for name in CONFIGURATIONS]
-    + [pytest.param("cuda", name, marks=needs_cuda) for name in CONFIGURATIONS],
-)
-def test_hundred_updates_equal_the_reference(double_pair, path, name):
+N_UPDATES = 20
+"""Enough for delayed actors and targets, the end of a warm-up, and averages that have moved."""
+
+
+@pytest.mark.parametrize(("device", "name"), COMPARED)
+def test_updates_equal_the_reference(double, device, name):
     """
     Parameters, statistics, optimizer state, targets and what is reported, in float64: a direction without gradient, as the
     shift of an input that batch norm subtracts again, drifts by rounding in float32: Adam divides by the gradient's size.
     """
-    kwargs = copy.deepcopy(CONFIGURATIONS[name])
-    if path == "cuda":
-        kwargs |= EXACT_RATES
-    fast, reference = double_pair(path, **kwargs)
-    start = copy.deepcopy(fast.policy.state_dict())
-    for index, batch in enumerate(batches(fast, 100)):
-        update_actor = index % fast.policy_delay == 0
-        fast._n_updates = reference._n_updates = index  # by which SAC's targets follow
-        fast_info, info = steps([fast, reference], batch, update_actor)
+    kwargs = copy.deepcopy(CONFIGURATIONS[name]) | (EXACT_RATES if device == "cuda" else {})
+    paths = [path for path in ("cuda", True, "compiled") if (path == "cuda") == (device == "cuda")]
+    is_compiled = HAS_NUMBA and name not in NOT_COMPILED
+    models = [double(path, **copy.deepcopy(kwargs)) for path in paths if path != "compiled" or is_compiled]
+    reference = double(paths[0], **copy.deepcopy(kwargs) | dict(fast_update=False))
+    start = copy.deepcopy(reference.policy.state_dict())
+    for index, batch in enumerate(batches(reference, N_UPDATES)):
+        update_actor = index % reference.policy_delay == 0
+        for model in (*models, reference):
+            model._n_updates = index  # by which SAC's targets follow
+        *fast_infos, info = steps([*models, reference], batch, update_actor)
         assert (info.actor_loss is not None) == update_actor
-        assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
-    assert type(fast._fast_update).__name__ == CLASSES[path]
+        for fast_info in fast_infos:
+            assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
     assert reference._fast_update is None
-    assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
-    assert any(not th.equal(value, start[key]) for key, value in fast.policy.state_dict().items())
-    learned = ["entropy_coefficient"] if getattr(fast, "log_ent_coef", None) is not None else []
-    for network in ("actor", "critic", *learned):
-        ours, theirs = (getattr(model, network).optimizer.state_dict()["state"] for model in (fast, reference))
-        assert ours.keys() == theirs.keys()
-        for key, state in theirs.items():
-            assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
-            assert state["step"] == (100 if network == "critic" else np.ceil(100 / fast.policy_delay))
-    if isinstance(fast, BNSAC):
-        assert_close(fast.entropy_coefficient.state_dict(), reference.entropy_coefficient.state_dict(), rtol=1e-7, atol=1e-8)
+    assert any(not th.equal(value, start[key]) for key, value in reference.policy.state_dict().items())
+    for path, fast in zip(paths, models, strict=False):
+        assert type(fast._fast_update).__name__ == CLASSES[path]
+        assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
+        learned = ["entropy_coefficient"] if getattr(fast, "log_ent_coef", None) is not None else []
+        for network in ("actor", "critic", *learned):
+            ours, theirs = (getattr(model, network).optimizer.state_dict()["state"] for model in (fast, reference))
+            assert ours.keys() == theirs.keys()
+            for key, state in theirs.items():
+                assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
+                assert state["step"] == (N_UPDATES if network == "critic" else np.ceil(N_UPDATES / fast.policy_delay))
+        if isinstance(fast, BNSAC):
+            ours, theirs = (model.entropy_coefficient.state_dict() for model in (fast, reference))
+            assert_close(ours, theirs, rtol=1e-7, atol=1e-8)
 
 
 def errors(model: BNDDPG, info: UpdateInfo, exact: BNDDPG, exact_info: UpdateInfo) -> dict[str, float]:
@@ -367,7 +425,17 @@ def less_exact_than_the_definition(path: bool | str, name: str) -> dict[str, tup
 @pytest.mark.numerics
 @pytest.mark.parametrize("path", [True, COMPILED, CUDA])
 @pytest.mark.parametrize(
-    "name", ["default", "no batch norm", "layer norm", "critic on the batch", "joint, all layers", "TD3, no smoothing", "SAC"]
+    "name",
+    [
+        "default",
+        "no batch norm",
+        "layer norm",
+        "critic on the batch",
+        "joint, all layers",
+        "TD3, no smoothing",
+        "SAC",
+        "atoms",
+    ],
 )
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not less_exact_than_the_definition(path, name)
@@ -386,12 +454,12 @@ def with_wrong_norms(monkeypatch, **changes):
 
 
 def with_wrong_rates(monkeypatch):
-    count_step = flat_storage.FlatStorage.count_step
+    count_steps = flat_storage.FlatStorage.count_steps
 
-    def wrong_count_step(self):
-        return [(group | dict(lr=group["lr"] * 1.001), tensors, step) for group, tensors, step in count_step(self)]
+    def wrong_count_steps(self, n):
+        return [(group | dict(lr=group["lr"] * 1.001), tensors, step) for group, tensors, step in count_steps(self, n)]
 
-    monkeypatch.setattr(flat_storage.FlatStorage, "count_step", wrong_count_step)
+    monkeypatch.setattr(flat_storage.FlatStorage, "count_steps", wrong_count_steps)
 
 
 FLAWS = {
@@ -483,6 +551,46 @@ def test_compiled_where_nothing_can_be_kept(tmp_path, fault):
     """
     environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
     subprocess.run([sys.executable, "-c", textwrap.dedent(code), fault], check=True, env=environment)
+
+
+@needs_numba
+def test_two_processes_that_compile_for_different_types_at_a_time(tmp_path):
+    """Both read what is kept, then both write: each one's types lead to its own code, or to none."""
+    code = """
+        from sb3_bn_ddpg.fast import numba_operations as ops
+        from sb3_bn_ddpg.fast.numba_compiler import compiled
+        one, other = (compiled(ops.move.py_func)._cache._cache_file for _ in range(2))
+        index, write = one._load_index, other._save_data
+        other._load_index = dict  # as it was when both began
+
+        def write_later(*args):
+            one._load_index = dict
+            one.save("of one", "code of one")
+            write(*args)
+
+        other._save_data = write_later
+        other.save("of the other", "code of the other")
+        one._load_index = index
+        assert one.load("of one") == "code of one", one.load("of one")
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+@needs_numba
+def test_a_line_says_that_a_step_is_compiled_once_a_machine(tmp_path):
+    (tmp_path / "own_step.py").write_text(
+        "from sb3_bn_ddpg.fast.numba_compiler import compiled\n\ndef double(x):\n    return 2 * x\n\n"
+        "assert compiled(double, is_step=True)(2) == 4\n"
+    )
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+
+    def stderr() -> str:
+        command = [sys.executable, str(tmp_path / "own_step.py")]
+        return subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr
+
+    assert stderr().count("Compiling the gradient step") == 1
+    assert "Compiling" not in stderr()
 
 
 @pytest.mark.parametrize("path", [True, CUDA])
@@ -770,16 +878,106 @@ def test_the_actors_weights_keep_their_norm_without_the_critics(make_model):
     assert norms[1] == pytest.approx(norms[0], rel=1e-5)
 
 
+@PATHS
+@pytest.mark.parametrize("cls", [BNDDPG, BNTD3, BNSAC])
+def test_many_steps_in_a_call_are_as_many_calls(cls, path):
+    """To the bit: compiled code makes them all at once, and flushes what is nearly denormal when it is due."""
+    kwargs = dict(n_steps=3) if cls is BNTD3 else {}
+    arguments = dict(policy_kwargs=SMALL, learning_starts=60, batch_size=16, seed=0) | kwargs | by(path)
+    models, flushes = [], []
+    for n_at_once in (130, 1):
+        model = cls("MlpPolicy", "Pendulum-v1", **arguments).learn(70)
+        models.append(model)
+        if path:
+            flush = model._fast_update.flush_denormals
+            model._fast_update.flush_denormals = lambda model=model, flush=flush: flushes.append(model._n_updates) or flush()
+        np.random.seed(1)
+        th.manual_seed(1)
+        for _ in range(130 // n_at_once):
+            model.train(n_at_once, 16)
+    assert models[0]._n_updates == models[1]._n_updates == 140
+    assert flushes == ([100, 100] if path else [])
+    for name, value in models[0].policy.state_dict().items():
+        assert th.equal(value, models[1].policy.state_dict()[name]), name
+    for name in ("actor", "critic"):
+        ours, theirs = (getattr(model, name).optimizer.state_dict()["state"] for model in models)
+        for index, state in ours.items():
+            assert all(th.equal(value, theirs[index][key]) for key, value in state.items())
+
+
+@needs_numba
+def test_what_many_steps_report(make_model):
+    """The mean of each value over the steps that have it, and no more transitions at once than are allowed for."""
+    kwargs = dict(env="Pendulum-v1", policy_kwargs=SMALL, fast_update="compiled", batch_size=16, policy_delay=3)
+    model, other = (make_model(**kwargs).learn(20) for _ in range(2))
+    sizes, sample = [], model._sample
+    model._sample = lambda batch_size, n=1: sizes.append(n) or sample(batch_size, n)
+    reported = []
+    for each, n_at_once in ((model, 40), (other, 1)):
+        np.random.seed(1)
+        infos = [info for _ in range(40 // n_at_once) for info in each._gradient_steps(n_at_once, 16)[0]]
+        reported.append(averages(infos))
+    assert sizes == [40]
+    assert reported[0] == reported[1]
+    assert model._gradient_steps(3, 5000)[1].actions.shape == (5000, 1)
+    assert sizes == [40, 1, 1, 1]
+
+
+@pytest.fixture
+def four_threads():
+    before = th.get_num_threads()
+    th.set_num_threads(4)
+    yield
+    th.set_num_threads(before)
+
+
+@pytest.mark.parametrize("path", [True, COMPILED])
+@pytest.mark.parametrize(("kwargs", "n_rows"), [({}, 1), (dict(use_target_networks=False, target_statistics="joint"), 2)])
+def test_a_step_takes_the_threads_that_it_gains_by(make_model, four_threads, monkeypatch, path, kwargs, n_rows):
+    """No more than PyTorch is allowed, and what that is stays as it was."""
+    monkeypatch.setattr(threads, "MULTIPLICATIONS_PER_THREAD", 1000)
+    model = make_model(fast_update=path, policy_kwargs=dict(net_arch=[8, 10]), **kwargs).learn(30)
+    name = "_steps" if path == "compiled" else "_step"
+    step, seen = getattr(model._fast_update, name), []
+    setattr(model._fast_update, name, lambda *args: seen.append(th.get_num_threads()) or step(*args))
+    largest = max(param.numel() for param in model.critic.parameters() if param.ndim == 2)
+    for batch_size in (2, 2000 // (n_rows * largest) + 1, 100):
+        model.train(2, batch_size)
+    assert list(dict.fromkeys(seen)) == [1, 2, 4]
+    assert th.get_num_threads() == 4
+
+    def fail(*args):
+        assert th.get_num_threads() == 1
+        raise KeyboardInterrupt
+
+    setattr(model._fast_update, name, fail)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(1, 2)
+    assert th.get_num_threads() == 4
+
+
 @needs_numba
 def test_compiled_products_have_pytorchs_threads():
-    """SciPy's BLAS is among those that are limited; it is loaded when it is first used, if nobody loads it before."""
+    """Those of PyTorch's BLAS have them anyway; SciPy's is among those that are limited where it makes the products."""
     code = """
-        from sb3_bn_ddpg import BNDDPG
-        model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=10, fast_update="compiled")
-        model.learn(15)
-        assert any("scipy" in library.filepath for library in model._fast_update.blas.lib_controllers)
+        from contextlib import nullcontext
+        import torch as th
+        from threadpoolctl import threadpool_info
+        from sb3_bn_ddpg.fast import numba_products as products
+
+        if products.IS_PYTORCHS:
+            assert products.threads_of_products() is nullcontext
+        products.IS_PYTORCHS = False
+        context = products.threads_of_products()
+        th.set_num_threads(1)
+        with context():
+            limited = [info["num_threads"] for info in threadpool_info() if "scipy" in info["filepath"]]
+        assert limited and set(limited) == {1}, limited
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    }
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
 
 
 @needs_numba

@@ -14,9 +14,10 @@ FLOORS = [
     ["networks"],
     ["fast", "export", "pixels"],
     ["saving"],
-    ["critic_step"],
+    ["critic_step", "datasets"],
     ["off_policy", "deterministic"],
     ["ddpg", "td3", "sac", "offline"],
+    ["profiles"],
     ["zoo"],
     ["__init__"],
     ["cli"],
@@ -87,8 +88,9 @@ def test_only_the_table_names_algorithms():
 
     names = {name for algo, row in zoo.ALGORITHMS.items() for name in (algo, row.algorithm.__name__)}
     named = re.compile(rf"(?<!\w)({'|'.join(names)})(?!\w)", re.IGNORECASE)
-    table = {PACKAGE / "zoo" / "algorithms.py", PACKAGE / "zoo" / "search_space.py"}
-    files = {*(PACKAGE / "zoo").glob("*.py"), *(PACKAGE / "saving").glob("*.py"), PACKAGE / "cli.py"} - table
+    table = {PACKAGE / "profiles" / "algorithms.py", PACKAGE / "zoo" / "algorithms.py", PACKAGE / "zoo" / "search_space.py"}
+    folders = ("profiles", "saving", "zoo")
+    files = {PACKAGE / "cli.py", *(file for folder in folders for file in (PACKAGE / folder).glob("*.py"))} - table
     assert len(files) > 15
     assert named.search('help="bn_ddpg only"')
     found = {file.name: match for file in files if (match := named.search(file.read_text()))}

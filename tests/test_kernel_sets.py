@@ -58,7 +58,8 @@ def report(name: str | None) -> dict:
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_they_take_effect(name):
     own, other = report(None), report(name)
-    assert other["capability"] == {"baseline": "DEFAULT", "avx2": "AVX2"}[name]
+    # (an older PyTorch's word for the baseline is the other)
+    assert other["capability"] in {"baseline": ("DEFAULT", "NO AVX"), "avx2": ("AVX2",)}[name]
     assert other["openblas"] == [{"baseline": "Nehalem", "avx2": "Haswell"}[name]]
     assert other["registers"] == {"baseline": [], "avx2": ["ymm"]}[name]
     assert other["scipy_product"] != own["scipy_product"]

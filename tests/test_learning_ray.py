@@ -24,7 +24,7 @@ from benchmarks.learning.unit import run
 
 pytestmark = pytest.mark.slow
 
-BUDGET = Budget(steps=1_300, every=650, episodes=1)
+BUDGET = Budget(steps=1_100, every=550, episodes=1)
 UNITS = [Unit("InvertedDoublePendulum-v5", "sb3_ddpg", seed) for seed in range(5)]
 
 

@@ -1,14 +1,17 @@
 """What offline algorithms learn from: every kind of dataset becomes the same replay buffer, a bad one a clear error."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import VectorEnv
+from conftest import SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 
 from sb3_bn_ddpg import BNDDPG, BNIQL, FileError, dataset_buffer
-from sb3_bn_ddpg.offline.datasets import episode_ends, episode_returns
+from sb3_bn_ddpg.datasets.dataset_buffer import episode_ends, episode_returns
+from sb3_bn_ddpg.datasets.transitions import Transitions
 
 OBS = spaces.Box(-np.inf, np.inf, (3,))
 ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
@@ -83,14 +86,28 @@ def test_actions_are_clipped_as_iql_does():
 def test_images_stay_bytes():
     space = spaces.Box(0, 255, (1, 8, 8), np.uint8)
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), np.uint8)
-    data = arrays() | dict(observations=images, next_observations=images)
+    data = arrays() | dict(observations=images, next_observations=images, truncations=None)
     assert dataset_buffer(data, space, ACTIONS).observations.dtype == np.uint8
 
 
 def test_discrete_observations():
-    data = arrays() | dict(observations=np.arange(40) % 5, next_observations=np.arange(40) % 5)
+    data = arrays() | dict(observations=np.arange(40) % 5, next_observations=np.arange(1, 41) % 5)
     buffer = dataset_buffer(data, spaces.Discrete(5), ACTIONS)
     assert buffer.sample(3).observations.shape == (3, 1)
+
+
+def test_images_get_their_channels_first():
+    """As SB3 has them, whichever way the dataset and the environment do."""
+    first, last = spaces.Box(0, 255, (3, 8, 6), np.uint8), spaces.Box(0, 255, (8, 6, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (41, 8, 6, 3), np.uint8)
+    data = arrays() | dict(observations=images[:-1], next_observations=images[1:])
+    buffer = dataset_buffer(data, first, ACTIONS)
+    np.testing.assert_array_equal(buffer.observations[:, 0], images[:-1].transpose(0, 3, 1, 2))
+    assert BNIQL("MlpPolicy", SpaceEnv(last, ACTIONS), data, device="cpu").replay_buffer.observations.shape[2:] == (3, 8, 6)
+    of_a_buffer = Transitions(**data, observation_space=last, action_space=ACTIONS)
+    np.testing.assert_array_equal(dataset_buffer(of_a_buffer, first, ACTIONS).observations, buffer.observations)
+    with pytest.raises(ValueError, match=r"`dataset` with the observation space Box.* \(8, 6, 3\), uint8\) is not allowed"):
+        dataset_buffer(of_a_buffer, spaces.Box(0, 255, (1, 8, 6), np.uint8), ACTIONS)
 
 
 # --- Rewards
@@ -175,6 +192,65 @@ def test_the_file_of_a_replay_buffer(tmp_path):
         dataset_buffer(tmp_path / "other.pkl", model.observation_space, model.action_space)
 
 
+DICT = spaces.Dict(
+    dict(b=spaces.Box(-9, 9, (2, 2)), a=spaces.Dict(dict(d=spaces.Box(-9, 9, (3,)), c=spaces.Box(-9, 9, (1,)))))
+)
+UNSORTED = spaces.Dict(b=DICT["b"], a=DICT["a"])
+
+
+class OfDictionaries(gym.Env):
+    """Random dictionaries."""
+
+    observation_space, action_space = DICT, ACTIONS
+
+    def __init__(self, space=DICT):
+        self.observation_space = space
+
+    def reset(self, *, seed=None, options=None):
+        return DICT.sample(), {}
+
+    def step(self, action):
+        return DICT.sample(), 1.0, False, False, {}
+
+
+def test_dictionaries_become_the_vectors_of_flatten_observation():
+    simple = spaces.Dict(dict(b=DICT["b"], d=DICT["a"]["d"]))  # SB3's buffers know no dictionaries in dictionaries
+    buffer, samples = DictReplayBuffer(10, simple, ACTIONS, device="cpu"), [simple.sample() for _ in range(8)]
+    for now, then in itertools.pairwise(samples):
+        as_arrays = ({key: value[np.newaxis] for key, value in each.items()} for each in (now, then))
+        buffer.add(*as_arrays, np.zeros((1, 2)), np.ones(1), np.zeros(1), [{}])
+    made = dataset_buffer(buffer, spaces.flatten_space(simple), ACTIONS)
+    expected = np.array([spaces.flatten(simple, sample) for sample in samples])
+    np.testing.assert_array_equal(made.observations[:, 0], expected[:-1])
+    np.testing.assert_array_equal(made.next_observations[:, 0], expected[1:])
+    for policy in ("MlpPolicy", "MultiInputPolicy"):
+        with pytest.raises(ValueError, match=r"is not allowed.* `gymnasium\.wrappers\.FlattenObservation`"):
+            BNIQL(policy, OfDictionaries(simple), buffer)
+    with pytest.raises(ValueError, match=r"is not allowed.* `gymnasium\.wrappers\.FlattenObservation`"):
+        BNIQL("MlpPolicy", OfDictionaries(simple))
+
+
+def test_a_reset_between_two_transitions_cuts_the_episode_off():
+    """As between two calls of ``learn``, of which a replay buffer keeps no mark."""
+    buffer = filled(n_steps=5, n_envs=1)
+    buffer.add(*np.full((2, 1, 3), [[50.0]]), np.zeros((1, 2)), np.zeros(1), np.zeros(1), [{}])
+    made = dataset_buffer(buffer, OBS, ACTIONS)
+    np.testing.assert_array_equal(np.flatnonzero(made.dones[:, 0]), [4, 5])
+    np.testing.assert_array_equal(np.flatnonzero(made.timeouts[:, 0]), [4, 5])
+
+
+def test_a_file_of_arrays(tmp_path):
+    data = arrays()
+    np.savez_compressed(tmp_path / "data.npz", **data)
+    for path in (tmp_path / "data.npz", f"{tmp_path}/data.npz"):
+        assert_holds(dataset_buffer(path, OBS, ACTIONS), data)
+    (tmp_path / "short.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:-200])
+    np.savez(tmp_path / "pickled.npz", **data | dict(rewards=np.array([{}] * 40)))
+    for name in ("short", "pickled"):
+        with pytest.raises(FileError, match=rf"{name}\.npz is damaged or of another kind"):
+            dataset_buffer(tmp_path / f"{name}.npz", OBS, ACTIONS)
+
+
 # --- Minari
 
 
@@ -210,8 +286,47 @@ def test_minari(minari_id):
         dataset_buffer(minari_id, OBS, spaces.Box(-1, 1, (2,)))
 
 
+def test_a_minari_dataset_of_dictionaries(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    from minari.data_collector import EpisodeBuffer
+
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    samples = [DICT.sample() for _ in range(6)]
+    columns = dict(actions=[ACTIONS.sample() for _ in range(5)], rewards=[1.0] * 5, terminations=[False] * 5)
+    episode = EpisodeBuffer(observations=dict_of(samples), truncations=[False] * 5, **columns)
+    minari.create_dataset_from_buffers("test/dict-v0", [episode] * 2, observation_space=DICT, action_space=ACTIONS)
+    env = gym.wrappers.FlattenObservation(OfDictionaries())
+    buffer = BNIQL("MlpPolicy", env, "test/dict-v0", reward_scaling=None, device="cpu").replay_buffer
+    expected = np.array([spaces.flatten(DICT, sample) for sample in samples], np.float32)
+    np.testing.assert_array_equal(buffer.observations[:5, 0], expected[:-1])
+    np.testing.assert_array_equal(buffer.next_observations[5:, 0], expected[1:])
+    np.testing.assert_array_equal(np.flatnonzero(buffer.dones[:, 0]), [4, 9])  # which end without a mark
+    with pytest.raises(ValueError, match=r"the entries a/c, a/d, b in its .* those of the environment, b, a/c, a/d, in this"):
+        BNIQL("MlpPolicy", gym.wrappers.FlattenObservation(OfDictionaries(UNSORTED)), "test/dict-v0")
+
+
+def dict_of(samples):
+    """A dictionary of lists out of a list of dictionaries."""
+    if not isinstance(samples[0], dict):
+        return samples
+    return {key: dict_of([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def test_a_damaged_minari_dataset(minari_id, tmp_path):
+    (file,) = tmp_path.rglob("*.hdf5")
+    file.write_bytes(file.read_bytes()[:2000])
+    with pytest.raises(
+        ValueError,
+        match=r"is not allowed: .*its episodes cannot be read.*download or record it again|"
+        r"is not allowed: it cannot be loaded from this machine",
+    ):
+        dataset_buffer(minari_id, OBS, ACTIONS)
+
+
 def test_a_minari_dataset_that_is_not_here(minari_id):
-    with pytest.raises(ValueError, match=r"`dataset='mujoco/hopper/expert-v9'` cannot be loaded: .*`minari download"):
+    with pytest.raises(
+        ValueError, match=r"`dataset='mujoco/hopper/expert-v9'` is not allowed: it cannot be .*`minari download"
+    ):
         dataset_buffer("mujoco/hopper/expert-v9", OBS, ACTIONS)
 
 
@@ -245,10 +360,15 @@ BAD = {
     "infinite": (with_one("rewards", np.inf), "rewards that are not finite is not allowed"),
     "NaN actions": (with_one("actions", np.nan), "actions that are not finite is not allowed"),
     "actions outside": (with_one("actions", 3.0), r"actions outside of Box.* they reach 5\. If the environment clips them"),
-    "dictionaries": (
-        DictReplayBuffer(5, spaces.Dict(a=OBS), ACTIONS),
-        "of type DictReplayBuffer is not allowed: its observations must be an array",
+    "dictionaries of words": (
+        DictReplayBuffer(5, spaces.Dict(a=OBS, b=spaces.Discrete(3)), ACTIONS),
+        r"`dataset` with observations of Dict.* is not allowed: its entries must be arrays of numbers \(Box\)",
     ),
+    "a lost end": (
+        arrays() | dict(truncations=np.zeros(40)),
+        "without some of its ends is not allowed: after 1 of 40 transitions, the first of them number 29,",
+    ),
+    "no file of arrays": ("nothing.npz", "`dataset='nothing.npz'` is not allowed: there is no file nothing.npz"),
     "an empty buffer": (ReplayBuffer(5, OBS, ACTIONS), "without transitions is not allowed"),
     "another space": (filled(n_envs=1, size=50), "with the observation space .* is not allowed: it must be the environment's"),
 }

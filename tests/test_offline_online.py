@@ -1,12 +1,13 @@
 """From a dataset on into the environment, and from a trained model to a dataset."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import VectorEnv
 from test_offline import ALL, BNBCQ, BNIQL, BNTD3BC, Untouchable, data, make, same_parameters
 
-from sb3_bn_ddpg import dataset_buffer, record_dataset
-from sb3_bn_ddpg.offline.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg import BNDDPG, dataset_buffer, record_dataset, store_dataset
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -96,7 +97,6 @@ class Ending(VectorEnv):
         return observation, reward, is_terminated, has_ended and not is_terminated, info
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_recorded_dataset(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -116,7 +116,15 @@ def test_a_recorded_dataset(tmp_path, monkeypatch):
     assert make(BNBCQ, env=VectorEnv(), dataset="test/recorded-v0").learn(2).num_timesteps == 2
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_recording_in_a_wrapper_that_no_text_stands_for(tmp_path, monkeypatch):
+    """A class among its arguments, as NumPy's types are: the dataset does not name the environment."""
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    env = gym.wrappers.DtypeObservation(gym.make("Pendulum-v1"), np.float32)
+    model = BNDDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[4]), device="cpu")
+    assert record_dataset(model, "test/wrapped-v0", 5, env).total_steps == 5
+
+
 def test_recording_in_the_models_environment(tmp_path, monkeypatch):
     pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
@@ -125,3 +133,55 @@ def test_recording_in_the_models_environment(tmp_path, monkeypatch):
         record_dataset(make(BNIQL), "test/none-v0", 0)
     with pytest.raises(AssertionError, match="touched"):
         record_dataset(make(BNIQL, env=Untouchable()), "test/none-v0", 1)
+
+
+def test_reference_scores_and_stored_transitions(tmp_path, monkeypatch):
+    minari = pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    model = make(BNIQL, env=VectorEnv())
+    env = Paid(ep_length=10)
+    dataset = record_dataset(model, "test/scores-v0", 25, env, seed=3, n_reference_episodes=2)
+    returns = {}
+    for name, act in (("min", None), ("max", lambda state: model.predict(state, deterministic=True)[0])):
+        generator, totals = np.random.default_rng(3), []
+        for episode in range(2):
+            observation, _ = env.reset(seed=None if episode else 3)
+            total, has_ended = 0.0, False
+            while not has_ended:
+                action = generator.uniform(-1, 1, 2).astype(np.float32) if act is None else act(observation)
+                observation, reward, terminated, truncated, _ = env.step(action)
+                total, has_ended = total + reward, terminated or truncated
+            totals.append(total)
+        returns[name] = np.mean(totals)
+    metadata = dataset.storage.metadata
+    assert (metadata["ref_min_score"], metadata["ref_max_score"]) == pytest.approx((returns["min"], returns["max"]))
+    np.testing.assert_allclose(minari.get_normalized_score(dataset, np.array([*returns.values()])), [0, 1], atol=1e-9)
+    stored = store_dataset(data(), "test/stored-v0", VectorEnv(), description="random")
+    assert (stored.total_steps, stored.total_episodes, stored.storage.metadata["description"]) == (200, 8, "random")
+    buffer = dataset_buffer("test/stored-v0", model.observation_space, model.action_space)
+    expected = dataset_buffer(data(), model.observation_space, model.action_space)
+    for name in ("observations", "next_observations", "actions", "rewards", "dones", "timeouts"):
+        np.testing.assert_allclose(getattr(buffer, name), getattr(expected, name), atol=1e-6)
+    with pytest.raises(ValueError, match="`dataset_id='test/stored-v0'` is not allowed: there is such a dataset"):
+        store_dataset(data(), "test/stored-v0", VectorEnv())
+    with pytest.raises(ValueError, match="`env=None` is not allowed with a dataset that does not know its spaces"):
+        store_dataset(data(), "test/none-v0")
+    with pytest.raises(ValueError, match="`dataset` without transitions is not allowed"):
+        store_dataset({name: value[:0] for name, value in data().items()}, "test/none-v0", VectorEnv())
+
+
+class Paid(VectorEnv):
+    """Pays for the first action."""
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, float(action[0]), *rest
+
+
+def test_recording_of_stacked_frames_is_refused():
+    pytest.importorskip("minari")
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+    model = make(BNIQL, env=VecFrameStack(DummyVecEnv([VectorEnv]), 1))
+    with pytest.raises(ValueError, match="`env` in a VecFrameStack is not allowed: a dataset is recorded of what a single"):
+        record_dataset(model, "test/none-v0", 1)

@@ -110,7 +110,6 @@ def test_tensorboard_names_the_run_after_the_class(kwargs, name, tmp_path):
 @pytest.fixture
 def bn_ddpg(zoo_registrations, tmp_path, monkeypatch):
     """Runs commands of ``bn-ddpg`` in a folder, where two classes are registered by one row each."""
-    pytest.importorskip("rl_zoo3")
     import yaml
 
     from sb3_bn_ddpg import cli, zoo
@@ -178,10 +177,8 @@ def test_options_are_those_of_the_algorithm(bn_ddpg, capsys):
     with pytest.raises(SystemExit):
         bn_ddpg("train --help")
     output = " ".join(capsys.readouterr().out.split())
-    assert (
-        "(bn_ddpg: tuned, paper; bn_td3: prototype, paper; bn_sac: crossq, sac; toy: plain, scaled; toys_child: plain, scaled)"
-        in output
-    )
+    assert "(bn_ddpg: tuned, paper; bn_td3: prototype, paper; bn_sac: crossq, sac; bn_iql: authors; " in output
+    assert "; toy: plain, scaled; toys_child: plain, scaled)" in output
     for algo, profile, its in (("toy", "paper", "'plain', 'scaled'"), ("bn_ddpg", "scaled", "'tuned', 'paper'")):
         with pytest.raises(SystemExit):
             bn_ddpg(f"train --algo {algo} --profile {profile}")

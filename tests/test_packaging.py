@@ -60,6 +60,7 @@ def installation(request: pytest.FixtureRequest, distributions: Path, tmp_path_f
 def test_installed_package_works(installation: Path, tmp_path: Path):
     code = """import importlib.util, sys, sb3_bn_ddpg
 sb3_bn_ddpg.BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=10, policy_kwargs=dict(net_arch=[8, 8])).learn(20)
+assert sb3_bn_ddpg.hyperparameters("bn_td3", "Pendulum-v1", "paper").n_timesteps == 1_000_000
 print(sb3_bn_ddpg.__version__, sb3_bn_ddpg.__file__)"""
     version, file = run(installation / "python", "-c", code, cwd=tmp_path).split()
     package = Path(file).parent
@@ -71,6 +72,7 @@ print(sb3_bn_ddpg.__version__, sb3_bn_ddpg.__file__)"""
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("installation", ["*.whl"], indirect=True)  # what the source distribution installs is a wheel too
 def test_installed_command_finds_its_hyperparameters(installation: Path, tmp_path: Path):
     pytest.importorskip("rl_zoo3")
     run(installation / "bn-ddpg", "train", "--env", "Pendulum-v1", "-n", "60", "--eval-freq", "-1", *TINY, cwd=tmp_path)
@@ -138,6 +140,7 @@ for needs, extra in {
     "zoo": lambda: __import__("sb3_bn_ddpg.zoo"),
     "compiled": lambda: BNDDPG("MlpPolicy", "Pendulum-v1", fast_update="compiled"),
     "export": lambda: model.export_policy("policy.safetensors"),
+    "profiles": lambda: __import__("sb3_bn_ddpg").hyperparameters("bn_ddpg", "Pendulum-v1"),
     "pixels": lambda: __import__("gymnasium").make("bn_ddpg/cartpole-swingup-pixels-v0"),
 }.items():
     try:
@@ -156,10 +159,11 @@ def test_core_needs_no_extra(tmp_path: Path):
     # By the files: Python 3.10's packages_distributions() misses those without a top_level.txt, as safetensors
     modules: dict[str, set[str]] = {}
     for distribution in metadata.distributions():
+        name = canonicalize_name(distribution.metadata["Name"])  # parses a file each time
         for file in distribution.files or ():
             module = file.parts[0].partition(".")[0]
             if module.isidentifier() and (len(file.parts) > 1 or file.suffix in (".py", ".so")):
-                modules.setdefault(module, set()).add(canonicalize_name(distribution.metadata["Name"]))
+                modules.setdefault(module, set()).add(name)
     others = [module for module, distributions in modules.items() if core.isdisjoint(distributions)]
     assert {"pytest", "safetensors", "yaml"} <= set(others)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("dm_control")
 pytest.importorskip("shimmy")
 pytest.importorskip("matplotlib")
+pytest.importorskip("rl_zoo3")
 
 ROOT = Path(__file__).parents[1]
 

@@ -22,7 +22,7 @@ from sb3_bn_ddpg import BNDDPG, CheckpointEvery
 from sb3_bn_ddpg.common.atomic_files import FileError
 
 # The processes that these need are started once: a few trainings stand for all, which `benchmarks.reliability.resumes` does
-QUICK = ("MlpPolicy", "MlpPolicy by autograd", "three environments", "n-step", "OU noise with a schedule", "TD3")
+QUICK = ("MlpPolicy", "MlpPolicy by autograd", "three environments", "n-step", "OU noise with a schedule", "TD3", "SAC")
 
 
 @pytest.fixture(scope="module")

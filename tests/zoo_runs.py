@@ -2,10 +2,11 @@
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from fork_server import ForkedProcess, fork
 
 # Small networks and an early start: a run learns something within a few hundred steps
 TINY = ["-params", "learning_starts:50", "buffer_size:5000", "policy_kwargs:dict(net_arch=[16, 16])"]
@@ -41,12 +42,9 @@ hyperparams = {
 """A hyperparameter file with a class and a function in it"""
 
 
-def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+def start(*arguments: str, cwd: Path) -> ForkedProcess:
     """Start a command of ``bn-ddpg`` in the folder."""
-    command = [sys.executable, "-m", "sb3_bn_ddpg", *arguments]
-    return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    return fork("-m", "sb3_bn_ddpg", *arguments, cwd=cwd, env=ENVIRONMENT)
 
 
 def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
@@ -59,15 +57,16 @@ def run(*arguments: str, cwd: Path, returncode: int = 0) -> str:
 
 def run_code(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a script that ends in the command line, and return what became of it."""
-    command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE)
+    process = fork("-c", code, *arguments, cwd=cwd, env=ENVIRONMENT, merges_streams=False)
+    output, errors = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
-def wait_for(condition: Callable[[], object], *processes: subprocess.Popen[str], seconds: float = PATIENCE) -> None:
+def wait_for(condition: Callable[[], object], *processes: ForkedProcess | subprocess.Popen, seconds: float = PATIENCE) -> None:
     """Wait until a condition holds, as long as the processes live."""
     deadline = time.monotonic() + seconds
     while not condition():
         for process in processes:
-            assert process.poll() is None, process.stdout.read()
+            assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.2)

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from benchmarks.offline import variants as offline
+
 PROTOCOL = 1
 """Raised when the way of training or evaluating changes: every stored unit is then run anew."""
 LONG_STEPS = 500_000
 """Environment steps of the long runs."""
 
 
-TUNED_PROFILE = Path(__file__).parents[2] / "hyperparams" / "bn_ddpg.yml"
+PROFILES = Path(__file__).parents[2] / "hyperparams"
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ TASKS = {
 TUNING = tuple(name for name, task in TASKS.items() if not task.held_out)
 HELD_OUT = tuple(name for name, task in TASKS.items() if task.held_out)
 
-CHEETAH = "dm_control/cheetah-run-v0"
-# Beside the others, since scores over all tasks are of those five. A prototype has run on this one, so it is not held out
-ALL_TASKS = TASKS | {CHEETAH: Task(CHEETAH, 1000, False, "largest return of the Control Suite")}
-"""The tasks, and the paper's cheetah, which only the long runs have."""
+CHEETAH, WALKER = "dm_control/cheetah-run-v0", "Walker2d-v5"
+# Beside the others, since scores over all tasks are of those five. A prototype has run on these two, so they are not held out
+ALL_TASKS = TASKS | {
+    CHEETAH: Task(CHEETAH, 1000, False, "largest return of the Control Suite"),
+    WALKER: Task(WALKER, 4000, False, "above DDPG's 1,843 to 3,098 at 1M steps, below the 4,682 of TD3 (TD3 paper)"),
+}
+"""The tasks, the paper's cheetah, which only the long runs have, and the walker, which only the exploration has."""
 
 
 @dataclass(frozen=True)
@@ -236,15 +241,19 @@ VARIANTS["ablation_base"] = _changed("base")
 VARIANTS |= {name: variant for values in FACTORS.values() for name, variant in values.items()}
 
 
-def _tuned() -> dict[str, Any]:
+def _profile(algorithm: str) -> dict[str, Any]:
     """
-    :return: The entry ``default`` of the profile "tuned", without what is the benchmark's to say
+    :param algorithm: Name of a profile of the folder ``hyperparams``
+    :return: Its entry ``default``, without what is the benchmark's to say
     """
-    kwargs: dict[str, Any] = yaml.safe_load(TUNED_PROFILE.read_text())["default"]
+    kwargs: dict[str, Any] = yaml.safe_load((PROFILES / f"{algorithm}.yml").read_text())["default"]
     return {key: value for key, value in kwargs.items() if key not in ("n_timesteps", "policy", "learning_starts")}
 
 
-VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _tuned())
+VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _profile("bn_ddpg"))
+# The family's first profiles, as they are shipped: nothing in them was chosen by a run of this benchmark
+VARIANTS["td3_prototype"] = Variant("BNTD3, prototype", "bn_td3", _profile("bn_td3"))
+VARIANTS["sac_crossq"] = Variant("BNSAC, CrossQ's settings", "bn_sac", _profile("bn_sac"))
 
 
 def _tuned_with(label: str, normalization: str | None, **changes: Any) -> Variant:
@@ -282,6 +291,40 @@ VARIANTS |= {
     "long_warmup": _long("10,000 random steps first", learning_starts=10_000),
 }
 
+# What lets one setting learn both where episodes end early and where they do not? One factor or a few at a time around BNTD3's
+# first profile, whose returns have five steps
+_ONE_STEP: dict[str, Any] = dict(n_steps=1, learning_rate=1e-3)
+_FIXED_NORM: dict[str, Any] = dict(use_target_networks=True, tau=0.005, weight_normalization="both")
+# As XQC: a bounded critic, rewards in units of the return's spread
+_ATOMS: dict[str, Any] = _FIXED_NORM | dict(reward_scaling="return_std")
+_OF_ATOMS: dict[str, Any] = dict(n_atoms=101, v_min=-5.0, v_max=5.0)
+
+
+def _rule(label: str, policy: dict[str, Any] | None = None, base: str = "bn_td3", **kwargs: Any) -> Variant:
+    common = VARIANTS["td3_prototype"].kwargs
+    if base == "bn_sac":  # it explores by its own actions
+        common = {key: value for key, value in common.items() if key not in ("action_noise", "target_policy_noise")}
+    return Variant(label, base, common | dict(policy_kwargs=common["policy_kwargs"] | (policy or {})) | kwargs, ABLATION_STEPS)
+
+
+RULES = {
+    "rule_five": _rule("five steps"),
+    "rule_three": _rule("three steps", n_steps=3),
+    "rule_one": _rule("one step", **_ONE_STEP),
+    "rule_norm_one": _rule("one step, fixed-norm weights, targets", **_ONE_STEP, **_FIXED_NORM),
+    "rule_atoms_one": _rule("one step, atoms", _OF_ATOMS, **_ATOMS, n_steps=1),
+    "rule_atoms_three": _rule("three steps, atoms", _OF_ATOMS, **_ATOMS, n_steps=3),
+    "rule_sac_atoms_one": _rule(
+        "BNSAC, one step, atoms", _OF_ATOMS, "bn_sac", **_ATOMS, n_steps=1, ent_coef="auto_0.01", target_entropy="auto_0.5"
+    ),
+}
+VARIANTS |= RULES
+RULE_TASKS = (WALKER, "dm_control/cartpole-swingup-v0", "HalfCheetah-v5")
+"""One whose episodes end early, two whose episodes do not."""
+
+VARIANTS |= {name: Variant(*fields) for name, fields in offline.VARIANTS.items()}
+
+FAMILY = ("td3_prototype", "sac_crossq")
 TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 FIGURE2_LONG = ("long_paper", "long_paper_no_norm", "long_paper_no_targets")
@@ -312,6 +355,8 @@ GROUPS: dict[str, Group] = {
     "tuned_tuning": Group("How good is the tuned profile where it was tuned?", _cells(["tuned"], TUNING), 5),
     "tuned_norms": Group("Does batch norm help the tuned profile?", _cells(TUNED_NORMS[1:]), 5),
     "tuned_targets": Group("And would target networks do as well?", _cells(["tuned_targets"], NORM_TASKS), 5),
+    "family": Group("How do BNTD3's and BNSAC's first profiles learn where BNDDPG's was tuned?", _cells(FAMILY, TUNING), 3),
+    "family_crossq": Group("Is BNSAC as CrossQ behind sb3-contrib's?", _cells(["sac_crossq"], TUNING), 5),
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
 }
 """In the order in which they run."""
@@ -331,7 +376,18 @@ LONG_GROUPS: dict[str, Group] = {
     ),
 }
 """Groups with a page of their own, which run after the others."""
-ALL_GROUPS = GROUPS | LONG_GROUPS
+EXPLORATION: dict[str, Group] = {
+    "one_rule": Group("What lets one setting learn whether or not episodes end early?", _cells(RULES, RULE_TASKS), 2),
+}
+"""Groups that look for a profile; their tables are no comparison with others."""
+OFFLINE: dict[str, Group] = {
+    "random_offline": Group("What does a random policy score on the offline tasks?", _cells(["random"], offline.TASKS), 5),
+    "offline": Group("Does batch norm help IQL and TD3+BC?", _cells(offline.names("bn_iql", "bn_td3_bc"), offline.TASKS), 3),
+    "offline_bcq": Group("And BCQ?", _cells(offline.names("bn_bcq"), offline.TASKS), 3),
+    "offline_awac": Group("And AWAC?", _cells(offline.names("bn_awac"), offline.TASKS), 3),
+}
+"""Groups that learn from datasets, with a page of their own."""
+ALL_GROUPS = GROUPS | LONG_GROUPS | EXPLORATION | OFFLINE
 
 
 def config_hash(unit: Unit, budget: Budget) -> str:

@@ -43,6 +43,8 @@ COLORS = {
     "sb3_td3": "tab:cyan",
     "crossq_256": "tab:green",
     "crossq_1024": "tab:gray",
+    "td3_prototype": "black",
+    "sac_crossq": "tab:pink",
     "long_paper": "tab:purple",
     "long_paper_no_norm": "tab:brown",
     "long_paper_no_targets": "tab:olive",
@@ -254,6 +256,26 @@ def plot_aggregate(rows: pd.DataFrame, step_times: pd.Series, variants: Sequence
             band(panels[0, 1], *_curve(*over_time(rows, step_times, name, tasks, points)), name, seeds)
     panels[0, 0].set(xlabel="environment steps", ylabel="interquartile mean of scores")
     panels[0, 1].set(xlabel="CPU seconds of training")
+    figure.set_size_inches(10, 4.5)
+    legend(figure, panels)
+    return figure
+
+
+def plot_overview(rows: pd.DataFrame, variants: Sequence[str], scopes: dict[str, tuple[str, ...]]) -> Figure:
+    """
+    Interquartile means over steps.
+
+    :param rows: The stored evaluations
+    :param variants: The curves
+    :param scopes: The tasks that are aggregated, by the title of their panel; a panel has the variants with seeds enough there
+    :return: The figure
+    """
+    figure, panels = grid(1, len(scopes), sharey=True)
+    for panel, (title, tasks) in zip(panels[0], scopes.items(), strict=True):
+        for name in complete(rows, variants, tasks, SEEDS_FOR_INTERVALS):
+            band(panel, *_curve(*curve_matrix(rows, name, tasks)), name, len(seeds_of(rows, name, tasks)))
+        panel.set(title=title, xlabel="environment steps")
+    panels[0, 0].set(ylabel="interquartile mean of scores")
     figure.set_size_inches(10, 4.5)
     legend(figure, panels)
     return figure

@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
@@ -93,7 +94,7 @@ class Recorder(BaseCallback):
 
     def _evaluate(self) -> None:
         self.wall += time.perf_counter() - self.wall_start
-        self.cpu += time.process_time() - self.cpu_start
+        self.cpu += self._process_time() - self.cpu_start
         self._write()
 
     def _write(self) -> None:
@@ -105,4 +106,9 @@ class Recorder(BaseCallback):
         self.file.add(row)
 
     def _start_clocks(self) -> None:
-        self.wall_start, self.cpu_start = time.perf_counter(), time.process_time()
+        self.wall_start, self.cpu_start = time.perf_counter(), self._process_time()
+
+    def _process_time(self) -> float:
+        """CPU seconds of the process that learns, this one unless the model has one of its own."""
+        clock: Callable[[], float] = getattr(self.model, "process_time", time.process_time)
+        return clock()

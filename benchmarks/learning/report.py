@@ -62,6 +62,8 @@ COMPARISONS = (
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
 WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
+FAMILY_COMPARISONS = (("td3_prototype", "tuned"), ("td3_prototype", "crossq_256"), ("sac_crossq", "crossq_256"))
+"""The same on the tuning tasks, where BNTD3's and BNSAC's first profiles have run."""
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
 """The same where the tuned profile has run with target networks in the place of batch norm."""
 NORM_COMPARISONS = (
@@ -109,7 +111,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         pixels, step_times = read_pixels(PIXELS), step_time.read(folder)
         parts += section(rows, "Figure 2: batch norm, target networks, both", FIGURE2, pictures, "figure2", pixels)
         parts += section(rows, "The tuned profile, with and without its batch norm", TUNED_NORMS, pictures, "tuned_norms")
-        parts += two_tasks(rows, "Target networks in the place of batch norm", TARGETS_COMPARISONS, NORM_TASKS)
+        parts += some_tasks(rows, "Target networks in the place of batch norm", TARGETS_COMPARISONS, NORM_TASKS, "both")
         parts += section(rows, "The peers", CONTENDERS, pictures, "peers")
         if complete(rows, CONTENDERS, everything):
             parts += [
@@ -120,7 +122,8 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         parts += improvements(compared, pictures)
         if len(step_times):
             parts += ["### CPU time of a step", time_table(step_times), step_time.conditions_text(folder)]
-        parts += two_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS)
+        parts += some_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS, "both")
+        parts += some_tasks(rows, "BNTD3's and BNSAC's first profiles", FAMILY_COMPARISONS, TUNING, "tuning")
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += ["## Machine and versions", header_text(folder, all_units(), budget)]
@@ -327,18 +330,21 @@ def time_table(step_times: pd.Series) -> str:
     return table(["ms", *(VARIANTS[name].label for name in names)], lines)
 
 
-def two_tasks(rows: pd.DataFrame, title: str, pairs: Sequence[tuple[str, str]], tasks: tuple[str, ...]) -> list[str]:
+def some_tasks(
+    rows: pd.DataFrame, title: str, pairs: Sequence[tuple[str, str]], tasks: tuple[str, ...], scope: str
+) -> list[str]:
     """
     :param rows: The stored evaluations
     :param title: Its title
     :param pairs: Pairs of variants
-    :param tasks: Two tasks, the only ones that one of the variants has run on
+    :param tasks: The only ones that one of the variants has run on
+    :param scope: What they are called together
     :return: Scores and comparisons on these; nothing unless all variants are stored
     """
     variants = tuple(dict.fromkeys(variant for pair in pairs for variant in pair))
     if set(variants) - set(present(rows, variants)):
         return []
-    return [f"## {title}", score_table(rows, variants, tasks), comparison_table(comparisons(rows, pairs, {"both": tasks}))]
+    return [f"## {title}", score_table(rows, variants, tasks), comparison_table(comparisons(rows, pairs, {scope: tasks}))]
 
 
 def split(rows: pd.DataFrame) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.learning import local
-from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, OFFLINE, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, is_done
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
@@ -20,7 +20,12 @@ def main() -> None:
     """Parse the command line, run, report; exit code 1 if a unit failed, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--group", nargs="+", choices=ALL_GROUPS, default=list(ALL_GROUPS), metavar="GROUP", help=", ".join(ALL_GROUPS)
+        "--group",
+        nargs="+",
+        choices=ALL_GROUPS,
+        default=[name for name in ALL_GROUPS if name not in OFFLINE],
+        metavar="GROUP",
+        help=f"{', '.join(ALL_GROUPS)} (default: all but those that learn offline)",
     )
     parser.add_argument("--task", nargs="+", choices=ALL_TASKS, default=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
@@ -33,7 +38,7 @@ def main() -> None:
         "--page",
         type=Path,
         default=PAGE,
-        help="the page of results that is drawn anew at the end, with that on the long runs beside it",
+        help="the page of results in detail that is drawn anew at the end, with the other pages of results beside it",
     )
     parser.add_argument("--no-report", dest="report", action="store_false", help="draw nothing at the end")
     add_budget_arguments(parser)
@@ -56,10 +61,13 @@ def main() -> None:
     try:
         failed = run(units, budget, arguments)
         if arguments.report:
-            from benchmarks.learning import long_runs, report  # their libraries take memory, which runs may need
+            from benchmarks.learning import long_runs, overview, report  # their libraries take memory, which runs may need
+            from benchmarks.offline import report as offline_report
 
             report.write(arguments.results, arguments.page, budget)
+            overview.write(arguments.results, arguments.page.with_name(overview.NAME), budget)
             long_runs.write(arguments.results, arguments.page.with_name(long_runs.NAME), budget)
+            offline_report.write(arguments.results, arguments.page.with_name(offline_report.NAME), budget)
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(bool(failed))

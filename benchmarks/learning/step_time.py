@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
+from benchmarks.learning.matrix import FAMILY, FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
 from benchmarks.learning.store import RESULTS, machine, source_hash, versions
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
@@ -25,7 +25,7 @@ FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
 CONDITIONS = ("machine", "torch", "source")
 """Columns that say what a row was measured with: ``source`` is a digest of this package's code."""
-MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS)))
+MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS, *FAMILY)))
 WARM_UP = 2_000
 """Steps before the first round: 1,000 have no update, and Adam's moments of inactive units become denormal in the others."""
 

@@ -22,7 +22,7 @@ from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results_in_detail.md"
 PACKAGES = ("sb3-bn-ddpg", "stable-baselines3", "sb3-contrib", "torch", "numpy", "numba", "llvmlite", "scipy", "gymnasium")
 PACKAGES += ("mujoco", "dm-control", "shimmy")
 CLOCKS = ("wall_seconds", "cpu_seconds")

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
@@ -36,6 +37,7 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
     from benchmarks.learning.algorithms import build_or_resume
     from benchmarks.learning.evaluation import Evaluator, RandomPolicy
     from benchmarks.learning.recorder import Recorder
+    from benchmarks.offline.models import build_offline
 
     variant = VARIANTS[unit.variant]
     budget = budget.of(unit.variant)
@@ -45,7 +47,8 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
             policy = RandomPolicy(evaluator.env.action_space, unit.seed)
             file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
         else:
-            model = build_or_resume(unit, file, device)
+            learns_offline = "dataset" in variant.kwargs
+            model: Any = build_offline(unit, device) if learns_offline else build_or_resume(unit, file, device)
             recorder = Recorder(file, unit.task, budget, weights=variant.is_long)
             model.set_logger(recorder.means)
             assert budget.steps is not None

@@ -31,7 +31,8 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_bn_ddpg import BNDDPG, BNTD3, CheckpointEvery, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CROSSQ, XQC, CheckpointEvery, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.pixels.dm_control import import_suite
 
 SMALL = dict(net_arch=[16, 12])
@@ -74,9 +75,9 @@ class Training(NamedTuple):
     """Whether the environment can be made anew from its id"""
     waits: bool = False
     """Whether it is interrupted at an episode's end"""
-    algorithm: type[BNDDPG] | type[BNTD3] = BNDDPG
+    algorithm: type[BNOffPolicyAlgorithm] = BNDDPG
 
-    def model(self) -> BNDDPG | BNTD3:
+    def model(self) -> BNOffPolicyAlgorithm:
         arguments = dict(
             learning_starts=50, buffer_size=1000, batch_size=16, learning_rate=1e-3, seed=3, device="cpu", policy_kwargs=SMALL
         )
@@ -142,6 +143,26 @@ TRAININGS = {
         resumes_alone=False,
         algorithm=BNTD3,
     ),
+    "TD3, atoms and scaled rewards, three environments": Training(
+        _envs(3),
+        dict(gradient_steps=1, n_steps=3, reward_scaling="return_std", policy_kwargs=dict(SMALL, n_atoms=21)),
+        algorithm=BNTD3,
+    ),
+    "SAC": Training(lambda: PENDULUM, {}, algorithm=BNSAC),
+    "SAC by autograd": Training(lambda: PENDULUM, dict(fast_update=False, target_update_interval=3), algorithm=BNSAC),
+    "SAC, three environments, a fixed entropy coefficient": Training(_envs(3), dict(ent_coef=0.1), algorithm=BNSAC),
+    "CrossQ": Training(
+        lambda: PENDULUM,
+        CROSSQ | dict(policy_kwargs=CROSSQ["policy_kwargs"] | SMALL | dict(renorm_warmup_steps=20)),
+        half=151,
+        algorithm=BNSAC,
+    ),
+    "XQC": Training(
+        lambda: PENDULUM,
+        XQC | dict(policy_kwargs=XQC["policy_kwargs"] | SMALL, learning_starts=50),
+        half=151,
+        algorithm=BNSAC,
+    ),
 }
 if importlib.util.find_spec("mujoco"):
     TRAININGS["MuJoCo"] = Training(_envs(2, "HalfCheetah-v5"), {})
@@ -176,13 +197,13 @@ def interrupt(training: Training, checkpoint: Path) -> None:
         model.learn(2 * training.half, [CheckpointEvery(training.half, checkpoint), InterruptAt(training.half + 10)])
 
 
-def whole(training: Training, folder: Path) -> BNDDPG | BNTD3:
+def whole(training: Training, folder: Path) -> BNOffPolicyAlgorithm:
     """Learn it in one go. Only where checkpoints wait for an episode's end do they take part in the training."""
     callback = CheckpointEvery(training.half, folder / "whole") if training.waits else None
     return training.model().learn(2 * training.half, callback)
 
 
-def resumed(training: Training, checkpoint: Path) -> BNDDPG | BNTD3:
+def resumed(training: Training, checkpoint: Path) -> BNOffPolicyAlgorithm:
     """Learn the second half."""
     env = None if training.resumes_alone else training.make_env()
     model = training.algorithm.resume(checkpoint, env, device="cpu")
@@ -191,7 +212,7 @@ def resumed(training: Training, checkpoint: Path) -> BNDDPG | BNTD3:
     return model.learn(model.remaining_timesteps, callback, reset_num_timesteps=False)
 
 
-def fingerprint(model: BNDDPG | BNTD3) -> dict[str, str]:
+def fingerprint(model: BNOffPolicyAlgorithm) -> dict[str, str]:
     """A digest of each thing that must be equal to the bit."""
     things: dict[str, Any] = dict(model.policy.state_dict())
     for name in ("actor", "critic"):
@@ -199,6 +220,10 @@ def fingerprint(model: BNDDPG | BNTD3) -> dict[str, str]:
         things[f"{name} groups"] = repr(state["param_groups"])
         for index, moments in state["state"].items():
             things |= {f"{name} {index} {key}": value for key, value in moments.items()}
+    if isinstance(model, BNSAC):
+        things["log_ent_coef"] = model.entropy_coefficient.log_ent_coef
+        for moments in model.entropy_coefficient.optimizer.state_dict()["state"].values():
+            things |= {f"log_ent_coef {key}": value for key, value in moments.items()}
     for key, value in vars(model.replay_buffer).items():
         if isinstance(value, dict) and all(isinstance(entry, np.ndarray) for entry in value.values()):
             things |= {f"buffer {key} {name}": entry for name, entry in value.items()}
@@ -214,6 +239,7 @@ def fingerprint(model: BNDDPG | BNTD3) -> dict[str, str]:
         things["environments"] = [_generator_state(generator) for generator in model.env.get_attr("np_random")]
     things["last observation"] = model._last_obs
     things["episodes"] = [(info["r"], info["l"]) for info in model.ep_info_buffer]
+    things["reward scaler"] = [] if model.reward_scaler is None else [*vars(model.reward_scaler).items()]
     for name in ("num_timesteps", "_total_timesteps", "_episode_num", "_n_updates", "_current_progress_remaining"):
         things[name] = getattr(model, name)
     if model._vec_normalize_env is not None:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.speed.contenders import BASELINE, FLOOR, JAX_BASELINE, OURS
-from benchmarks.speed.figures import ratio, select
+from benchmarks.speed.contenders import BASELINE, CONTENDERS, FLOOR, JAX_BASELINE, OURS
+from benchmarks.speed.figures import UPDATES_PER_CALL, ratio, select
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Bar:
     :param bound: The bound
     :param other: The contender to be compared with, or None for seconds
     :param allows_options: Whether other settings than the default ones may meet it
+    :param contender: Whose figure it is, if not BNDDPG's
     """
 
     text: str
@@ -26,14 +27,15 @@ class Bar:
     bound: float
     other: str | None = None
     allows_options: bool = True
+    contender: str = OURS
 
-    def measured(self, rows: pd.DataFrame, contender: str = OURS) -> float:
+    def measured(self, rows: pd.DataFrame, contender: str | None = None) -> float:
         """
         :param rows: All rows
-        :param contender: Whose figure
+        :param contender: Whose figure, if not that of the bar's own
         :return: The figure to hold against the bound, NaN if it was not measured
         """
-        rows = select(rows, **self.case)
+        rows, contender = select(rows, **self.case), contender or self.contender
         if self.other is not None:
             return ratio(rows, contender, self.other)
         return float(select(rows, contender=contender)["value"].median())
@@ -62,3 +64,25 @@ BARS = [
     Bar("Default settings, warm-up: the first `train()` of a process", _case("first_train", 256), 1.0, None, False),
 ]
 """Medians on two cores at cheetah dimensions, batch norm on."""
+
+
+def _family(contender: str, other: str, bounds: dict[int, float], width: str = "256-256", per_call: int = 1) -> list[Bar]:
+    case = dict(figure="family", threads=1, obs_dim=17, action_dim=6, width=width, per_call=per_call)
+    many = "" if per_call == 1 else f", {per_call} updates a call"
+    text = f"{CONTENDERS[contender].label}, over {CONTENDERS[other].label}, {width.replace('-', ' and ')} units{many}"
+    return [
+        Bar(f"{text}, batch {batch}", case | dict(batch_size=batch), bound, other, contender=contender)
+        for batch, bound in bounds.items()
+    ]
+
+
+FAMILY_BARS = [
+    *_family("bntd3", "sb3_td3", {64: 1.4, 256: 1.15}, "400-300"),
+    *_family("bntd3_compiled", "sb3_td3", {64: 1.8, 256: 1.35}, "400-300"),
+    *_family("bntd3_joint_compiled", "sbx_crossq", {64: 1.3, 256: 1.15}),
+    *_family("bnsac", "sb3_sac", {64: 1.5, 256: 1.2}),
+    *_family("bnsac_crossq", "crossq", {64: 1.7, 256: 1.4}),
+    *_family("bnsac_crossq_compiled", "sbx_crossq", {64: 1.3, 256: 1.15}),
+    *_family("bnsac_crossq_compiled", "sbx_crossq", {64: 1.0, 256: 1.0}, per_call=UPDATES_PER_CALL),
+]
+"""Medians on one core at cheetah dimensions: BNTD3 and BNSAC with batch norm, SB3's TD3 and SAC without."""

@@ -7,10 +7,10 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.markdown import MISSING, number, replace_results, table
-from benchmarks.speed.bars import BARS
+from benchmarks.speed.bars import BARS, FAMILY_BARS
 from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import BASELINE, COMPILED, CONTENDERS, FAMILY, FLOOR, JAX_BASELINE, OURS
-from benchmarks.speed.figures import PROCESSORS, UPDATES_PER_CALL, ratio, read, select, summary, threads_text
+from benchmarks.speed.figures import PROCESSORS, ratio, read, select, summary, threads_text
 from benchmarks.speed.machine import GPU
 from benchmarks.speed.plots import DIMENSIONS, SCALES, plot_breakdown, plot_learn, plot_scale, plot_train, scale_lines
 
@@ -39,9 +39,10 @@ def write(folder: Path, readme: Path) -> None:
     machine = machine_rows(folder)
     parts = ["## Machine and versions\n\n" + (table(["", ""], machine) if machine else "Not recorded.")]
     if GPU not in dict(machine):  # they are for the CPU
-        parts.append("## One thread, by kind of processor\n\n" + processors_table(folder))
+        parts.append("## One thread\n\n" + ranges_table(folder))
+        parts.append("### By kind of processor\n\n" + processors_table(folder))
         parts.append("## Bars\n\nTwo threads, cheetah dimensions, batch norm on.\n\n" + bars_table(rows))
-        parts += family_table(folder)
+        parts += family_tables(folder)
     readme.parent.mkdir(parents=True, exist_ok=True)  # the plots come first
     if len(select(figures, figure="train")):
         plot_train(figures, readme.with_name("train.png"))
@@ -99,6 +100,40 @@ def machine_rows(folder: Path) -> list[list[str]]:
     return pd.read_csv(path).to_numpy().tolist() if path.exists() else []
 
 
+RANGES: dict[str, tuple[str, str]] = {
+    "share of the floor": (OURS, FLOOR),
+    "share of the floor, compiled": (COMPILED, FLOOR),
+    "over SB3's DDPG, which has no batch norm": (OURS, BASELINE),
+    "over SB3's DDPG, compiled": (COMPILED, BASELINE),
+    "over SBX's DDPG (JAX), which has none": (OURS, JAX_BASELINE),
+    "over SBX's DDPG, compiled": (COMPILED, JAX_BASELINE),
+}
+"""Ratios of rates whose range over kinds of processors says where BNDDPG stands."""
+
+
+def ratio_range(processors: dict[str, pd.DataFrame], contender: str, other: str, batch_size: int) -> str:
+    """
+    :param processors: Rates on one thread by kind of processor, as from :func:`one_thread`
+    :param contender: The dividend
+    :param other: The divisor
+    :param batch_size: Transitions in an update
+    :return: The least and the greatest ratio over kinds of processors, as ``"1.4 to 1.8"``; of the floor in percent
+    """
+    ratios = [ratio(select(rows, batch_size=batch_size), contender, other) for rows in processors.values()]
+    low, high = (f"{end:.0%}" if other == FLOOR else f"{end:.1f}" for end in (min(ratios), max(ratios)))
+    return low if low == high else f"{low} to {high}"
+
+
+def ranges_table(folder: Path) -> str:
+    """
+    :param folder: The results of a run, beside which those of the profile "processor" count
+    :return: The ranges over kinds of processors
+    """
+    processors = one_thread(folder)
+    lines = [[text, *(ratio_range(processors, *pair, batch) for batch in (64, 256))] for text, pair in RANGES.items()]
+    return "Ranges over the processors below.\n\n" + table(["cheetah, batch norm on", "batch 64", "batch 256"], lines)
+
+
 def processors_table(folder: Path) -> str:
     """
     :param folder: The results of a run, which the table has beside those of the profile "processor"
@@ -128,29 +163,60 @@ def one_thread(folder: Path) -> dict[str, pd.DataFrame]:
     return result
 
 
-def family_table(folder: Path) -> list[str]:
+def family_tables(folder: Path) -> list[str]:
     """
-    :param folder: The results of a run, which the table has beside those of the profile "processor"
-    :return: TD3, SAC and CrossQ over kinds of processors; nothing if they were not measured
+    :param folder: The results of a run, which the tables have beside those of the profile "processor"
+    :return: TD3, SAC and CrossQ over kinds of processors, and their bars; nothing if they were not measured
     """
     columns = {}
     for each in [folder, *sorted(PROCESSORS.glob("*/"))]:
         rows = select(read(each), figure="family", threads=1)
         if len(rows):
             columns[dict(machine_rows(each)).get("Processor", MISSING)] = rows
+    if not columns:
+        return []
+    text = "One thread, cheetah dimensions. Medians; ratios are those of rounds."
+    sections = [f"## TD3, SAC and CrossQ\n\n{text}", table(["Bar", "Asked", *columns], family_bars(columns))]
+    for processor, rows in columns.items():
+        for width in sorted(rows["width"].unique()):
+            sections.append(
+                f"### {processor}: {width.replace('-', ' and ')} units\n\n" + family_rates(select(rows, width=width))
+            )
+    return sections
+
+
+def family_bars(columns: dict[str, pd.DataFrame]) -> list[list[str]]:
+    """
+    :param columns: Rows by processor
+    :return: Each bar of the family, and on each processor what was measured; in bold where it meets the bar
+    """
     lines = []
-    for name, contender in FAMILY.items():
-        cells = []
-        for rows in columns.values():
-            case = select(rows, per_call=1)
-            many = select(summary(rows), contender=name, per_call=UPDATES_PER_CALL)
-            median = select(summary(case), contender=name)["median"].median()
-            cells += [number(median), number(ratio(case, name, contender.peer)), number(many["median"].median())]
-        lines.append([contender.label, CONTENDERS[contender.peer].label, *cells])
-    header = ["updates/s", "x peer", f"updates/s, {UPDATES_PER_CALL} in a call"]
-    titles = [f"{processor}: {title}" for processor in columns for title in header]
-    text = "One thread, cheetah dimensions, 256 and 256 units, batch 256. Medians; ratios are those of rounds.\n\n"
-    return ["## TD3, SAC and CrossQ\n\n" + text + table(["", "peer", *titles], lines)] if columns else []
+    for bar in FAMILY_BARS:
+        values = [bar.measured(rows) for rows in columns.values()]
+        cells = [f"**{number(value)}**" if bar.met(value) else number(value) for value in values]
+        lines.append([bar.text, f"at least {bar.bound:g} x", *cells])
+    return lines
+
+
+def family_rates(rows: pd.DataFrame) -> str:
+    """
+    :param rows: Those of one processor and width
+    :return: Updates/s and ratios to the peer, over batch sizes and updates in a call
+    """
+    cases = {
+        f"batch {batch}" + ("" if per_call == 1 else f", {per_call} in a call"): case
+        for (per_call, batch), case in rows.groupby(["per_call", "batch_size"])
+    }
+    lines = []
+    for name in [name for name in FAMILY if name in set(rows["contender"])]:
+        peer = CONTENDERS[name].peer
+        cells = [number(select(summary(case), contender=name)["median"].median()) for case in cases.values()]
+        ratios = [number(ratio(case, name, peer)) for case in cases.values()]
+        both = [
+            rate if rate == MISSING or of == MISSING else f"{rate}, {of} x" for rate, of in zip(cells, ratios, strict=True)
+        ]
+        lines.append([CONTENDERS[name].label, CONTENDERS[peer].label, *both])
+    return table(["Updates/s", "peer", *cases], lines)
 
 
 def bars_table(rows: pd.DataFrame) -> str:

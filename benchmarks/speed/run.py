@@ -17,8 +17,11 @@ from benchmarks.speed.machine import kind, write_machine
 from benchmarks.speed.profiles import PROFILES, Profile
 from benchmarks.speed.store import Key, Store
 
-FAMILY_CASE = Key("family", "", width="256-256", batch_size=256)
-"""What TD3, SAC and CrossQ are compared at: SAC's widths and minibatch."""
+FAMILY_WIDTHS: dict[str, tuple[str, ...]] = {"256-256": tuple(FAMILY), "400-300": ("bntd3", "bntd3_compiled", "sb3_td3")}
+"""What TD3, SAC and CrossQ are compared at: all at the widths of SAC and CrossQ, TD3 at the paper's and SB3's own too."""
+FAMILY_BATCHES = (64, 256)
+MANY_PER_CALL = ("bnsac_crossq_compiled", "sbx_sac", "sbx_crossq")
+"""Those also measured with many updates in a call of ``train()``, which JAX compiles as one."""
 
 
 def main() -> None:
@@ -81,16 +84,17 @@ def measure_train(contenders: Field, profile: Profile, dimensions: tuple[int, in
 
 def measure_family(names: list[str], profile: Profile, field: Callable[[list[str]], Field]) -> None:
     """
-    Updates/s of TD3, SAC and CrossQ at the same sizes; on JAX, which compiles a call's updates as one, also for many of them.
+    Updates/s of TD3, SAC and CrossQ, at the same sizes.
 
     :param names: Names of the contenders
     :param profile: The extent
     :param field: Starts the workers of contenders
     """
-    on_jax = [name for name in names if CONTENDERS[name].environment == "jax"]
-    for some, per_call in ((names, 1), (on_jax, UPDATES_PER_CALL)):
-        with field(some) as contenders:
-            measure_cases(contenders, profile, [replace(FAMILY_CASE, threads=contenders.threads, per_call=per_call)])
+    for width, at_width in FAMILY_WIDTHS.items():
+        for some, per_call in ((at_width, 1), ([name for name in at_width if name in MANY_PER_CALL], UPDATES_PER_CALL)):
+            with field([name for name in names if name in some]) as contenders:
+                key = Key("family", "", contenders.threads, width=width, per_call=per_call)
+                measure_cases(contenders, profile, [replace(key, batch_size=batch) for batch in FAMILY_BATCHES])
 
 
 def measure_cases(contenders: Field, profile: Profile, cases: list[Key]) -> None:

@@ -109,17 +109,18 @@ class LearningGuard:
 def _largest_stored_reward(model: OffPolicyAlgorithm) -> float:
     """
     :param model: A model
-    :return: The largest absolute reward in its replay buffer, as the update sees it (normalised, if ``VecNormalize`` does
-        that); infinite if a buffer of another kind keeps them in its own way
+    :return: The largest absolute reward in its replay buffer, and in a dataset beside that, as the update sees it (normalised,
+        if ``VecNormalize`` does that, or scaled); infinite if a buffer of another kind keeps them in its own way
     """
     buffer: Any = getattr(model, "replay_buffer", None)  # deleted, to free its memory
     if not isinstance(getattr(buffer, "rewards", None), np.ndarray):
         return math.inf
-    rewards = buffer.rewards[: buffer.size()]
-    largest = max(float(rewards.max(initial=0.0)), -float(rewards.min(initial=0.0)))
+    stored = [buffer.rewards[: buffer.size()], getattr(getattr(buffer, "dataset", None), "rewards", np.zeros(0))]
+    largest = max(float(np.abs(rewards).max(initial=0.0)) for rewards in stored)
     if model._vec_normalize_env is not None:
         largest = float(model._vec_normalize_env.normalize_reward(np.array([largest]))[0])
-    return largest
+    scaler = getattr(model, "reward_scaler", None)
+    return largest if scaler is None else largest / scaler.scale
 
 
 def _largest_relabeled_reward(model: OffPolicyAlgorithm, buffer: HerReplayBuffer) -> float:

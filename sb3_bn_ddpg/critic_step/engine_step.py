@@ -27,10 +27,12 @@ def critic_step(
     :param choices: Statistics of the passes, and more
     """
     obs, actions, next_obs = transitions.obs, transitions.actions, transitions.next_obs
-    critics, n_critics = parts.critics, len(parts.critics)
+    critics, n_critics, atoms = parts.critics, len(parts.critics), parts.atoms
 
-    # The next states' Q'(s', a'), the smallest of all Q-networks', and in a joint pass Q(s, a) with it
+    # The next states' Q'(s', a'), the smallest of all Q-networks', and in a joint pass Q(s, a) with it. With atoms also the
+    # outputs that have it
     next_q = ops.like(transitions.rewards)
+    next_outputs = ops.like(transitions.rewards)
     q_obs, q_actions = obs, actions
     memories = parts.memories
     if choices.is_joint:
@@ -40,31 +42,79 @@ def critic_step(
         if choices.has_targets:
             # Before the online passes, which need this memory for their way back
             for k in range(n_critics):
-                q = target_values(parts.critic_targets[k], memories[0], q_obs, q_actions, BATCH)
-                next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
+                outputs = target_outputs(parts.critic_targets[k], memories[0], q_obs, q_actions, BATCH)[len(obs) :]
+                next_q, next_outputs = with_smaller(next_q, next_outputs, outputs, atoms, k == 0)
         for k in range(n_critics):
-            q = q_values(critics[k], memories[k], q_obs, q_actions, choices.critic_loss)
+            outputs = q_outputs(critics[k], memories[k], q_obs, q_actions, choices.critic_loss)[len(obs) :]
             if not choices.has_targets:
-                next_q = ops.smaller(next_q, q[len(obs) :], k == 0)
+                next_q, next_outputs = with_smaller(next_q, next_outputs, outputs, atoms, k == 0)
     else:
         for k in range(n_critics):
-            q = target_values(parts.critic_targets[k], memories[0], next_obs, next_actions, choices.target)
-            next_q = ops.smaller(next_q, q, k == 0)
+            outputs = target_outputs(parts.critic_targets[k], memories[0], next_obs, next_actions, choices.target)
+            next_q, next_outputs = with_smaller(next_q, next_outputs, outputs, atoms, k == 0)
 
-    # The loss mean (Q(s, a) - y)^2 of each, with the TD target y = r + gamma Q'; the gradient of all, and one step
-    y = ops.td_targets(transitions.rewards, transitions.discounts, next_q, loss_of_value)
+    # The target: y = r + gamma Q', or with atoms the distribution of that
+    if len(atoms) > 0:
+        y = ops.projected_targets(transitions.rewards, transitions.discounts, next_outputs, loss_of_value, atoms)
+    else:
+        y = ops.td_targets(transitions.rewards, transitions.discounts, next_q, loss_of_value)
+    fit(parts, memories, q_obs, q_actions, y, reports, rates, choices)
+
+
+def fit(
+    parts: Parts,
+    memories: Any,
+    obs: Any,
+    actions: Any,
+    y: Any,
+    reports: Any,
+    rates: Any,
+    choices: CriticChoices,
+) -> None:
+    """
+    One step of the critics' optimizer towards a target.
+
+    :param parts: The networks, with memory and storage
+    :param memories: For the passes of the Q-networks, one each; of a joint pass, after it
+    :param obs: Observations, (n, features), of a joint pass twice as many rows
+    :param actions: Actions, likewise
+    :param y: The target, (n, 1), or (n, atoms) of its distribution
+    :param reports: Takes what is reported
+    :param rates: What the optimizer's step is made with, for Numba's operations
+    :param choices: Statistics of the passes, and more
+    """
+    n_critics, atoms = len(parts.critics), parts.atoms
+    # The loss mean (Q(s, a) - y)^2 of each, or the cross-entropy of the distributions; the gradient of all, and one step
     for k in range(n_critics):
-        critic, memory = critics[k], memories[k]
+        critic, memory = parts.critics[k], memories[k]
         if not choices.is_joint:
-            q_values(critic, memory, q_obs, q_actions, choices.critic_loss)
-        q = ops.output(critic.q_net, memory.q, len(q_obs))
-        q_grad = ops.squared_error(q, y, choices.loss_factor, reports, 3 * k)
+            q_outputs(critic, memory, obs, actions, choices.critic_loss)
+        outputs = ops.output(critic.q_net, memory.q, len(obs))
+        if len(atoms) > 0:
+            q_grad = ops.cross_entropy(outputs, y, atoms, reports, 3 * k)
+        else:
+            q_grad = ops.squared_error(outputs, y, choices.loss_factor, reports, 3 * k)
         # The input of the Q-network is (n, features + action_dim); the state layers get the gradient of the features
         features_grad = ops.backward(critic.q_net, memory.q, memory.joined, q_grad, critic.n_differentiated)
         if critic.n_differentiated > 0:
-            ops.backward(critic.state_net, memory.state, q_obs, features_grad, 0)
-    ops.report(reports, 3 * n_critics, y, 1)
+            ops.backward(critic.state_net, memory.state, obs, features_grad, 0)
+    ops.report(reports, 3 * n_critics, ops.expected(y, atoms), 1)
     ops.adam(parts.critic_storage, rates)
+
+
+def with_smaller(least: Any, least_outputs: Any, outputs: Any, atoms: Any, is_first: bool) -> tuple[Any, Any]:
+    """
+    :param least: The smallest values so far, (n, 1)
+    :param least_outputs: With atoms the logits that they are of, (n, n_atoms)
+    :param outputs: What a further Q-network returned
+    :param atoms: The atoms
+    :param is_first: Whether there were none so far
+    :return: The first two with those of this Q-network
+    """
+    q = ops.q_of_outputs(outputs, atoms)
+    if len(atoms) > 0:
+        least_outputs = ops.smaller_outputs(least_outputs, outputs, least, q, is_first)
+    return ops.smaller(least, q, is_first), least_outputs
 
 
 def smallest_q(parts: Parts, transitions: Transitions, actions: Any, n_critics: int, mode: int) -> Any:
@@ -78,8 +128,8 @@ def smallest_q(parts: Parts, transitions: Transitions, actions: Any, n_critics: 
     """
     least = ops.like(transitions.rewards)
     for k in range(n_critics):
-        q = q_values(parts.critics[k], parts.memories[k], transitions.obs, actions, mode)
-        least = ops.smaller(least, q, k == 0)
+        outputs = q_outputs(parts.critics[k], parts.memories[k], transitions.obs, actions, mode)
+        least = ops.smaller(least, ops.q_of_outputs(outputs, parts.atoms), k == 0)
     return least
 
 
@@ -98,40 +148,42 @@ def gradient_of_actions(parts: Parts, actions: Any, least: Any, n_critics: int, 
     n_least = ops.like(least)
     if n_critics > 1:
         for k in range(n_critics):
-            q = ops.output(parts.critics[k].q_net, parts.memories[k].q, n_rows)
-            n_least = ops.count_least(n_least, q, least, k == 0)
+            outputs = ops.output(parts.critics[k].q_net, parts.memories[k].q, n_rows)
+            n_least = ops.count_least(n_least, ops.q_of_outputs(outputs, parts.atoms), least, k == 0)
     action_grad = ops.like(actions)
     for k in range(n_critics):
         q_net, memory = parts.critics[k].q_net, parts.memories[k]
-        q_grad = ops.ascent(ops.output(q_net, memory.q, n_rows), least, n_least, n_critics == 1)
-        grad = ops.last_inputs_gradient(q_net, memory.q, memory.joined, q_grad, mode, actions.shape[1])
+        outputs = ops.output(q_net, memory.q, n_rows)
+        q_grad = ops.ascent(ops.q_of_outputs(outputs, parts.atoms), least, n_least, n_critics == 1)
+        outputs_grad = ops.q_backward(outputs, parts.atoms, q_grad)
+        grad = ops.last_inputs_gradient(q_net, memory.q, memory.joined, outputs_grad, mode, actions.shape[1])
         action_grad = ops.add(action_grad, grad, k == 0)
     return action_grad
 
 
-def q_values(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
+def q_outputs(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
     """
     :param critic: A Q-network
     :param memory: For its pass
     :param obs: Observations, (n, features)
     :param actions: Actions, (n, action_dim)
     :param mode: What the pass does with batch norm's statistics
-    :return: Q(s, a), (n, 1)
+    :return: Q(s, a), (n, 1), or with atoms the logits of their probabilities, (n, n_atoms)
     """
     joined = ops.join(ops.forward(critic.state_net, memory.state, obs, mode), actions, memory.joined)
     return ops.forward(critic.q_net, memory.q, joined, mode)
 
 
-def target_values(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
+def target_outputs(critic: QNetworkParts, memory: QMemory, obs: Any, actions: Any, mode: int) -> Any:
     """
-    As :func:`q_values`, without a way back.
+    As :func:`q_outputs`, without a way back.
 
     :param critic: A Q-network
     :param memory: For its pass
     :param obs: Observations, (n, features)
     :param actions: Actions, (n, action_dim)
     :param mode: What the pass does with batch norm's statistics
-    :return: Q(s, a), (n, 1)
+    :return: Likewise
     """
     joined = ops.join(ops.infer(critic.state_net, memory.state, obs, mode), actions, memory.joined)
     return ops.infer(critic.q_net, memory.q, joined, mode)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sb3_bn_ddpg.common.steps import Batch, concatenated, discounted
 from sb3_bn_ddpg.networks.actor_critic import Networks, restore_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
+from sb3_bn_ddpg.networks.categorical import expectation, projected
 from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics
 
@@ -42,36 +43,36 @@ def critic_step(
     nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, act: Act, factor: float = 1.0
 ) -> CriticStep:
     """
-    Minimise the critics' loss, the sum of their mean squared errors.
+    Minimise the critics' loss, the sum of their mean squared errors; with atoms, of their cross-entropies.
 
     :param nets: The networks, with the optimizer of the critics
     :param batch: Transitions sampled from the replay buffer
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :param act: What the policy does in the next states
-    :param factor: Of the loss: 1 in DDPG and TD3, 0.5 in SAC
+    :param factor: Of the squared errors: 1 in DDPG and TD3, 0.5 in SAC
     :return: What the actor's half needs, and what is reported
     """
     critic, use, features = nets.critic, statistics.critic_loss, None
     if statistics.target == "joint":
-        q_values, target, features = joint_pass(nets, batch, gamma, statistics, act)
+        outputs, target, features = joint_pass(nets, batch, gamma, statistics, act)
     else:
         target = td_target(nets, batch, gamma, statistics, act)
         # Normalises with the statistics of the replayed states s and updates the critics' running ones by them (default)
         if nets.actor.owns_features_extractor:
-            q_values = critic.forward_with(use, batch.observations, batch.actions)
+            outputs = critic.forward_with(use, batch.observations, batch.actions, part=critic.outputs)
         else:
             # The same in two parts, of which the first, with the statistics of the shared layers, serves the actor's loss too
             features = critic.forward_with(use, batch.observations, part=critic.features)
-            q_values = critic.forward_with(use, features, batch.actions, part=critic.values_of)
+            outputs = critic.forward_with(use, features, batch.actions, part=critic.outputs_of)
     # Shared features are those of before this step: the convolutions are the most expensive part of a pass, and one step of
     # theirs changes little
-    return fit(nets, q_values, target, None if features is None else features.detach(), factor)
+    return fit(nets, outputs, target, None if features is None else features.detach(), factor)
 
 
 def fit(
     nets: Networks,
-    q_values: tuple[th.Tensor, ...],
+    outputs: tuple[th.Tensor, ...],
     target: th.Tensor,
     features: th.Tensor | None = None,
     factor: float = 1.0,
@@ -80,32 +81,39 @@ def fit(
     One step of the critics' optimizer towards a target.
 
     :param nets: The networks, with the optimizer of the critics
-    :param q_values: Each critic's Q-values, of shape ``(batch_size, 1)`` each
-    :param target: The target, of the same shape, without a gradient
+    :param outputs: Each critic's Q-values, of shape ``(batch_size, 1)`` each; with atoms the logits of their probabilities,
+        ``(batch_size, n_atoms)``
+    :param target: The target, of the same shape, without a gradient; with atoms their probabilities
     :param features: Features for the actor's half, without a gradient
-    :param factor: Of the loss
+    :param factor: Of the squared errors
     :return: What the actor's half needs, and what is reported
     """
-    loss = factor * th.stack([F.mse_loss(q, target) for q in q_values]).sum()
+    atoms = nets.critic.atoms
+    if atoms is None:
+        loss, target_values = factor * th.stack([F.mse_loss(q, target) for q in outputs]).sum(), target
+    else:
+        loss = th.stack([F.cross_entropy(logits, target) for logits in outputs]).sum()
+        target_values = expectation(target, atoms)
     nets.critic.optimizer.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     nets.critic.optimizer.step()
     restore_norms(nets.fixed_norm_critic_weights)
-    values = th.cat(q_values, dim=1).detach()
-    return CriticStep(features, loss.detach(), values.mean(), values.abs().mean(), target.mean())
+    values = th.cat([nets.critic.values_from(output) for output in outputs], dim=1).detach()
+    return CriticStep(features, loss.detach(), values.mean(), values.abs().mean(), target_values.mean())
 
 
 @th.no_grad()
 def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatistics, act: Act) -> th.Tensor:
     """
-    The TD target y = r + gamma min Q'(s', a'). A true termination does not bootstrap; a time limit does.
+    The TD target y = r + gamma min Q'(s', a'). A true termination does not bootstrap; a time limit does. With atoms it is a
+    distribution: see :func:`target_from`.
 
     :param nets: The networks
     :param batch: Transitions sampled from the replay buffer
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :param act: What the policy does in the next states
-    :return: The targets, of shape ``(batch_size, 1)``
+    :return: The targets, of the shape of a Q-network's outputs
     """
     assert statistics.target != "joint", "that has no pass of its own: see joint_pass"
     # Both normalise with the statistics of the next states s' and update nothing (default): the running statistics are
@@ -116,11 +124,11 @@ def td_target(nets: Networks, batch: Batch, gamma: float, statistics: PassStatis
         owner: BaseActor | Critic = actor if actor.owns_features_extractor else critic
         features = owner.forward_with(use, next_obs, part=owner.features)
         next_actions, loss_of_value = act(actor, use, features, True)
-        next_q_values = critic.forward_with(use, features, next_actions, part=critic.values_of)
+        next_outputs = critic.forward_with(use, features, next_actions, part=critic.outputs_of)
     else:
         next_actions, loss_of_value = act(actor, use, next_obs, False)
-        next_q_values = critic.forward_with(use, next_obs, next_actions)
-    return discounted(batch, gamma, _less(smallest(next_q_values), loss_of_value))
+        next_outputs = critic.forward_with(use, next_obs, next_actions, part=critic.outputs)
+    return target_from(next_outputs, critic, batch, gamma, loss_of_value)
 
 
 def joint_pass(
@@ -132,14 +140,14 @@ def joint_pass(
     alone hide from the critic how they differ (`CrossQ <https://arxiv.org/abs/1902.05605>`_).
 
     Target networks, if there are any, make a second such pass, of which they keep no statistics, for Q'(s', a')
-    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`__).
 
     :param nets: The networks
     :param batch: Transitions sampled from the replay buffer
     :param gamma: Discount factor, unless the batch has its own (n-step returns)
     :param statistics: Which batch-norm statistics each pass normalises with and updates
     :param act: What the policy does in the next states
-    :return: Each critic's Q-values, and the targets, of shape ``(batch_size, 1)`` each; features of the states if the critics'
+    :return: Each critic's outputs for s and a, and the targets, of the same shape; features of the states if the critics'
         loss trains what extracts them for both networks
     """
     actor, critic, use, n = nets.actor_target, nets.critic, statistics.critic_loss, len(batch.actions)
@@ -158,15 +166,51 @@ def joint_pass(
         next_actions, loss_of_value = act(actor, "running", next_inputs, shares_features)
     actions = th.cat([batch.actions, next_actions])
     if features is None:
-        all_q_values = critic.forward_with(use, all_obs, actions)
+        all_outputs = critic.forward_with(use, all_obs, actions, part=critic.outputs)
     else:
-        all_q_values = critic.forward_with(use, features, actions, part=critic.values_of)
-    q_values, next_q_values = zip(*(values.split(n) for values in all_q_values), strict=True)
+        all_outputs = critic.forward_with(use, features, actions, part=critic.outputs_of)
+    outputs, next_outputs = zip(*(rows.split(n) for rows in all_outputs), strict=True)
     if target_critic is not critic:
         with th.no_grad():
-            next_q_values = tuple(values[n:] for values in target_critic.forward_with("batch", all_obs, actions))
-    next_values = _less(smallest(next_q_values).detach(), loss_of_value)
-    return q_values, discounted(batch, gamma, next_values), None if features is None else features[:n]
+            all_outputs = target_critic.forward_with("batch", all_obs, actions, part=target_critic.outputs)
+            next_outputs = tuple(rows[n:] for rows in all_outputs)
+    target = target_from(next_outputs, critic, batch, gamma, loss_of_value)
+    return outputs, target, None if features is None else features[:n]
+
+
+@th.no_grad()
+def target_from(
+    next_outputs: tuple[th.Tensor, ...], critic: Critic, batch: Batch, gamma: float, loss_of_value: th.Tensor | None
+) -> th.Tensor:
+    """
+    r + gamma (min Q'(s', a') - the loss of value). With atoms, the distribution of that: in each next state, of the Q-network
+    whose mean is smallest, the atoms moved and shrunk like a value, and projected onto the atoms again
+    (`Palenicek et al. <https://arxiv.org/abs/2509.25174>`__).
+
+    :param next_outputs: What each Q-network returned for s' and a'
+    :param critic: Says how these are values
+    :param batch: Transitions sampled from the replay buffer
+    :param gamma: Discount factor, unless the batch has its own (n-step returns)
+    :param loss_of_value: What is taken from the value of the next states, of shape ``(batch_size, 1)``, or None
+    :return: The targets, of the shape of a Q-network's outputs
+    """
+    atoms = critic.atoms
+    if atoms is None:
+        return discounted(batch, gamma, _less(smallest(next_outputs), loss_of_value))
+    moved = discounted(batch, gamma, _less(atoms, loss_of_value))  # (batch_size, n_atoms)
+    return projected(least_distribution(next_outputs, atoms), moved, atoms)
+
+
+def least_distribution(logits: tuple[th.Tensor, ...], atoms: th.Tensor) -> th.Tensor:
+    """
+    :param logits: Of each Q-network, of shape ``(batch_size, n_atoms)``
+    :param atoms: The atoms
+    :return: In each row the probabilities of the Q-network with the smallest mean, the first of several
+    """
+    least, *others = (each.softmax(dim=1) for each in logits)
+    for probabilities in others:
+        least = th.where(expectation(probabilities, atoms) < expectation(least, atoms), probabilities, least)
+    return least
 
 
 def smallest(q_values: tuple[th.Tensor, ...]) -> th.Tensor:

@@ -72,9 +72,7 @@ def gradient_step(
     :param update_targets: Whether to move the target networks
     :param choices: Statistics of the passes, and more
     """
-    next_actions = ops.squash(ops.infer(parts.actor_target, parts.actor_memory, transitions.next_obs, choices.critics.target))
-    next_actions = ops.add_noise(next_actions, noise)
-    critic_step(parts, transitions, next_actions, transitions.rewards[:0], reports, rates[1], choices.critics)
+    fit_critics(parts, transitions, noise, reports, rates[1], choices.critics)
 
     if update_actor:
         # The actor's loss -mean Q(s, mu(s)); of the Q-networks, only the gradient of the action is needed
@@ -83,8 +81,37 @@ def gradient_step(
         least = smallest_q(parts, transitions, mu, choices.n_ascended, mode)
         ops.report(reports, len(reports) - 1, least, -1)
         action_grad = gradient_of_actions(parts, mu, least, choices.n_ascended, mode)
-        ops.backward(parts.actor, parts.actor_memory, transitions.obs, ops.squash_backward(action_grad, mu), 0)
-        ops.adam(parts.actor_storage, rates[0])
+        descend(parts, transitions, mu, action_grad, rates[0])
     if update_targets:
         ops.follow(parts.actor_storage, tau, choices.sync)
         ops.follow(parts.critic_storage, tau, choices.sync)
+
+
+def fit_critics(parts: Parts, transitions: Transitions, noise: Any, reports: Any, rates: Any, choices: CriticChoices) -> None:
+    """
+    The critics' half, of a deterministic policy.
+
+    :param parts: The networks, with memory and storage
+    :param transitions: A minibatch
+    :param noise: What is added to the next actions, (n, action_dim) or of no rows
+    :param reports: Takes what is reported
+    :param rates: What the step of the critics' optimizer is made with, for Numba's operations
+    :param choices: Statistics of the passes, and more
+    """
+    next_actions = ops.squash(ops.infer(parts.actor_target, parts.actor_memory, transitions.next_obs, choices.target))
+    next_actions = ops.add_noise(next_actions, noise)
+    critic_step(parts, transitions, next_actions, transitions.rewards[:0], reports, rates, choices)
+
+
+def descend(parts: Parts, transitions: Transitions, mu: Any, action_grad: Any, rates: Any) -> None:
+    """
+    One step of the actor's optimizer, after its pass.
+
+    :param parts: The networks, with memory and storage
+    :param transitions: A minibatch
+    :param mu: The policy's actions in its states, (n, action_dim)
+    :param action_grad: Gradient of the loss with respect to them, which is overwritten
+    :param rates: What the optimizer's step is made with, for Numba's operations
+    """
+    ops.backward(parts.actor, parts.actor_memory, transitions.obs, ops.squash_backward(action_grad, mu), 0)
+    ops.adam(parts.actor_storage, rates)

@@ -5,28 +5,28 @@ cost as much as the matrix products at minibatches of some hundred transitions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
-import scipy.linalg.cython_blas  # the BLAS of the compiled code  # noqa: F401
 import torch as th
 from numpy.typing import NDArray
 from stable_baselines3.common.preprocessing import get_action_dim
-from threadpoolctl import ThreadpoolController
 
-from sb3_bn_ddpg.common.steps import Batch
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.fast import numba_operations as ops
 from sb3_bn_ddpg.fast import numba_passes as passes
 from sb3_bn_ddpg.fast.flat_storage import ALIGNMENT, FlatStorage
 from sb3_bn_ddpg.fast.mlp import Mlp
 from sb3_bn_ddpg.fast.norms import NormReLU
-from sb3_bn_ddpg.fast.numba_compiler import compiled_step
+from sb3_bn_ddpg.fast.numba_compiler import compiled_steps
 from sb3_bn_ddpg.fast.numba_norms import IS_RENORM
+from sb3_bn_ddpg.fast.numba_products import threads_of_products
 from sb3_bn_ddpg.fast.parts import (
     NO_RELU,
     EngineStep,
+    FixedStdParts,
     GaussianMemory,
     GaussianParts,
     Parts,
@@ -34,23 +34,21 @@ from sb3_bn_ddpg.fast.parts import (
     QNetworkParts,
     Transitions,
 )
-from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.fast.step import StepCall, UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
-from sb3_bn_ddpg.fast.update import FastUpdate, StepCall
+from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
 
 Array = NDArray[Any]
-NO_STEP = np.empty((0, 0))
-"""In the place of :func:`adam_rates`, where the optimizer makes no step."""
 
 
 @cache
 def compiled_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param function: A step written on the engine's operations
-    :return: The same, compiled for Numba's
+    :return: Several of it, compiled for Numba's (:func:`~sb3_bn_ddpg.fast.numba_compiler.steps`)
     """
-    return compiled_step(function, ops)
+    return compiled_steps(function, ops)
 
 
 class CompiledUpdate(FastUpdate):
@@ -77,10 +75,11 @@ class CompiledUpdate(FastUpdate):
             parts.actor_target, self.actor_storage, obs_dim, parts.actor_target is not parts.actor
         )
         self.critics, self.critic_targets = critics_of(parts.critics), critics_of(parts.critic_targets)
-        self.storage_arrays = tuple(map(storage_arrays, (self.actor_storage, self.critic_storage, self.entropy_storage)))
+        self.value = self.actor if nets.value is None else network_arrays(parts.value, self.value_storage, obs_dim, False)
+        storages = (self.actor_storage, self.critic_storage, self.entropy_storage, self.value_storage)
+        self.storage_arrays = tuple(map(storage_arrays, storages))
         self.n = 0
-        # Of those that are loaded: SciPy's is, by the import above
-        self.blas = ThreadpoolController().select(user_api="blas")
+        self.threads_of_products = threads_of_products()
 
     @classmethod
     def parsed(cls, nets: Networks, step: EngineStep) -> tuple[ParsedNetworks, ParsedNetworks]:
@@ -119,7 +118,8 @@ class CompiledUpdate(FastUpdate):
         if isinstance(actor, GaussianParts):
             of_actor: Any = GaussianMemory(*(memory_arrays(part, n) for part in (actor.latent, actor.mean, actor.log_std)))
         else:
-            of_actor = memory_arrays(actor, n)
+            of_actor = memory_arrays(actor.mean if isinstance(actor, FixedStdParts) else actor, n)
+        actor_storage, critic_storage, entropy_storage, value_storage = self.storage_arrays
         joint_rows = tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, action_dim))
         self.arrays = Parts(
             actor,
@@ -130,46 +130,75 @@ class CompiledUpdate(FastUpdate):
             memories,
             joint_memories,
             joint_rows,
-            *self.storage_arrays,
+            self.parts.atoms.numpy(),
+            actor_storage,
+            critic_storage,
+            entropy_storage,
+            self.value,
+            of_actor if self.value is actor else memory_arrays(self.value, n),
+            value_storage,
         )
 
-    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
-        if len(batch.actions) != self.n:
-            self._set_batch_size(len(batch.actions))
-        entries = (*self._transitions(batch, call.gamma), noise.to(self.dtype))
+    @th.inference_mode()
+    def gradient_steps(self, batch: Batch, noise: th.Tensor | None, calls: Sequence[StepCall]) -> list[UpdateInfo]:
+        """As ``FastUpdate.gradient_steps``."""
+        if noise is None:
+            noise = batch.actions.new_empty((len(calls), 0, batch.actions.shape[1]))
+        with self._threads(len(batch.actions) // len(calls)):
+            reported = self._steps(batch, noise, calls)
+        return [self._info(numbers, call.update_actor) for numbers, call in zip(reported, calls, strict=True)]
+
+    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> list[float]:
+        return self._steps(batch, noise[None], [call])[0]
+
+    def _steps(self, batch: Batch, noise: th.Tensor, calls: Sequence[StepCall]) -> list[list[float]]:
+        """
+        :param batch: Transitions of the steps' minibatches, one after the other
+        :param noise: The random numbers, a row for each step
+        :param calls: What else each step is told
+        :return: What is reported of each
+        """
+        n_steps, (gamma, tau, *_) = len(calls), calls[0]
+        n = len(batch.actions) // n_steps
+        if n != self.n:
+            self._set_batch_size(n)
+        entries = (*self._transitions(batch, gamma), noise.to(self.dtype))
         *arrays, noise_array = (np.ascontiguousarray(entry.numpy()) for entry in entries)
-        reports = np.zeros(self._n_reports(update_actor=True))
-        with self.blas.limit(limits=th.get_num_threads()):  # the matrix products follow PyTorch's setting
+        reports = np.zeros((n_steps, self._n_reports(update_actor=True)))
+        updates_actor = [call.update_actor for call in calls]
+        with self.threads_of_products():
             self.function(
                 self.arrays,
-                Transitions(*arrays),
+                Transitions(*(array.reshape(n_steps, n, array.shape[1]) for array in arrays)),
                 noise_array,
                 reports,
-                self._rates(call.update_actor),
-                call.tau,
-                call.update_actor,
-                call.update_targets,
+                self._rates(updates_actor),
+                tau,
+                np.array(updates_actor),
+                np.array([call.update_targets for call in calls]),
                 self.step.choices,
             )
-        return th.from_numpy(reports[: self._n_reports(call.update_actor)]).to(self.dtype)
+        numbers = reports.astype(arrays[0].dtype).tolist()
+        return [of_step[: self._n_reports(update)] for of_step, update in zip(numbers, updates_actor, strict=True)]
 
-    def _rates(self, update_actor: bool) -> tuple[Array, Array, Array]:
+    def _rates(self, updates_actor: list[bool]) -> tuple[Array, Array, Array, Array]:
         """
-        Count a step of each optimizer that makes one.
+        Count the steps of each optimizer.
 
-        :param update_actor: Whether the actor's does
-        :return: What they make it with: the actor's, the critics', the entropy coefficient's
+        :param updates_actor: Of each gradient step, whether the actor's makes one
+        :return: What they make them with: the actor's, the critics', the entropy coefficient's, the value function's
         """
-        entropy = self.nets.entropy
-        trains_entropy = update_actor and entropy is not None and entropy.is_learned
+        entropy, never = self.nets.entropy, [False] * len(updates_actor)
+        trains_entropy = entropy is not None and entropy.is_learned
         return (
-            adam_rates(self.actor_storage) if update_actor else NO_STEP,
-            adam_rates(self.critic_storage),
-            adam_rates(self.entropy_storage) if trains_entropy else NO_STEP,
+            adam_rates(self.actor_storage, updates_actor),
+            adam_rates(self.critic_storage, [True] * len(updates_actor)),
+            adam_rates(self.entropy_storage, updates_actor if trains_entropy else never),
+            adam_rates(self.value_storage, never if self.nets.value is None else [True] * len(updates_actor)),
         )
 
 
-def actor_arrays(actor: Mlp | GaussianParts, storage: FlatStorage, obs_dim: int, is_target: bool) -> Any:
+def actor_arrays(actor: Mlp | GaussianParts | FixedStdParts, storage: FlatStorage, obs_dim: int, is_target: bool) -> Any:
     """
     :param actor: An actor
     :param storage: What holds it
@@ -179,6 +208,9 @@ def actor_arrays(actor: Mlp | GaussianParts, storage: FlatStorage, obs_dim: int,
     """
     if isinstance(actor, Mlp):
         return network_arrays(actor, storage, obs_dim, is_target)
+    if isinstance(actor, FixedStdParts):
+        mean = network_arrays(actor.mean, storage, obs_dim, is_target)
+        return FixedStdParts(mean, actor.log_std.numpy(), actor.log_std_grad.numpy())
     latent = network_arrays(actor.latent, storage, obs_dim, is_target)
     n_units = latent.table[-1, passes.WIDTH]
     mean, log_std = (network_arrays(head, storage, n_units, is_target) for head in (actor.mean, actor.log_std))
@@ -295,18 +327,23 @@ def memory_arrays(network: passes.Network, n: int) -> passes.Memory:
     return passes.Memory(np.empty(ends[-1, -1], network.values.dtype), ends - aligned)
 
 
-def adam_rates(storage: FlatStorage) -> Array:
+def adam_rates(storage: FlatStorage, turns: list[bool]) -> Array:
     """
-    Count a step of the optimizer.
+    Count steps of the optimizer.
 
     :param storage: The storage
-    :return: What the step is made with, a row for each group of parameters
+    :param turns: Of each gradient step, whether the optimizer makes one
+    :return: What the steps are made with, (gradient steps, groups of parameters, 6)
     """
-    rows = []
-    for group, _, step in storage.count_step():
-        t = step.item()
-        beta1, beta2 = group["betas"]
-        rows.append(
-            (group["lr"] / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t), beta1, beta2, group["eps"], group["weight_decay"])
-        )
-    return np.array(rows)
+    n = sum(turns)
+    rates = np.zeros((len(turns), len(storage.slices), 6))
+    if n == 0:
+        return rates
+    for g, (group, _, step) in enumerate(storage.count_steps(n)):
+        (beta1, beta2), t = group["betas"], step.item() - n
+        for index, is_its in enumerate(turns):
+            if is_its:
+                t += 1
+                rate, root = group["lr"] / (1 - beta1**t), 1 / np.sqrt(1 - beta2**t)
+                rates[index, g] = rate, root, beta1, beta2, group["eps"], group["weight_decay"]
+    return rates

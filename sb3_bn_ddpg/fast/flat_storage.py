@@ -6,6 +6,9 @@ tensor each, of which the modules and the optimizer keep views.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
+from itertools import chain
+from operator import attrgetter, is_, is_not
 from typing import Any
 
 import torch as th
@@ -14,7 +17,7 @@ from torch import nn
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
-from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 
 ALIGNMENT = 16
@@ -29,10 +32,13 @@ slower. Beside Adam's epsilon, and beside any bias, they count for nothing.
 SMALLEST_EPS = 1e-12
 """Beside a smaller epsilon moments may count, and so they stay."""
 
+NORM_SETTINGS = ("momentum", "eps", "warmup_steps", "rmax", "dmax")
+"""Attributes of normalisation layers that say how they normalise."""
+
 BLOCKS = 32
 """On a GPU, Adam works on this number of pieces of a group side by side; PyTorch has a single launch for up to 36."""
 
-Trained = BaseActor | Critic | EntropyCoefficient
+Trained = BaseActor | Critic | ValueNetwork | EntropyCoefficient
 Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
 """Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""
 
@@ -99,12 +105,15 @@ class FlatStorage:
         self.stats, self.counts = _flat_statistics(network)
         self.target_stats, self.target_counts = (self.stats, self.counts) if target is network else _flat_statistics(target)
         modules = [(each, module) for each in dict.fromkeys((network, target)) for module in each.modules()]
-        self._places = [
-            (module._parameters, name, param) for _, module in modules for name, param in module._parameters.items()
-        ]
-        self._norm_layers: list[Any] = [
+        # For is_current, which each gradient step asks: lists that C walks over
+        places = [(module._parameters, name, param) for _, module in modules for name, param in module._parameters.items()]
+        self._parameter_dicts, self._parameter_names, self._parameters = map(list, zip(*places, strict=True))
+        norm_layers: list[Any] = [
             module for each, module in modules if module in each.norm_layers or isinstance(module, nn.LayerNorm)
         ]
+        self._buffer_dicts: list[dict[str, th.Tensor | None]] = [layer._buffers for layer in norm_layers]
+        own_settings = [[name for name in NORM_SETTINGS if hasattr(layer, name)] for layer in norm_layers]
+        self._settings_of_layers = list(zip((attrgetter(*own) for own in own_settings), norm_layers, strict=True))
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
 
     def is_current(self) -> bool:
@@ -112,9 +121,9 @@ class FlatStorage:
         :return: Whether parameters, statistics and optimizer state are still views of this storage, the settings of optimizer
             and normalisation those it knows, and all parameters trained, without hooks
         """
-        if self.network.optimizer is not self.optimizer or not all(param.requires_grad for param in self.params):
+        if self.network.optimizer is not self.optimizer or not all(map(attrgetter("requires_grad"), self.params)):
             return False
-        if any(parameters.get(name) is not param for parameters, name, param in self._places):
+        if not all(map(is_, map(dict.get, self._parameter_dicts, self._parameter_names), self._parameters)):
             return False
         if has_parameter_hooks(self.params) or has_own_step(self.optimizer) or has_variants(self.optimizer):
             return False
@@ -132,31 +141,30 @@ class FlatStorage:
         """
         :return: Where the parameters and statistics of both networks lie, which assigning to them would change
         """
-        tensors: list[th.Tensor] = [param for _, _, param in self._places if param is not None]
-        tensors += [buffer for layer in self._norm_layers for buffer in layer._buffers.values() if buffer is not None]
-        return [tensor.data_ptr() for tensor in tensors]
+        tensors = chain(self._parameters, chain.from_iterable(map(dict.values, self._buffer_dicts)))
+        return list(map(th.Tensor.data_ptr, filter(partial(is_not, None), tensors)))
 
-    def _current_norm_settings(self) -> list[tuple[Any, ...]]:
+    def _current_norm_settings(self) -> list[Any]:
         """
         :return: Momentum, epsilon and more of the normalisation layers, which a callback may change
         """
-        names = ("momentum", "eps", "warmup_steps", "rmax", "dmax")
-        return [tuple(getattr(layer, name, None) for name in names) for layer in self._norm_layers]
+        return [settings(layer) for settings, layer in self._settings_of_layers]
 
-    def count_step(self) -> list[Slice]:
+    def count_steps(self, n: int) -> list[Slice]:
         """
-        Count a step of the optimizer, of which the caller then makes the rest.
+        Count steps of the optimizer, of which the caller then makes the rest.
 
+        :param n: Their number
         :return: The slices
         """
-        self.steps.add_(1)
+        self.steps.add_(n)
         for _, _, step in self.slices:
-            step.add_(1)
+            step.add_(n)
         return self.slices
 
     def adam_step(self) -> None:
         """One step of the optimizer with the gradients that lie in the storage."""
-        for index, (group, (values, grads, exp_avgs, exp_avg_sqs), step) in enumerate(self.count_step()):
+        for index, (group, (values, grads, exp_avgs, exp_avg_sqs), step) in enumerate(self.count_steps(1)):
             # What torch.optim.adam.adam(fused=True) calls, without its grouping of tensors by device and type
             th._fused_adam_(
                 values,
@@ -224,7 +232,7 @@ def has_parameter_hooks(params: Iterable[th.Tensor]) -> bool:
     :param params: Parameters
     :return: Whether autograd calls something of the user's with their gradients
     """
-    return any(param._backward_hooks or param._post_accumulate_grad_hooks for param in params)
+    return any(chain.from_iterable(map(attrgetter("_backward_hooks", "_post_accumulate_grad_hooks"), params)))
 
 
 def has_own_step(optimizer: th.optim.Optimizer) -> bool:

@@ -14,9 +14,9 @@ import torch as th
 
 from sb3_bn_ddpg.common.steps import Batch, on_device
 from sb3_bn_ddpg.fast.parts import EngineStep
-from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.fast.step import StepCall, UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
-from sb3_bn_ddpg.fast.update import FastUpdate, StepCall
+from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
 
@@ -82,7 +82,7 @@ class CudaGraphUpdate(FastUpdate):
                 stream, current = side_stream(device), th.cuda.current_stream(device)
                 stream.wait_stream(current)
                 with th.cuda.stream(stream):
-                    reported = super()._step(on_device(batch, device), noise.to(device), call)
+                    reported = self._on_device(on_device(batch, device), noise.to(device), call)
                 current.wait_stream(stream)
                 return reported
             recording = self.kinds[kind]
@@ -90,14 +90,21 @@ class CudaGraphUpdate(FastUpdate):
                 # Does nothing on the device, but counts the optimizers' step where they have their counters on the CPU
                 recording = self.kinds[kind] = self._record(batch, noise, call)
             else:
-                for storage in self.storages if call.update_actor else [self.critic_storage]:
-                    if not storage.steps.is_cuda:
+                of_actor = (self.actor_storage, self.entropy_storage)
+                for storage in self.storages:
+                    if (call.update_actor or storage not in of_actor) and not storage.steps.is_cuda:
                         storage.steps.add_(1)
             for own, entry in zip(recording.entries, entries, strict=True):
                 if own is not None:
                     own.copy_(entry if entry.is_cuda else entry.pin_memory(), non_blocking=True)
             recording.graph.replay()
             return recording.reported.clone()  # the next step writes its own over them
+
+    def _on_device(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
+        """As ``FastUpdate``'s, which reports a tensor."""
+        reported = super()._step(batch, noise, call)
+        assert isinstance(reported, th.Tensor)
+        return reported
 
     def _record(self, batch: Batch, noise: th.Tensor, call: StepCall) -> Recording:
         """
@@ -113,7 +120,7 @@ class CudaGraphUpdate(FastUpdate):
         stream = side_stream(device)
         # Other threads, as an environment's that renders or computes on the GPU, go on meanwhile
         with th.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            reported = super()._step(type(batch)(*own[:-1]), own[-1], call)
+            reported = self._on_device(type(batch)(*own[:-1]), own[-1], call)
         return Recording(graph, own, reported)
 
 

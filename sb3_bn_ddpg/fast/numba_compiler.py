@@ -1,6 +1,8 @@
 """How Numba compiles the engine's operations and the steps that are written on them."""
 
+import hashlib
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +11,9 @@ from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import numba
+from numba.extending import register_jitable
+
+from sb3_bn_ddpg.fast.parts import Transitions
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
 _has_warned = False
@@ -30,9 +35,20 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
     else:
         # Compared before anything else of what is kept is read: that may hold classes which are no longer there
         kernel._cache._cache_file._version = (numba.__version__, _stamps())
-        kernel._cache.load_overload = _or_nothing(kernel._cache.load_overload)
+        _name_by_content(kernel._cache._cache_file)
+        load = _or_nothing(kernel._cache.load_overload)
+        kernel._cache.load_overload = _announced(load) if is_step else load
         kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
     return cast(Callable[..., Any], kernel)
+
+
+def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param function: A part of several operations
+    :return: The same: compiled where compiled code calls it, and as it is where Python does
+    """
+    made: Callable[..., Any] = register_jitable(**OPTIONS)(function)
+    return made
 
 
 @cache
@@ -46,6 +62,23 @@ def _stamps() -> tuple[tuple[str, float, int], ...]:
     return tuple((path, status.st_mtime, status.st_size) for path, status in statuses)
 
 
+def _name_by_content(file: Any) -> None:
+    """
+    Let Numba name what it keeps by its content, and not by the next number: two processes that compile for different types at
+    a time would take the same number, and one's types could then lead to the other's code.
+
+    :param file: What keeps the code of a function
+    """
+    save, pattern = file.save, file._data_name_pattern
+
+    def save_by_content(key: Any, data: Any) -> None:
+        digest = hashlib.sha256(file._dump(data)).hexdigest()[:24]
+        file._data_name = lambda number: pattern.replace("{number:d}", digest)
+        save(key, data)
+
+    file.save = save_by_content
+
+
 def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
     """A function of Numba's cache, whose files may be unreadable, and whose disk may be full: it goes on without them."""
 
@@ -55,6 +88,22 @@ def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:
         except (OSError, EOFError, pickle.UnpicklingError) as reason:
             _say_that_nothing_is_kept(reason)
             return None
+
+    return function
+
+
+def _announced(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a step's cache that reads what is kept: if that is nothing, a line says what takes so long now."""
+
+    def function(*args: Any) -> Any:
+        kept = load(*args)
+        if kept is None:
+            print(
+                "Compiling the gradient step for networks of this kind: half a minute, once on this machine",
+                file=sys.stderr,
+                flush=True,
+            )
+        return kept
 
     return function
 
@@ -76,13 +125,14 @@ def _say_that_nothing_is_kept(reason: Exception) -> None:
     )
 
 
-def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[..., Any]:
+def compiled_steps(step: Callable[..., Any], operations: ModuleType) -> Callable[..., Any]:
     """
-    Compile a step that is written on the operations of a module that its own module calls ``ops``.
+    Compile a step that is written on the operations of a module that its own module calls ``ops``, in a loop: what Python does
+    before and after a call takes as long for many steps as for one.
 
     :param step: The step, a plain function; so are the ones it calls, apart from the operations
     :param operations: What is taken in the place of ``ops``
-    :return: The same, compiled
+    :return: As :func:`steps`, compiled
     """
 
     def bound(function: FunctionType) -> FunctionType:
@@ -90,9 +140,43 @@ def compiled_step(step: Callable[..., Any], operations: ModuleType) -> Callable[
         for name in function.__code__.co_names:
             if isinstance(called := namespace.get(name), FunctionType):
                 namespace[name] = numba.njit(inline="always", **OPTIONS)(bound(called))
-        copy = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
-        copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+        return like(function, function, namespace)
+
+    def like(function: FunctionType, named: FunctionType, namespace: dict[str, Any]) -> FunctionType:
+        # What is kept of it is found by file, line and name: those of the step, as it differs from all others
+        of_step = named.__code__
+        code = function.__code__.replace(
+            co_filename=of_step.co_filename, co_firstlineno=of_step.co_firstlineno, co_name=of_step.co_name
+        )
+        copy = FunctionType(code, namespace, named.__name__, function.__defaults__)
+        copy.__qualname__, copy.__module__ = named.__qualname__, named.__module__
         return copy
 
     assert isinstance(step, FunctionType)
-    return compiled(bound(step), is_step=True)
+    assert isinstance(steps, FunctionType)
+    one = numba.njit(**OPTIONS)(bound(step))
+    return compiled(like(steps, step, dict(steps.__globals__) | {"one_step": one}), is_step=True)
+
+
+def steps(  # type: ignore[no-untyped-def]
+    parts, transitions, noise, reports, rates, tau, updates_actor, updates_targets, choices
+):
+    """
+    As a step's function (:class:`~sb3_bn_ddpg.fast.parts.EngineStep`), with a row for each step in all that differs from step
+    to step: ``transitions``, ``noise``, ``reports``, each of the ``rates``, ``updates_actor`` and ``updates_targets``.
+    """
+    for i in range(reports.shape[0]):
+        of_step = Transitions(
+            transitions.obs[i],
+            transitions.actions[i],
+            transitions.next_obs[i],
+            transitions.rewards[i],
+            transitions.discounts[i],
+        )
+        rates_of_step = rates[0][i], rates[1][i], rates[2][i], rates[3][i]
+        one_step(parts, of_step, noise[i], reports[i], rates_of_step, tau, updates_actor[i], updates_targets[i], choices)
+
+
+def one_step(*arguments: Any) -> None:
+    """In :func:`steps`, the compiled step."""
+    raise NotImplementedError

@@ -8,13 +8,38 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sb3_bn_ddpg.fast.numba_categorical import (
+    cross_entropy,
+    expected,
+    projected_targets,
+    q_backward,
+    q_of_outputs,
+    smaller_outputs,
+)
 from sb3_bn_ddpg.fast.numba_compiler import compiled
+from sb3_bn_ddpg.fast.numba_imitation import advantage_weights, expectile_error, imitation, regression
 from sb3_bn_ddpg.fast.numba_passes import backward, forward, infer, last_inputs_gradient, output
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
-from sb3_bn_ddpg.fast.torch_operations import HALF_LOG_2_PI
+from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
-__all__ = ["backward", "forward", "infer", "last_inputs_gradient", "output"]
+__all__ = [
+    "advantage_weights",
+    "backward",
+    "cross_entropy",
+    "expected",
+    "expectile_error",
+    "forward",
+    "imitation",
+    "infer",
+    "last_inputs_gradient",
+    "output",
+    "projected_targets",
+    "q_backward",
+    "q_of_outputs",
+    "regression",
+    "smaller_outputs",
+]
 """Further operations, which are defined elsewhere"""
 
 

@@ -2,8 +2,8 @@
 Passes of a network and the way back, compiled by Numba.
 
 A network is a few flat arrays and a table of where its layers lie in them, so that one compiled code serves networks of any
-depth. Layer norm is the normalisation without running statistics. Matrix products are SciPy's BLAS. Copies are loops: an
-assignment to a slice takes Numba seconds to compile, for the text of its error.
+depth. Layer norm is the normalisation without running statistics. Copies are loops: an assignment to a slice takes Numba
+seconds to compile, for the text of its error.
 """
 
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from sb3_bn_ddpg.fast.numba_norms import (
     shift,
     shift_backward,
 )
+from sb3_bn_ddpg.fast.numba_products import product
 from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, NO_RELU, RELU_FIRST, RELU_LAST, RUNNING
 
 WIDTH, WEIGHT, BIAS, GAMMA, BETA, MEAN, VAR, RELU, COUNT = range(9)
@@ -112,7 +113,7 @@ def forward(network, memory, x, mode):  # type: ignore[no-untyped-def]
         if k > 0:
             z, y = matrix(floats, places[k, LINEAR], n, width), matrix(floats, places[k, OUTPUT], n, width)
             weight = matrix(values, table[k, WEIGHT], width, table[k - 1, WIDTH])
-            np.dot(result, weight.T, z)
+            product(result, False, weight, True, z)
         if gamma.size > 0:
             if relu == RELU_FIRST or bias.size > 0:
                 shift(z, bias, relu == RELU_FIRST, z)
@@ -207,10 +208,10 @@ def way_back(network, memory, x, output_grad, mode, fill, is_input_wanted):  # t
         n_inputs = table[k - 1, WIDTH]
         if fill:
             inputs = matrix(floats, places[k - 1, OUTPUT], n, n_inputs)
-            np.dot(grad.T, inputs, matrix(grads, table[k, WEIGHT], width, n_inputs))
+            product(grad, True, inputs, False, matrix(grads, table[k, WEIGHT], width, n_inputs))
         if k > 1 or (fill and (is_input_wanted or table[0, GAMMA] >= 0)):
             weight = matrix(values, table[k, WEIGHT], width, n_inputs)
-            np.dot(grad, weight, matrix(floats, places[k - 1, GRAD], n, n_inputs))
+            product(grad, False, weight, False, matrix(floats, places[k - 1, GRAD], n, n_inputs))
 
 
 @compiled
@@ -227,11 +228,8 @@ def last_inputs_gradient(network, memory, x, grad, mode, n_wanted):  # type: ign
     width, n_inputs = table[1, WIDTH], table[0, WIDTH]
     first = n_inputs - n_wanted
     weight = matrix(network.values, table[1, WEIGHT], width, n_inputs)
-    columns = np.empty((width, n_wanted), x.dtype)
-    for i in range(width):
-        for j in range(n_wanted):
-            columns[i, j] = weight[i, first + j]
-    input_grad = np.dot(matrix(memory.floats, memory.places[1, GRAD], n, width), columns)
+    input_grad = np.empty((n, n_wanted), x.dtype)
+    product(matrix(memory.floats, memory.places[1, GRAD], n, width), False, weight[:, first:], False, input_grad)
     if table[0, GAMMA] >= 0:
         gamma = vector(network.values, table[0, GAMMA], n_inputs)[first:]
         mean = vector(memory.floats, memory.places[0, CENTRE], n_inputs)[first:]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from sb3_bn_ddpg.networks.actors import Actor, BaseActor
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 RUNNING, BATCH, BATCH_UPDATE, UNKNOWN = range(4)
@@ -78,6 +79,20 @@ class GaussianMemory(NamedTuple):
     log_std: Any
 
 
+class FixedStdParts(NamedTuple):
+    """
+    An actor that is a Gaussian of the same standard deviation in all states around the tanh of a network.
+
+    :param mean: The network, without its tanh
+    :param log_std: Logarithm of the standard deviation, not clamped yet, (action_dim,)
+    :param log_std_grad: Where its gradient goes
+    """
+
+    mean: Any
+    log_std: Any
+    log_std_grad: Any
+
+
 class CriticChoices(NamedTuple):
     """
     What the critics' half of a step is told.
@@ -120,7 +135,7 @@ class Parts(NamedTuple):
     """
     Networks, memory and storage. Without target networks, the targets are the online networks.
 
-    :param actor: The actor, without its tanh; a :class:`GaussianParts` if its policy is stochastic
+    :param actor: The actor, without its tanh; a :class:`GaussianParts` or :class:`FixedStdParts` if its policy is stochastic
     :param actor_target: The target actor, likewise
     :param critics: The Q-networks
     :param critic_targets: The target Q-networks
@@ -128,9 +143,13 @@ class Parts(NamedTuple):
     :param memories: For passes of the Q-networks over a minibatch, one each; the targets' take turns with the first
     :param joint_memories: For their passes over states and next states, twice as many rows, if there is such a pass
     :param joint_rows: For states and next states, and for their actions
+    :param atoms: The atoms of the Q-networks' distributions, of no entries if their outputs are values
     :param actor_storage: Parameters of the actor and of its target, gradients, Adam's moments, running statistics
     :param critic_storage: Those of all Q-networks
     :param entropy_storage: That of the entropy coefficient; where there is none, once more the actor's
+    :param value: The value function; where there is none, once more the actor, likewise its memory and storage
+    :param value_memory: For its passes
+    :param value_storage: Its parameters and what belongs to them
     """
 
     actor: Any
@@ -141,9 +160,13 @@ class Parts(NamedTuple):
     memories: tuple[QMemory, ...]
     joint_memories: tuple[QMemory, ...]
     joint_rows: Any
+    atoms: Any
     actor_storage: Any
     critic_storage: Any
     entropy_storage: Any
+    value: Any
+    value_memory: Any
+    value_storage: Any
 
 
 class Transitions(NamedTuple):
@@ -177,7 +200,7 @@ class EngineStep:
     :param is_joint: Whether states and next states go through the Q-networks in one pass
     :param always: What else it reports, at every step, before the actor's loss
     :param with_actor: What it reports of steps that update the actor
-    :param is_stochastic: Whether the actor is one that draws its actions
+    :param actor_class: What the actor is
     :param unsupported: Why the operations cannot make this step, if they cannot
     """
 
@@ -186,5 +209,5 @@ class EngineStep:
     is_joint: bool = False
     always: tuple[str, ...] = ()
     with_actor: tuple[str, ...] = ("actor_loss",)
-    is_stochastic: bool = False
+    actor_class: type[BaseActor] = Actor
     unsupported: str | None = None

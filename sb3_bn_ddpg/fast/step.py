@@ -1,6 +1,7 @@
 """What a faster way to make an algorithm's gradient step offers to the training loop."""
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch as th
 
@@ -10,6 +11,20 @@ from sb3_bn_ddpg.networks.actor_critic import Networks
 
 DENORMAL_INTERVAL = 100
 """Once in this number of updates, moments of the optimizers and parameters that are nearly denormal become zero."""
+
+
+class StepCall(NamedTuple):
+    """
+    :param gamma: Discount factor, unless the batch has its own
+    :param tau: Polyak coefficient of the target networks
+    :param update_actor: Whether to update the actor, too
+    :param update_targets: Whether to move the target networks
+    """
+
+    gamma: float
+    tau: float
+    update_actor: bool
+    update_targets: bool
 
 
 class UnsupportedError(Exception):
@@ -66,6 +81,17 @@ class FastStep(Protocol):
         :param noise: The random numbers that the step needs, if it needs any
         :param update_targets: Whether to move the target networks (if None: with the actor)
         :return: Losses and values of this step
+        """
+        ...
+
+    def gradient_steps(self, batch: Batch, noise: th.Tensor | None, calls: Sequence[StepCall]) -> list[UpdateInfo]:
+        """
+        Several gradient steps, to the numbers of as many calls of :meth:`gradient_step`.
+
+        :param batch: The transitions of the first minibatch, then those of the second and so on, all of one size
+        :param noise: The random numbers that the steps need, a row for each of them; None if they need none
+        :param calls: What else each of them is told, with the same ``gamma`` and ``tau``
+        :return: Losses and values of each step
         """
         ...
 

@@ -15,24 +15,27 @@ from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
-from sb3_bn_ddpg.networks.actors import Actor, BaseActor, GaussianActor
-from sb3_bn_ddpg.networks.critics import Critic, QNetwork
+from sb3_bn_ddpg.networks.actors import Actor, BaseActor, FixedStdActor, GaussianActor
+from sb3_bn_ddpg.networks.critics import Critic, QNetwork, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
+from sb3_bn_ddpg.networks.layers import StandardizingExtractor
 from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
 
 
 class ParsedNetworks(NamedTuple):
     """
-    The layers of an actor and of its critic, as arguments of :class:`~sb3_bn_ddpg.fast.mlp.Mlp`.
+    The layers of the networks, as arguments of :class:`~sb3_bn_ddpg.fast.mlp.Mlp`.
 
     :param actor: The actor before its tanh; of a stochastic one the layers up to the last hidden one, and both output layers
     :param critics: Of each Q-network, before and after the action
     :param obs_dim: Number of entries of an observation
+    :param value: The value function, if there is one
     """
 
     actor: tuple[MlpArguments, ...]
     critics: tuple[tuple[MlpArguments, MlpArguments], ...]
     obs_dim: int
+    value: MlpArguments | None = None
 
     def n_outputs(self, first_layers: MlpArguments) -> int:
         """
@@ -49,23 +52,24 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
     :param step: The algorithm's step
     :raises UnsupportedError: if their update needs the definition, for a reason that is not in the layers
     """
-    actor_type = GaussianActor if step.is_stochastic else Actor
-    for network, network_type in ((nets.actor, actor_type), (nets.critic, Critic)):
+    for network, network_type in ((nets.actor, step.actor_class), (nets.critic, Critic), (nets.value, ValueNetwork)):
+        if network is None:
+            continue
         if type(network) is not network_type:
             raise UnsupportedError(f"the network {type(network).__name__} is a custom class")
-        if type(network.features_extractor) is not FlattenExtractor:
+        if type(network.features_extractor) not in (FlattenExtractor, StandardizingExtractor):
             raise UnsupportedError(f"the features extractor is {type(network.features_extractor).__name__}")
         if not isinstance(network.observation_space, spaces.Box) or is_image_space(network.observation_space):
             raise UnsupportedError(f"the observation space is {network.observation_space}")
-    for each in (nets.actor, nets.critic, nets.entropy):
+    check_standardization(nets)
+    for each in (nets.actor, nets.critic, nets.entropy, nets.value):
         if each is not None:
             _check_parameters(each)
     for critic in (nets.critic, nets.critic_target):
         for q_network in critic.q_networks:
             if type(q_network) is not QNetwork:
                 raise UnsupportedError(f"the network {type(q_network).__name__} is a custom class")
-    distinct = dict.fromkeys((nets.actor, nets.critic, nets.actor_target, nets.critic_target))
-    params = [param for network in distinct for param in network.parameters()]
+    params = [param for network in distinct_networks(nets) for param in network.parameters()]
     if len(set(params)) < len(params):
         raise UnsupportedError("networks share parameters")
     if nets.critic.features_extractor is nets.actor.features_extractor:
@@ -74,7 +78,37 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         raise UnsupportedError(step.unsupported)
 
 
-def _check_parameters(network: BaseActor | Critic | EntropyCoefficient) -> None:
+def distinct_networks(nets: Networks) -> list[BaseActor | Critic | ValueNetwork]:
+    """
+    :param nets: The networks
+    :return: Each once
+    """
+    named = (nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.value)
+    return [network for network in dict.fromkeys(named) if network is not None]
+
+
+def standardizations(nets: Networks) -> list[tuple[th.Tensor, th.Tensor] | None]:
+    """
+    :param nets: The networks
+    :return: Of each, mean and scale by which it standardises observations, if it does
+    """
+    extractors = [network.features_extractor for network in distinct_networks(nets)]
+    return [(each.mean, each.scale) if isinstance(each, StandardizingExtractor) else None for each in extractors]
+
+
+def check_standardization(nets: Networks) -> None:
+    """
+    :param nets: The networks
+    :raises UnsupportedError: if they standardise observations differently: a step on the engine does it once for all
+    """
+    first, *others = standardizations(nets)
+    for other in others:
+        is_same = first is other is None or (first and other and all(map(th.equal, first, other)))
+        if not is_same:
+            raise UnsupportedError("the networks standardise observations differently")
+
+
+def _check_parameters(network: BaseActor | Critic | ValueNetwork | EntropyCoefficient) -> None:
     """
     :param network: What has parameters and an optimizer
     :raises UnsupportedError: if these are others than an update in flat storage knows
@@ -106,15 +140,17 @@ def _has_module_hooks(network: nn.Module) -> bool:
     return any(getattr(module, name) for module in network.modules() for name in names)
 
 
-def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
+def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None = None) -> ParsedNetworks:
     """
-    :param actor: The actor, of which a deterministic one's last layer is its tanh
+    :param actor: The actor, of which the last layer is its tanh unless it squashes what it draws
     :param critic: The critic
+    :param value: The value function, if there is one
     :return: Their layers
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
-    assert isinstance(actor, (Actor, GaussianActor))
+    assert isinstance(actor, (Actor, GaussianActor, FixedStdActor))
     sequences = [actor.latent_pi] if isinstance(actor, GaussianActor) else [actor.mu]
+    sequences += [] if value is None else [value.v_net]
     for sequence in (*sequences, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
         if type(sequence) is not nn.Sequential:
             raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
@@ -128,13 +164,15 @@ def parsed_networks(actor: BaseActor, critic: Critic) -> ParsedNetworks:
     for layers in (
         [layer for part in of_actor for layer in part],
         [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)],
+        [] if value is None else [*value.v_net],
     ):
         with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
         if len(set(with_parameters)) < len(with_parameters):
             raise UnsupportedError("a layer occurs twice")
         if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d | BatchRenorm1d)}.issubset(
-            [*actor.norm_layers, *critic.norm_layers]
+            [*actor.norm_layers, *critic.norm_layers, *(() if value is None else value.norm_layers)]
         ):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
     critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in critic.q_networks)
-    return ParsedNetworks(tuple(map(parse_layers, of_actor)), critics, actor.features_extractor.features_dim)
+    of_value = None if value is None else parse_layers([*value.v_net])
+    return ParsedNetworks(tuple(map(parse_layers, of_actor)), critics, actor.features_extractor.features_dim, of_value)

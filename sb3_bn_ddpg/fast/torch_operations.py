@@ -6,16 +6,35 @@ What is handed over to be written to is for Numba: here an operation returns its
 its way back needs.
 """
 
-import math
-
 import torch as th
 
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage
 from sb3_bn_ddpg.fast.mlp import Memory, Mlp
 from sb3_bn_ddpg.fast.parts import RUNNING
+from sb3_bn_ddpg.fast.torch_categorical import (
+    cross_entropy,
+    expected,
+    projected_targets,
+    q_backward,
+    q_of_outputs,
+    smaller_outputs,
+)
+from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI, advantage_weights, expectile_error, imitation, regression
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
-HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+__all__ = [
+    "advantage_weights",
+    "cross_entropy",
+    "expected",
+    "expectile_error",
+    "imitation",
+    "projected_targets",
+    "q_backward",
+    "q_of_outputs",
+    "regression",
+    "smaller_outputs",
+]
+"""Further operations, which are defined elsewhere"""
 
 
 def forward(network: Mlp, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:

@@ -5,31 +5,31 @@ Adam moments and running statistics laid out in one tensor each. It knows no alg
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
-from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, minibatches
 from sb3_bn_ddpg.fast.flat_storage import FlatStorage
 from sb3_bn_ddpg.fast.mlp import Memory, Mlp
-from sb3_bn_ddpg.fast.parts import EngineStep, GaussianMemory, GaussianParts, Parts, QMemory, QNetworkParts, Transitions
-from sb3_bn_ddpg.fast.support import ParsedNetworks, check_supported, parsed_networks
+from sb3_bn_ddpg.fast.parts import (
+    EngineStep,
+    FixedStdParts,
+    GaussianMemory,
+    GaussianParts,
+    Parts,
+    QMemory,
+    QNetworkParts,
+    Transitions,
+)
+from sb3_bn_ddpg.fast.step import StepCall
+from sb3_bn_ddpg.fast.support import ParsedNetworks, check_supported, distinct_networks, parsed_networks, standardizations
+from sb3_bn_ddpg.fast.threads import threads_for
 from sb3_bn_ddpg.networks.actor_critic import Networks
-
-
-class StepCall(NamedTuple):
-    """
-    :param gamma: Discount factor, unless the batch has its own
-    :param tau: Polyak coefficient of the target networks
-    :param update_actor: Whether to update the actor, too
-    :param update_targets: Whether to move the target networks
-    """
-
-    gamma: float
-    tau: float
-    update_actor: bool
-    update_targets: bool
+from sb3_bn_ddpg.networks.actors import BaseActor, FixedStdActor
 
 
 class FastUpdate:
@@ -39,7 +39,7 @@ class FastUpdate:
     It takes over the storage of parameters, running statistics and optimizer state; modules and optimizers keep views into it,
     so saving, loading and every other use of them go on as before.
 
-    :param nets: The networks, with the optimizers of actor and critic
+    :param nets: The networks, with their optimizers
     :param step: The algorithm's step
     :raises UnsupportedError: if networks, optimizers or step are others than it knows
     """
@@ -53,25 +53,36 @@ class FastUpdate:
         self.modules = nets.modules
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target, nets.fixed_norm_actor_weights)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target, nets.fixed_norm_critic_weights)
-        entropy = nets.entropy
-        self.entropy_storage = self.actor_storage if entropy is None else FlatStorage(entropy, entropy)
-        self.storages = list(dict.fromkeys((self.actor_storage, self.critic_storage, self.entropy_storage)))
+        self.entropy_storage, self.value_storage = (
+            self.actor_storage if each is None else FlatStorage(each, each) for each in (nets.entropy, nets.value)
+        )
+        self.storages = list(
+            dict.fromkeys((self.actor_storage, self.critic_storage, self.entropy_storage, self.value_storage))
+        )
+        self.standardizations = standardizations(nets)
+        matrices = [param for network in distinct_networks(nets) for param in network.parameters() if param.ndim == 2]
+        self.largest_layer = max((matrix.numel() for matrix in matrices), default=1)
         self.dtype = self.actor_storage.values.dtype
         self.n_critics = len(online.critics)
-        actor, critics = _actor_parts(online), _critic_parts(online)
+        actor, critics = _actor_parts(online, nets.actor), _critic_parts(online)
+        actor_memory = GaussianMemory(Memory(), Memory(), Memory()) if isinstance(actor, GaussianParts) else Memory()
         memories = tuple(QMemory(Memory(), Memory(), None) for _ in critics)
         self.parts = Parts(
             actor,
-            actor if nets.actor_target is nets.actor else _actor_parts(target),
+            actor if nets.actor_target is nets.actor else _actor_parts(target, nets.actor_target),
             critics,
             critics if nets.critic_target is nets.critic else _critic_parts(target),
-            GaussianMemory(Memory(), Memory(), Memory()) if isinstance(actor, GaussianParts) else Memory(),
+            actor_memory,
             memories,
             memories,
             (None, None),
+            nets.critic.atoms if nets.critic.atoms is not None else self.critic_storage.values.new_empty(0),
             self.actor_storage,
             self.critic_storage,
             self.entropy_storage,
+            actor if online.value is None else Mlp(*online.value),
+            actor_memory if online.value is None else Memory(),
+            self.value_storage,
         )
 
     @classmethod
@@ -83,7 +94,8 @@ class FastUpdate:
         :raises UnsupportedError: if networks, optimizers or step are others than this class knows
         """
         check_supported(nets, step)
-        return parsed_networks(nets.actor, nets.critic), parsed_networks(nets.actor_target, nets.critic_target)
+        online = parsed_networks(nets.actor, nets.critic, nets.value)
+        return online, parsed_networks(nets.actor_target, nets.critic_target)
 
     def fits(self, nets: Networks, step: EngineStep) -> bool:
         """
@@ -103,7 +115,12 @@ class FastUpdate:
         :param step: The algorithm's step
         :return: Whether this object still holds their storage: not after an optimizer's state was loaded, for example
         """
-        return step is self.step and nets.is_same_as(self.nets) and all(storage.is_current() for storage in self.storages)
+        if step is not self.step or not nets.is_same_as(self.nets):
+            return False
+        kept, current = (
+            [id(x) for pair in each for x in pair or ()] for each in (self.standardizations, standardizations(nets))
+        )
+        return kept == current and all(storage.is_current() for storage in self.storages)
 
     @th.inference_mode()
     def gradient_step(
@@ -127,21 +144,37 @@ class FastUpdate:
         :return: Losses and values of this step
         """
         call = StepCall(gamma, tau, update_actor, update_actor if update_targets is None else update_targets)
-        return self._info(self._step(batch, batch.actions[:0] if noise is None else noise, call), update_actor)
+        with self._threads(len(batch.actions)):
+            reported = self._step(batch, batch.actions[:0] if noise is None else noise, call)
+        return self._info(reported if isinstance(reported, list) else reported.unbind(), update_actor)
 
-    def _info(self, reported: th.Tensor, update_actor: bool) -> UpdateInfo:
+    def gradient_steps(self, batch: Batch, noise: th.Tensor | None, calls: Sequence[StepCall]) -> list[UpdateInfo]:
+        """As :meth:`~sb3_bn_ddpg.fast.step.FastStep.gradient_steps`, one by one."""
+        return [
+            self.gradient_step(minibatch, gamma, tau, update_actor, None if noise is None else noise[index], update_targets)
+            for index, (minibatch, (gamma, tau, update_actor, update_targets)) in enumerate(
+                zip(minibatches(batch, len(calls)), calls, strict=True)
+            )
+        ]
+
+    def _threads(self, n: int) -> AbstractContextManager[None]:
         """
-        :param reported: What the step reported, that of the actor only with its update
+        :param n: Size of a minibatch
+        :return: What gives its step as many threads as it gains by
+        """
+        return threads_for(self.largest_layer * (2 * n if self.step.is_joint else n))
+
+    def _info(self, values: Sequence[Any], update_actor: bool) -> UpdateInfo:
+        """
+        :param values: What the step reported, that of the actor only with its update
         :param update_actor: Whether it was updated
         :return: The same, named; of several Q-networks the sum of the losses, and the means of the others
         """
-        values = reported.unbind()
         n = self.n_critics
-        if n == 1:
-            critic_loss, q_value, abs_q_value = values[:3]
-        else:
-            losses, q_values, abs_q_values = reported[: 3 * n].view(n, 3).unbind(dim=1)
-            critic_loss, q_value, abs_q_value = losses.sum(), q_values.mean(), abs_q_values.mean()
+        critic_loss, q_value, abs_q_value = values[:3]
+        if n > 1:
+            critic_loss, q_value, abs_q_value = (sum(values[column : 3 * n : 3]) for column in range(3))
+            q_value, abs_q_value = q_value / n, abs_q_value / n
         names = (*self.step.always, *(self.step.with_actor if update_actor else ()))
         others: dict[str, Any] = {"actor_loss": None} | dict(zip(names, values[3 * n + 1 :], strict=True))
         return UpdateInfo(critic_loss=critic_loss, q_value=q_value, abs_q_value=abs_q_value, td_target=values[3 * n], **others)
@@ -153,12 +186,12 @@ class FastUpdate:
         """
         return 3 * self.n_critics + 1 + len(self.step.always) + (len(self.step.with_actor) if update_actor else 0)
 
-    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor:
+    def _step(self, batch: Batch, noise: th.Tensor, call: StepCall) -> th.Tensor | list[float]:
         """
         :param batch: Transitions sampled from the replay buffer
         :param noise: The random numbers, of no rows if there are none
         :param call: What else the step is told
-        :return: What is reported
+        :return: What is reported: a tensor where asking for numbers would mean waiting for a device
         """
         reports: list[Any] = [None] * self._n_reports(update_actor=True)
         self.step.function(
@@ -166,7 +199,7 @@ class FastUpdate:
             self._transitions(batch, call.gamma),
             noise,
             reports,
-            (None, None, None),
+            (None,) * 4,
             call.tau,
             call.update_actor,
             call.update_targets,
@@ -183,6 +216,9 @@ class FastUpdate:
         """
         assert isinstance(batch, ReplayBufferSamples)
         obs, next_obs = (x.flatten(1).to(self.dtype) for x in (batch.observations, batch.next_observations))
+        if self.standardizations[0] is not None:  # the same of all networks
+            mean, scale = self.standardizations[0]
+            obs, next_obs = ((x - mean) / scale for x in (obs, next_obs))
         discounts = (1 - batch.dones).mul_(gamma if batch.discounts is None else batch.discounts)
         # (rewards of several steps have the type of a gamma of NumPy's)
         rewards, discounts = batch.rewards.to(self.dtype), discounts.to(self.dtype)
@@ -194,12 +230,15 @@ class FastUpdate:
             storage.flush_denormals()
 
 
-def _actor_parts(networks: ParsedNetworks) -> Mlp | GaussianParts:
+def _actor_parts(networks: ParsedNetworks, actor: BaseActor) -> Mlp | GaussianParts | FixedStdParts:
     """
     :param networks: The layers of an actor and of its critic
-    :return: The actor
+    :param actor: That actor
+    :return: The same for the engine
     """
     first, *heads = map(Mlp, *zip(*networks.actor, strict=True))
+    if isinstance(actor, FixedStdActor):
+        return FixedStdParts(first, actor.log_std.detach(), actor.log_std.grad)
     if not heads:
         return first
     mean, log_std = heads

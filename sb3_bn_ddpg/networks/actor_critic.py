@@ -9,7 +9,7 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_bn_ddpg.networks.actors import BaseActor
-from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
@@ -26,6 +26,7 @@ class Networks:
     :param fixed_norm_actor_weights: Weights of the actor that keep their norm
     :param fixed_norm_critic_weights: Weights of the critic that keep their norm
     :param entropy: The entropy coefficient, of an actor that has one
+    :param value: The value function V(s), of an algorithm that has one
     """
 
     actor: BaseActor
@@ -35,11 +36,13 @@ class Networks:
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
     entropy: EntropyCoefficient | None = None
+    value: ValueNetwork | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
         """All modules of all of them, in order."""
-        return [module for net in (self.actor, self.critic, self.actor_target, self.critic_target) for module in net.modules()]
+        nets = (self.actor, self.critic, self.actor_target, self.critic_target, self.value)
+        return [module for net in nets if net is not None for module in net.modules()]
 
     def is_same_as(self, other: "Networks") -> bool:
         """
@@ -48,7 +51,7 @@ class Networks:
         """
         ours, theirs = (
             [
-                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.entropy),
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.entropy, nets.value),
                 *nets.fixed_norm_actor_weights,
                 None,
                 *nets.fixed_norm_critic_weights,
@@ -83,7 +86,7 @@ def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
     """
     Scale weights back to the norm that they have at the initialisation (section 7) on average. Before batch norm this changes
     nothing that a network computes; but weights that grow learn ever more slowly
-    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`__).
 
     :param weights: Weights of linear layers and convolutions, whose first dimension is the outputs'
     """

@@ -18,6 +18,9 @@ from sb3_bn_ddpg.networks.layers import FinalInit, output_linear
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Where the logarithm of the standard deviation is clamped, as in SB3's SAC."""
 
+FIXED_LOG_STD_MIN, FIXED_LOG_STD_MAX = -5.0, 2.0
+"""Where that of an actor with the same standard deviation in all states is clamped, as in IQL."""
+
 SQUASH_EPS = 1e-6
 """Added to the derivative of tanh before its logarithm, as in SB3's SAC: where tanh saturates, it is zero."""
 
@@ -162,7 +165,7 @@ class FixedStdActor(BaseActor):
     @property
     def bounded_log_std(self) -> th.Tensor:
         """Logarithm of the standard deviation, in [-5, 2], of shape ``(action_dim,)``. It starts at 0."""
-        return self.log_std.clamp(-5.0, 2.0)
+        return self.log_std.clamp(FIXED_LOG_STD_MIN, FIXED_LOG_STD_MAX)
 
     def log_prob_in(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """

@@ -19,6 +19,7 @@ from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor
 from sb3_bn_ddpg.networks.critics import Critic, CriticInputNorm, CriticNormLayers
 from sb3_bn_ddpg.networks.layers import FinalInit, PaperExtractor, has_images, inherited_kwargs
+from sb3_bn_ddpg.networks.norm_layers import is_in_mode
 from sb3_bn_ddpg.networks.normalization import Normalization, NormalizationConfig, NormOrder, norm_parameters
 
 SharedExtractorLoss = Literal["actor", "critic"]
@@ -70,6 +71,11 @@ class BNActorCriticPolicy(BasePolicy):
         ``action_layer=1``, state and action (``"state_action"``), the concatenation of features and action as in CrossQ. The
         normalisation ``"layer"`` has no layer there in either case.
     :param n_critics: Number of Q-networks, >= 1, which share the critic's features extractor and optimizer
+    :param n_atoms: Number of atoms of the distribution by which the critics predict the return, trained by cross-entropy as in
+        C51 and XQC, >= 2 (if None: they predict its mean, trained by squared errors)
+    :param v_min: The smallest return that such critics know; without effect if there are no atoms, like ``v_max``. Smaller
+        returns count as this one: the support has to fit the rewards, or the rewards the support (``reward_scaling``).
+    :param v_max: The largest return that they know, > ``v_min``
     :raises ValueError: if an argument is out of its range
     """
 
@@ -104,6 +110,9 @@ class BNActorCriticPolicy(BasePolicy):
         critic_input_norm: CriticInputNorm = "state",
         shared_extractor_loss: SharedExtractorLoss = "actor",
         n_critics: int = 1,
+        n_atoms: int | None = None,
+        v_min: float = -5.0,
+        v_max: float = 5.0,
     ) -> None:
         self._check_n_critics(n_critics)
         if features_extractor_class is FlattenExtractor and isinstance(observation_space, spaces.Dict):
@@ -152,6 +161,9 @@ class BNActorCriticPolicy(BasePolicy):
                 norm_layers=critic_norm_layers,
                 input_norm=critic_input_norm,
                 n_critics=n_critics,
+                n_atoms=n_atoms,
+                v_min=v_min,
+                v_max=v_max,
             )
         )
         self._build(lr_schedule)
@@ -225,7 +237,7 @@ class BNActorCriticPolicy(BasePolicy):
                 critic_norm_layers=self.critic_kwargs["norm_layers"],
                 critic_input_norm=self.critic_kwargs["input_norm"],
                 shared_extractor_loss=self.shared_extractor_loss,
-                n_critics=self.critic_kwargs["n_critics"],
+                **{name: self.critic_kwargs[name] for name in ("n_critics", "n_atoms", "v_min", "v_max")},
             )
         )
 
@@ -274,8 +286,7 @@ class BNActorCriticPolicy(BasePolicy):
         :param mode: if true, set to training mode, else set to evaluation mode
         """
         # SB3 asks at every step of the environment, mostly for the mode that all modules are in already
-        online = (module for network in (self.actor, self.critic) for module in network.modules())
-        if self.training != mode or any(module.training != mode for module in online):
+        if self.training != mode or not (is_in_mode(self.actor, mode) and is_in_mode(self.critic, mode)):
             self.actor.set_training_mode(mode)
             self.critic.set_training_mode(mode)
             self.training = mode

@@ -11,6 +11,7 @@ from torch import nn
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.networks.base import Network, StateNetwork
+from sb3_bn_ddpg.networks.categorical import expectation, make_atoms
 from sb3_bn_ddpg.networks.layers import FinalInit, hidden_layers, input_layers, output_linear
 from sb3_bn_ddpg.networks.normalization import PAPER_NORMALIZATION, NormalizationConfig
 
@@ -37,10 +38,11 @@ class QNetwork(nn.Module):
         """
         :param features: Features, of shape ``(batch_size, features_dim)``
         :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
-        :return: The Q-values, of shape ``(batch_size, 1)``
+        :return: The Q-values, of shape ``(batch_size, 1)``; of a critic with atoms the logits of their probabilities,
+            ``(batch_size, n_atoms)``
         """
-        q_values: th.Tensor = self.q_net(th.cat([self.state_net(features), actions], dim=1))
-        return q_values
+        outputs: th.Tensor = self.q_net(th.cat([self.state_net(features), actions], dim=1))
+        return outputs
 
 
 class Critic(Network):
@@ -48,6 +50,9 @@ class Critic(Network):
     The paper's critic Q(s, a): normalised layers for the state alone, then the action joins in at a hidden layer, and from
     there on nothing is normalised ("all layers of the Q network prior to the action input", section 3). There may be several
     such Q-networks, ``qf0``, ``qf1`` and so on as in SB3's critics, behind one features extractor.
+
+    With atoms, each Q-network predicts a distribution of the return, of which Q(s, a) is the mean
+    (:mod:`sb3_bn_ddpg.networks.categorical`).
 
     :param observation_space: Observation space
     :param action_space: Action space
@@ -67,8 +72,14 @@ class Critic(Network):
         ``"state_action"``, the concatenation of features and action, whatever normalisation the features extractor has.
         The normalisation ``"layer"`` has no layer there in either case.
     :param n_critics: Number of Q-networks, >= 1
+    :param n_atoms: Number of atoms of the return's distribution, >= 2 (if None: the Q-networks predict its mean alone)
+    :param v_min: The smallest atom; without effect if there are none, like ``v_max``
+    :param v_max: The largest atom, > ``v_min``
     :raises ValueError: if an argument is out of its range
     """
+
+    atoms: th.Tensor | None
+    """What the return may be, equally spaced, of shape ``(n_atoms,)``; None if the Q-networks predict its mean alone"""
 
     def __init__(
         self,
@@ -86,6 +97,9 @@ class Critic(Network):
         norm_layers: CriticNormLayers = "before_action",
         input_norm: CriticInputNorm = "state",
         n_critics: int = 1,
+        n_atoms: int | None = None,
+        v_min: float = -5.0,
+        v_max: float = 5.0,
     ) -> None:
         # By their names in the policy, where they come from
         check_number("action_layer", action_layer, low=1, integer=True)
@@ -97,6 +111,7 @@ class Critic(Network):
                 "be 1, where state and action enter together"
             )
         check_number("n_critics", n_critics, low=1, integer=True)
+        atoms = make_atoms(n_atoms, v_min, v_max)
         super().__init__(
             observation_space,
             action_space,
@@ -112,8 +127,14 @@ class Critic(Network):
             norm_layers=norm_layers,
             input_norm=input_norm,
             n_critics=n_critics,
+            n_atoms=n_atoms,
+            v_min=v_min,
+            v_max=v_max,
         )
         self.n_critics = n_critics
+        # No part of the saved parameters: the arguments say it
+        self.register_buffer("atoms", atoms, persistent=False)
+        n_outputs = 1 if n_atoms is None else n_atoms
         # In a critic without hidden layers the action enters at the output layer
         n_state_layers = max(min(action_layer, len(net_arch)) - 1, 0)
         state_arch, joint_arch = net_arch[:n_state_layers], net_arch[n_state_layers:]
@@ -128,7 +149,7 @@ class Critic(Network):
             q_net = nn.Sequential(
                 *(normalization.input_layers(joint_dim) if sees_action else []),
                 *hidden_layers(joint_dim, joint_arch, activation_fn, joint_normalization),
-                output_linear(joint_arch[-1] if joint_arch else joint_dim, 1, final_init),
+                output_linear(joint_arch[-1] if joint_arch else joint_dim, n_outputs, final_init),
             )
             self.add_module(f"qf{index}", QNetwork(state_net, q_net))
 
@@ -167,6 +188,31 @@ class Critic(Network):
         :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         :return: The values of each Q-network, of shape ``(batch_size, 1)`` each
         """
+        return tuple(self.values_from(q_network(features, actions)) for q_network in self.q_networks)
+
+    def values_from(self, outputs: th.Tensor) -> th.Tensor:
+        """
+        :param outputs: What a Q-network returned: values, or with atoms the logits of their probabilities
+        :return: The Q-values, of shape ``(batch_size, 1)``
+        """
+        return outputs if self.atoms is None else expectation(outputs.softmax(dim=1), self.atoms)
+
+    def outputs(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param obs: Observations, of shape ``(batch_size, ...)``
+        :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        :return: What each Q-network returns and its loss trains: values, or with atoms the logits of their probabilities
+        """
+        return self(obs, actions) if self.atoms is None else self.outputs_of(self.features(obs), actions)
+
+    def outputs_of(self, features: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param features: Features, of shape ``(batch_size, features_dim)``
+        :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
+        :return: As of :meth:`outputs`
+        """
+        if self.atoms is None:  # by the methods that a subclass may have changed
+            return self.values_of(features, actions)
         return tuple(q_network(features, actions) for q_network in self.q_networks)
 
     def q1_forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -183,8 +229,7 @@ class Critic(Network):
         :param actions: Actions scaled to [-1, 1], of shape ``(batch_size, action_dim)``
         :return: The first Q-network's values, of shape ``(batch_size, 1)``
         """
-        q_values: th.Tensor = self.q_networks[0](features, actions)
-        return q_values
+        return self.values_from(self.q_networks[0](features, actions))
 
 
 class ValueNetwork(StateNetwork):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
@@ -175,6 +175,30 @@ class PaperCombinedExtractor(PaperExtractor):
         :return: Features, of shape ``(batch_size, features_dim)``
         """
         return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=1)
+
+
+class StandardizingExtractor(FlattenExtractor):
+    """
+    Flattens observations and standardises them by fixed statistics, those of a dataset. Until it is given some, it only
+    flattens.
+
+    :param observation_space: Observation space
+    """
+
+    mean: th.Tensor
+    scale: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space[Any]) -> None:
+        super().__init__(observation_space)
+        self.register_buffer("mean", th.zeros(self.features_dim))
+        self.register_buffer("scale", th.ones(self.features_dim))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: Observations, of shape ``(batch_size, ...)``
+        :return: Features, of shape ``(batch_size, features_dim)``
+        """
+        return (super().forward(observations) - self.mean) / self.scale
 
 
 def inherited_kwargs(

@@ -155,6 +155,25 @@ def mode_of(module: nn.Module) -> bool:
     return mode
 
 
+def is_in_mode(network: nn.Module, mode: bool) -> bool:
+    """
+    :param network: Any module
+    :param mode: A mode
+    :return: Whether it was set, last, on the module and all modules in it
+    """
+    # Module.modules() takes ten times as long, and each step of an environment asks
+    modules: list[nn.Module | None] = [network]
+    while modules:
+        module = modules.pop()
+        if module is None:
+            continue
+        attributes = module.__dict__
+        if attributes.get("training") is not mode:
+            return False
+        modules += attributes["_modules"].values()
+    return True
+
+
 def follow_the_pass(layer: nn.Module) -> None:
     """
     Let a layer of any class, as a user's features extractor may have it, follow the pass: its class becomes a subclass of its

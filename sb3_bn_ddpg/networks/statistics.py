@@ -29,7 +29,7 @@ TargetStatistics = Literal[Statistics, "joint"]
 Of the TD target. ``"joint"`` takes states and next states through the critic in one pass, that of its own loss, which
 normalises both with the statistics of both (`CrossQ <https://arxiv.org/abs/1902.05605>`_, which has no target networks); the
 actor then normalises next states with its running statistics. Target critics, if there are any, make such a pass as well, for
-the values of the next states, and keep no statistics of it (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`_).
+the values of the next states, and keep no statistics of it (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`__).
 """
 
 StatisticsSync = Literal["copy", "polyak"]
@@ -174,24 +174,30 @@ class StatisticsMixin(nn.Module):
         :param earlier: :meth:`running_statistics` from before the batches
         :return: The divergence in nats, or None if no statistics were updated since
         """
-        total, n_units = 0.0, 0
+        # All layers' units at once: a layer has few, and each operation on them costs as much as their numbers
+        moved: list[tuple[float, float, tuple[th.Tensor, ...]]] = []
         for layer, (old_mean, old_var, old_count), (mean, var, count) in zip(
             self.own_norm_layers, earlier, self.running_statistics(), strict=True
         ):
-            momentum, eps = layer.momentum, layer.eps
-            if count == old_count or not isinstance(eps, float) or not isinstance(momentum, float):
+            momentum, own_eps = layer.momentum, layer.eps
+            if count == old_count or not isinstance(own_eps, float) or not isinstance(momentum, float):
                 continue
             share = 1 - (1 - momentum) ** (count - old_count)
-            if share == 0:  # they stay
-                continue
-            batch_mean = old_mean + (mean - old_mean) / share
-            # Rounding can leave the variance of a constant unit slightly negative
-            batch_var = (old_var + (var - old_var) / share).clamp(min=0) + eps
-            ratio = batch_var / (old_var + eps)
-            divergence = 0.5 * (ratio - 1 - ratio.log() + (batch_mean - old_mean).square() / (old_var + eps))
-            total += divergence.sum().item()
-            n_units += divergence.numel()
-        return total / n_units if n_units else None
+            if share:  # else they stay
+                moved.append((share, own_eps, (old_mean, old_var, mean, var)))
+        if not moved:
+            return None
+        shares, epsilons, statistics = zip(*moved, strict=True)
+        old_mean, old_var, mean, var = map(th.cat, zip(*statistics, strict=True))
+        sizes = [len(mean_of_layer) for mean_of_layer, *_ in statistics]
+        share_of_way, eps = _of_units(shares, sizes), _of_units(epsilons, sizes)
+        batch_mean = old_mean + (mean - old_mean) / share_of_way
+        # Rounding can leave the variance of a constant unit slightly negative
+        batch_var = (old_var + (var - old_var) / share_of_way).clamp(min=0) + eps
+        ratio = batch_var / (old_var + eps)
+        divergence = 0.5 * (ratio - 1 - ratio.log() + (batch_mean - old_mean).square() / (old_var + eps))
+        totals = th.stack([part.sum() for part in th.split(divergence, sizes)]).tolist()
+        return float(sum(totals) / len(divergence))
 
 
 def _buffers(layer: nn.Module) -> list[th.Tensor]:
@@ -201,3 +207,14 @@ def _buffers(layer: nn.Module) -> list[th.Tensor]:
     """
     # Much faster than Module.buffers(), which walks over submodules
     return [buffer for buffer in layer._buffers.values() if buffer is not None]
+
+
+def _of_units(numbers: tuple[float, ...], sizes: list[int]) -> float | th.Tensor:
+    """
+    :param numbers: A number for each layer
+    :param sizes: Their numbers of units
+    :return: The number for each unit, or for all
+    """
+    if len(set(numbers)) == 1:
+        return numbers[0]
+    return th.tensor(numbers, dtype=th.float64).repeat_interleave(th.tensor(sizes))

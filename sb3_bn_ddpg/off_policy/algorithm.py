@@ -24,10 +24,13 @@ from sb3_bn_ddpg.common.atomic_files import PathOrFile
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.finite_numbers import check_observation, check_transition
 from sb3_bn_ddpg.common.guards import LearningGuard, check_no_answer_is_due, environment_failures
-from sb3_bn_ddpg.common.hindsight import check_first_episode, unfinished_episodes_named
+from sb3_bn_ddpg.common.hindsight import check_first_episode
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.common.return_scaler import ReturnScaler
 from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
-from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
+from sb3_bn_ddpg.common.steps import averages, on_device
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg.off_policy.demonstrations import check_demonstrations, demonstrated_buffer
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
 from sb3_bn_ddpg.off_policy.stepping import SteppingAlgorithm
 
@@ -55,6 +58,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     _largest_bonus: float = 0.0
+    _had_demonstrations: bool = False  # also after it was saved, without them
 
     def __init__(self, **arguments: Any) -> None:
         setup = arguments.pop("_init_setup_model")
@@ -83,6 +87,10 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.replay_buffer_kwargs = dict(buffer_kwargs)
         was_loaded = self.replay_buffer is not None
+        if self.demonstrations is not None:
+            self.replay_buffer_class, of_demonstrations = demonstrated_buffer(self)
+            self.replay_buffer_kwargs |= of_demonstrations
+            self.demonstrations, self._had_demonstrations = None, True  # or they would be in memory twice
         with value_errors():
             super()._setup_model()
         if was_loaded:
@@ -94,6 +102,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
             self.policy.actor_target = self.policy.actor
         if not self.use_target_networks:
             self.policy.critic_target = self.policy.critic
+        self._set_up_reward_scaling()
         self.actor, self.actor_target = self.policy.actor, self.policy.actor_target
         self.critic, self.critic_target = self.policy.critic, self.policy.critic_target
         self._check_features_extractor()
@@ -105,6 +114,12 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise = self.action_noise.copy_for_model()
         self._fit_action_noise()
+
+    def _set_up_reward_scaling(self) -> None:
+        if self.reward_scaling != "return_std":
+            self.reward_scaler = None
+        elif self.reward_scaler is None:  # and not that of a loaded model
+            self.reward_scaler = ReturnScaler(self.n_envs)
 
     def _check_batch_size(self, batch_size: int) -> None:
         """
@@ -161,17 +176,20 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()  # attributes may have been set since
+        check_demonstrations(self)
         if self.use_target_networks != (self.critic_target is not self.critic):
             raise ValueError(
                 f"`use_target_networks={self.use_target_networks}` is not allowed for a model that was made with "
                 f"{not self.use_target_networks}: save it, and load it with the other"
             )
         self._set_up_update()
+        self._set_up_reward_scaling()
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
         if not continues_episode:
             self._cut_off_episodes()  # or returns, goals and next observations would reach across the reset
+            self._begin_returns()
         self._fit_action_noise()  # may have been exchanged since
         noise = self.action_noise
         if continues_episode:  # SB3 would reset it in the middle of the episode, before it initialises the callbacks
@@ -190,6 +208,29 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self._is_within_step = False
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
+
+    def begin_episodes(self) -> None:
+        """Reset the environment between two steps of a training, as ``learn`` does at its start."""
+        super().begin_episodes()
+        self._begin_returns()
+
+    def _begin_returns(self) -> None:
+        if self.reward_scaler is not None:
+            self.reward_scaler.begin_episodes(self.n_envs)
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. The
+        model keeps its demonstrations, or its dataset, if the file has none.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: Whether the last trajectory is taken as finished
+        """
+        before = getattr(self, "replay_buffer", None)
+        super().load_replay_buffer(path, truncate_last_traj)
+        loaded = self.replay_buffer
+        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, MixedReplayBuffer):
+            self.replay_buffer = before.with_new(loaded)
 
     def _show_hidden_noise(self) -> None:
         if self._hidden_noise is not None:
@@ -223,6 +264,8 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
         check_transition(self, self.allow_nan_observations, new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if self.reward_scaler is not None:
+            self.reward_scaler.update(reward, dones, self.gamma)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -240,18 +283,13 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         interval = DIAGNOSTICS_INTERVAL * self.policy_delay
         is_measured = (self.policy_delay - 1 - self._n_updates) % interval < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
-        assert self.replay_buffer is not None
-
-        infos: list[UpdateInfo] = []
-        for _ in range(gradient_steps):
-            self._n_updates += 1
-            with unfinished_episodes_named(self):
-                batch = self._sample(batch_size)
-            infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
+        infos, batch = self._gradient_steps(gradient_steps, batch_size)
 
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
+        if self.reward_scaler is not None:
+            self.logger.record("train/reward_scale", self.reward_scaler.scale)
         means = averages(infos)
         self._learning_guard.check(self, means, self._slower_targets)
         for name, value in means.items():
@@ -332,7 +370,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]
         networks += ["_networks", "_fast_update", "_fast_update_classes", "_is_fast_update_checked", "_said_of_fast_update"]
-        networks += ["_pass_statistics", "_learning_guard"]
+        networks += ["_pass_statistics", "_learning_guard", "demonstrations"]
         return super()._excluded_save_params() + networks
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -4,8 +4,10 @@ from typing import Any, ClassVar, Literal
 
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule, TrainFreq
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number, check_schedule
+from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
 
@@ -16,11 +18,14 @@ class CheckedArguments(SavingAlgorithm):
     has_target_actor: ClassVar[bool] = True
     """Whether the TD target's actions come from a target network"""
 
+    demonstrations: Dataset = None
+    demonstration_ratio: float | None = 0.5
     policy_delay: int
     critic_learning_rate: float | Schedule | None
     critic_weight_decay: float
     use_target_networks: bool
     weight_normalization: Literal["critic", "both"] | None
+    reward_scaling: Any = None
     fast_update: bool | Literal["compiled"]
     allow_nan_observations: bool | None
     target_statistics: TargetStatistics
@@ -63,6 +68,8 @@ class CheckedArguments(SavingAlgorithm):
                 f"`n_steps={self.n_steps}` is not allowed: it must be 1 where observations are dictionaries, "
                 "as SB3 has no replay buffer for several steps of them"
             )
+        if self.demonstration_ratio is not None:
+            check_number("demonstration_ratio", self.demonstration_ratio, low=0, high=1)
         check_number("policy_delay", self.policy_delay, low=1, integer=True)
         check_number("critic_weight_decay", self.critic_weight_decay, low=0)
         if self.seed is not None:
@@ -72,6 +79,7 @@ class CheckedArguments(SavingAlgorithm):
         self._stats_window_size = int(self._stats_window_size)
         check_choice("use_target_networks", self.use_target_networks, (True, False))
         check_choice("weight_normalization", self.weight_normalization, ("critic", "both", None))
+        self._check_reward_scaling()
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
         check_choice("allow_nan_observations", self.allow_nan_observations, (True, False, None))
         frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
@@ -101,3 +109,22 @@ class CheckedArguments(SavingAlgorithm):
             self.actor_loss_actor_statistics,
             self.actor_loss_critic_statistics,
         )
+
+    def _check_reward_scaling(self) -> None:
+        """
+        :raises ValueError: if ``reward_scaling`` is out of its range, or something else scales or exchanges rewards
+        """
+        check_choice("reward_scaling", self.reward_scaling, ("return_std", None))
+        if self.reward_scaling is None:
+            return
+        buffer_class = self.replay_buffer_class
+        if isinstance(buffer_class, type) and issubclass(buffer_class, HerReplayBuffer):
+            raise ValueError(
+                f"`reward_scaling={self.reward_scaling!r}` is not allowed with HerReplayBuffer: it must be None, as the "
+                "sampled rewards are not those of the goals that the returns were measured for"
+            )
+        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
+            raise ValueError(
+                f"`reward_scaling={self.reward_scaling!r}` is not allowed with a VecNormalize that scales rewards, too: it "
+                "must be None, or VecNormalize be made with norm_reward=False"
+            )

@@ -4,18 +4,27 @@ import torch as th
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 
 from sb3_bn_ddpg.common.checks import check_installed
-from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, on_device
+from sb3_bn_ddpg.common.hindsight import unfinished_episodes_named
+from sb3_bn_ddpg.common.return_scaler import ReturnScaler
+from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, minibatches, on_device
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer
 from sb3_bn_ddpg.fast.graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast.parts import EngineStep
-from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, UnsupportedError
+from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, StepCall, UnsupportedError
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
-from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
 from sb3_bn_ddpg.off_policy.arguments import CheckedArguments
+from sb3_bn_ddpg.off_policy.sampling import sample
+
+KNOWN_BUFFERS = (ReplayBuffer, NStepReplayBuffer, MixedReplayBuffer, MixedNStepReplayBuffer)
+"""Replay buffers whose samples are on the device that they are told, and need none of PyTorch's random numbers"""
+ROWS_AT_ONCE = 8192
+"""Transitions that are sampled at once, for several gradient steps in one call, if a minibatch has fewer."""
 
 
 class SteppingAlgorithm(CheckedArguments):
@@ -31,6 +40,8 @@ class SteppingAlgorithm(CheckedArguments):
     actor_target: BaseActor
     critic: Critic
     critic_target: Critic
+    reward_scaler: ReturnScaler | None = None
+    """What the sampled rewards are divided by, with ``reward_scaling``; the replay buffer has them as they came"""
     _fast_update: FastStep | None = None
     _said_of_fast_update: tuple[str, ...] = ()
 
@@ -40,7 +51,8 @@ class SteppingAlgorithm(CheckedArguments):
 
         :raises ImportError: if ``fast_update`` is ``"compiled"`` and the extra is missing
         """
-        for network in (self.actor, self.critic, self.actor_target, self.critic_target):
+        value = self._value_network()
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target, *(() if value is None else (value,))):
             network.find_layers()
         self._networks = Networks(
             self.actor,
@@ -50,6 +62,7 @@ class SteppingAlgorithm(CheckedArguments):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
             self._entropy(),
+            value,
         )
         self._check_weight_normalization()
         self._fast_update_classes = self._find_fast_steps()
@@ -75,22 +88,68 @@ class SteppingAlgorithm(CheckedArguments):
         """
         return None
 
-    def _sample(self, batch_size: int) -> Batch:
+    def _value_network(self) -> ValueNetwork | None:
+        """
+        :return: The value function V(s) of an algorithm that has one
+        """
+        return None
+
+    def _sample(self, batch_size: int, n_batches: int = 1) -> Batch:
         """
         :param batch_size: Number of transitions
-        :return: That many of the replay buffer; on the CPU if a CUDA graph's update takes them to the device, for which nobody
-            waits (only from buffers of which it is known what they do with their device)
+        :param n_batches: Number of minibatches
+        :return: Minibatches of the replay buffer, one after the other, with scaled rewards if ``reward_scaling`` asks for
+            that, on the CPU if a CUDA graph copies it to the device without waiting, which only the replay buffers in
+            ``KNOWN_BUFFERS`` allow
         """
+        with unfinished_episodes_named(self):
+            batch = self._sample_unscaled(batch_size, n_batches)
+        if self.reward_scaler is None:
+            return batch
+        return batch._replace(rewards=batch.rewards / self.reward_scaler.scale)
+
+    def _sample_unscaled(self, batch_size: int, n_batches: int) -> Batch:
         buffer = self.replay_buffer
         assert buffer is not None
         takes_any_device = any(kind.takes_any_device for kind in self._fast_update_classes)
-        if not takes_any_device or type(buffer) not in (ReplayBuffer, NStepReplayBuffer):
-            return buffer.sample(batch_size, env=self._vec_normalize_env)
+        if not takes_any_device or type(buffer) not in KNOWN_BUFFERS:
+            return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
         device, buffer.device = buffer.device, th.device("cpu")
         try:
-            return buffer.sample(batch_size, env=self._vec_normalize_env)
+            return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
         finally:
             buffer.device = device
+
+    def _gradient_steps(self, n_steps: int, batch_size: int) -> tuple[list[UpdateInfo], Batch]:
+        """
+        Gradient steps, many in one call of the fast update.
+
+        :param n_steps: Their number
+        :param batch_size: Number of transitions in each
+        :return: Losses and values of each step, and the last minibatch
+        """
+        infos: list[UpdateInfo] = []
+        # Another buffer may draw from PyTorch's generator, in turns with the steps
+        makes_many = n_steps > 1 and type(self.replay_buffer) in KNOWN_BUFFERS
+        fast_update = self._current_fast_update() if makes_many else None
+        while len(infos) < n_steps:
+            n = 1
+            if fast_update is not None:
+                until_flush = DENORMAL_INTERVAL - self._n_updates % DENORMAL_INTERVAL
+                n = min(n_steps - len(infos), until_flush, max(1, ROWS_AT_ONCE // batch_size))
+            drawn = minibatches(batch := self._sample(batch_size, n), n)
+            if n == 1 or fast_update is None:
+                self._n_updates += 1
+                infos.append(self._gradient_step(batch, update_actor=self._n_updates % self.policy_delay == 0))
+                continue
+            noises, calls = [noise for noise in map(self._step_noise, drawn) if noise is not None], []
+            for _ in range(n):
+                self._n_updates += 1
+                update_actor = self._n_updates % self.policy_delay == 0
+                calls.append(StepCall(self.gamma, self.tau, update_actor, self._updates_targets(update_actor)))
+            infos += fast_update.gradient_steps(batch, th.stack(noises) if noises else None, calls)
+            self._flush_denormals(fast_update)
+        return infos, drawn[-1]
 
     def _gradient_step(self, batch: Batch, update_actor: bool = True) -> UpdateInfo:
         """
@@ -104,8 +163,7 @@ class SteppingAlgorithm(CheckedArguments):
         if fast_update is not None:
             update_targets = self._updates_targets(update_actor)
             info = fast_update.gradient_step(batch, self.gamma, self.tau, update_actor, noise, update_targets)
-            if self._n_updates % DENORMAL_INTERVAL == 0:
-                fast_update.flush_denormals()
+            self._flush_denormals(fast_update)
             return info
         batch, noise = on_device(batch, self.device), None if noise is None else noise.to(self.device)
         # Switch to train mode (this affects dropout: every pass of the update says which batch-norm statistics it uses)
@@ -114,6 +172,10 @@ class SteppingAlgorithm(CheckedArguments):
             return self._defined_step(batch, update_actor, noise)
         finally:
             self.policy.set_training_mode(False)
+
+    def _flush_denormals(self, fast_update: FastStep) -> None:
+        if self._n_updates % DENORMAL_INTERVAL == 0:
+            fast_update.flush_denormals()
 
     def _step_noise(self, batch: Batch) -> th.Tensor | None:
         """

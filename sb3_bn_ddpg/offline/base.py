@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -15,11 +16,16 @@ from stable_baselines3.common.utils import configure_logger
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.space_checks import check_spaces
+from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, RewardScaling, dataset_buffer
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg.datasets.transitions import Dataset, check_order, transitions_of
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.offline.datasets import DatasetBuffer, RewardScaling, dataset_buffer
-from sb3_bn_ddpg.offline.mixed_buffer import MixedReplayBuffer
-from sb3_bn_ddpg.offline.transitions import Dataset, transitions_of
 from sb3_bn_ddpg.saving.models import SelfSaving
+
+NO_DICTIONARIES = (
+    "offline algorithms know no dictionaries of observations. Wrap the environment into "
+    "`gymnasium.wrappers.FlattenObservation`, which makes vectors of them, for MlpPolicy; a dataset's become the same vectors"
+)
 
 SelfOffline = TypeVar("SelfOffline", bound="BNOfflineAlgorithm")
 
@@ -39,7 +45,7 @@ FIXED_ARGUMENTS: dict[str, Any] = dict(
     policy_delay=1,
     use_target_networks=True,
     weight_normalization=None,
-    fast_update=False,  # until a step is written on the engine's operations
+    fast_update=False,  # of one whose step is not written on the engine's operations
     allow_nan_observations=None,
     actor_loss_critic_statistics="running",
 )
@@ -125,12 +131,17 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
                 )
             check_spaces(data.observation_space, data.action_space, arguments["policy"])
             arguments["env"] = no_environment(data.observation_space, data.action_space)
+        if arguments["env"] is not None:
+            env = arguments["env"] = maybe_make_env(arguments["env"], arguments["verbose"])
+            if isinstance(env.observation_space, spaces.Dict):
+                raise ValueError(f"`env` with the observation space {env.observation_space} is not allowed: {NO_DICTIONARIES}")
         super().__init__(**(ONLINE_ARGUMENTS | FIXED_ARGUMENTS | arguments | dict(_init_setup_model=setup)))
 
     def _setup_model(self) -> None:
         self._check_arguments()
         data, self.dataset = self.dataset, None  # or it would be in memory twice
         if data is not None:
+            check_order(data, self.env)
             self.replay_buffer = dataset_buffer(
                 data,
                 self.observation_space,
@@ -160,6 +171,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         super()._check_arguments()
         if self.n_envs != 1 and self.env is not None:
             raise ValueError(f"`env` with {self.n_envs} environments is not allowed: it must be a single one")
+
+    def _check_reward_scaling(self) -> None:
         if self.reward_scaling is not None:
             check_number("reward_scaling", self.reward_scaling, low=0, low_open=True, words=("return_range",))
 
@@ -292,7 +305,6 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if self.env is None:
             raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
         if isinstance(buffer, DatasetBuffer):
-            self._learning_guard.note_rewards(self)  # the dataset's, while they are the replay buffer's
             buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
             self.replay_buffer = buffer
         buffer.dataset_share = dataset_share

@@ -9,12 +9,12 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.datasets.dataset_buffer import RewardScaling
+from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
-from sb3_bn_ddpg.offline.bcq_networks import ActionVAE, BNBCQPolicy
+from sb3_bn_ddpg.offline.bcq_networks import ActionVAE, BNBCQCnnPolicy, BNBCQPolicy
 from sb3_bn_ddpg.offline.bcq_step import gradient_step
-from sb3_bn_ddpg.offline.datasets import RewardScaling
-from sb3_bn_ddpg.offline.transitions import Dataset
 
 
 class BNBCQ(BNOfflineAlgorithm):
@@ -25,13 +25,13 @@ class BNBCQ(BNOfflineAlgorithm):
 
     The default values are those of the authors' code. By default nothing is batch-normalised, as there.
 
-    :param policy: The policy model to use: ``"MlpPolicy"``
+    :param policy: The policy model to use: ``"MlpPolicy"``, or ``"CnnPolicy"`` for images
     :param env: The environment, which gives the spaces and is for evaluation (if registered in Gym, can be str). None where
         the dataset knows its spaces, as those of Minari and replay buffers do.
     :param dataset: What it learns from: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3 ``ReplayBuffer`` or
-        the path of a saved one, or a dictionary of arrays, ``observations``, ``actions``, ``rewards``, ``next_observations``,
-        ``terminations`` and, if there are any, ``truncations``. An episode that was cut off has not ended. None for a model
-        that only predicts.
+        the path of a saved one, a dictionary of arrays, or the path of an ``.npz`` file of arrays: ``observations``,
+        ``actions``, ``rewards``, ``next_observations``, ``terminations`` and, if there are any, ``truncations``. An episode
+        that was cut off has not ended. None for a model that only predicts.
     :param learning_rate: Learning rate (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
@@ -73,7 +73,7 @@ class BNBCQ(BNOfflineAlgorithm):
     n_target_actions: int
 
     has_target_actor: ClassVar[bool] = True
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNBCQPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNBCQPolicy, "CnnPolicy": BNBCQCnnPolicy}
 
     def __init__(
         self,

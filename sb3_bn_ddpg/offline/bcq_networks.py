@@ -14,7 +14,7 @@ from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.base_policy import NetArch
 from sb3_bn_ddpg.networks.layers import FinalInit, hidden_layers, output_linear
 from sb3_bn_ddpg.networks.normalization import PAPER_NORMALIZATION, NormalizationConfig
-from sb3_bn_ddpg.offline.policies import OfflinePolicy
+from sb3_bn_ddpg.offline.policies import OfflineCnnDefaults, OfflinePolicy
 
 LATENT_LIMIT = 0.5
 """Latent vectors are clipped to plus and minus this where actions are generated, as in the authors' code."""
@@ -218,3 +218,7 @@ class BNBCQPolicy(OfflinePolicy):
         """
         super().set_training_mode(mode)
         self.vae.set_training_mode(mode)
+
+
+class BNBCQCnnPolicy(OfflineCnnDefaults, BNBCQPolicy):
+    """:class:`BNBCQPolicy` for images, with the defaults of :class:`~sb3_bn_ddpg.offline.policies.OfflineCnnDefaults`."""

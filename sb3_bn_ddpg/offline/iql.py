@@ -10,13 +10,15 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.datasets.dataset_buffer import RewardScaling
+from sb3_bn_ddpg.datasets.transitions import Dataset
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.critics import ValueNetwork
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
-from sb3_bn_ddpg.offline.datasets import RewardScaling
+from sb3_bn_ddpg.offline.iql_engine_step import step_on_engine
 from sb3_bn_ddpg.offline.iql_step import gradient_step
-from sb3_bn_ddpg.offline.policies import BNIQLPolicy
-from sb3_bn_ddpg.offline.transitions import Dataset
+from sb3_bn_ddpg.offline.policies import BNIQLCnnPolicy, BNIQLPolicy
 
 
 class BNIQL(BNOfflineAlgorithm):
@@ -27,13 +29,13 @@ class BNIQL(BNOfflineAlgorithm):
 
     The default values are those of the authors' code for the MuJoCo tasks. By default nothing is batch-normalised, as there.
 
-    :param policy: The policy model to use: ``"MlpPolicy"``
+    :param policy: The policy model to use: ``"MlpPolicy"``, or ``"CnnPolicy"`` for images
     :param env: The environment, which gives the spaces and is for evaluation (if registered in Gym, can be str). None where
         the dataset knows its spaces, as those of Minari and replay buffers do.
     :param dataset: What it learns from: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3 ``ReplayBuffer`` or
-        the path of a saved one, or a dictionary of arrays, ``observations``, ``actions``, ``rewards``, ``next_observations``,
-        ``terminations`` and, if there are any, ``truncations``. An episode that was cut off has not ended. None for a model
-        that only predicts.
+        the path of a saved one, a dictionary of arrays, or the path of an ``.npz`` file of arrays: ``observations``,
+        ``actions``, ``rewards``, ``next_observations``, ``terminations`` and, if there are any, ``truncations``. An episode
+        that was cut off has not ended. None for a model that only predicts.
     :param learning_rate: Learning rate (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
@@ -48,6 +50,11 @@ class BNIQL(BNOfflineAlgorithm):
     :param critic_learning_rate: Learning rate of the critics and of the value function (>= 0), a number or a schedule (if
         None: ``learning_rate``)
     :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0)
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
+        uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        CUDA graph.
     :param target_statistics: Batch-norm statistics of passes whose output is only a target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass (see
         :data:`~sb3_bn_ddpg.networks.statistics.Statistics`)
@@ -79,7 +86,7 @@ class BNIQL(BNOfflineAlgorithm):
     actor_learning_rate_decay: Literal["cosine"] | None
 
     action_limit: ClassVar[float] = 1 - 1e-5
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNIQLPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNIQLPolicy, "CnnPolicy": BNIQLCnnPolicy}
 
     def __init__(
         self,
@@ -97,6 +104,7 @@ class BNIQL(BNOfflineAlgorithm):
         reward_scaling: RewardScaling = "return_range",
         critic_learning_rate: float | Schedule | None = None,
         critic_weight_decay: float = 0.0,
+        fast_update: bool | Literal["compiled"] = True,
         target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
@@ -127,9 +135,8 @@ class BNIQL(BNOfflineAlgorithm):
         check_number("weight_limit", self.weight_limit, low=0, low_open=True)
         check_choice("actor_learning_rate_decay", self.actor_learning_rate_decay, ("cosine", None))
 
-    def _set_up_update(self) -> None:
-        self.value.find_layers()
-        super()._set_up_update()
+    def _value_network(self) -> ValueNetwork:
+        return self.value
 
     def _update_optimizers(self) -> None:
         super()._update_optimizers()
@@ -142,7 +149,6 @@ class BNIQL(BNOfflineAlgorithm):
     def _defined_step(self, batch: Batch, update_actor: bool, noise: th.Tensor | None) -> UpdateInfo:
         return gradient_step(
             self._networks,
-            self.value,
             batch,
             self.gamma,
             self.tau,
@@ -150,7 +156,11 @@ class BNIQL(BNOfflineAlgorithm):
             self.expectile,
             self.beta,
             self.weight_limit,
+            update_actor,
         )
+
+    def _step_on_engine(self) -> EngineStep:
+        return step_on_engine(self._pass_statistics, float(self.expectile), float(self.beta), float(self.weight_limit))
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, tensors = super()._get_torch_save_params()

@@ -9,14 +9,12 @@ from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, discounted
 from sb3_bn_ddpg.critic_step.step import fit, smallest
 from sb3_bn_ddpg.networks.actor_critic import Networks, descend, move_critic_target
 from sb3_bn_ddpg.networks.actors import FixedStdActor
-from sb3_bn_ddpg.networks.critics import ValueNetwork
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 from sb3_bn_ddpg.offline.losses import expectile_loss, iql_weights, weighted_regression_loss
 
 
 def gradient_step(
     nets: Networks,
-    value: ValueNetwork,
     batch: Batch,
     gamma: float,
     tau: float,
@@ -24,13 +22,13 @@ def gradient_step(
     expectile: float,
     beta: float,
     weight_limit: float,
+    update_actor: bool = True,
 ) -> UpdateInfo:
     """
     Fit V to an expectile of Q, the actor to the data's actions weighted by their advantage, Q to r + gamma V(s'); move the
     target critics.
 
-    :param nets: Actor, critics and target critics, with their optimizers
-    :param value: The value function, with its optimizer
+    :param nets: Actor, critics, target critics and value function, with their optimizers
     :param batch: Transitions sampled from the dataset
     :param gamma: Discount factor
     :param tau: Polyak coefficient of the target critics, in [0, 1]
@@ -38,9 +36,12 @@ def gradient_step(
     :param expectile: The expectile, in (0, 1)
     :param beta: Inverse temperature of the weights, >= 0
     :param weight_limit: Largest weight, > 0
+    :param update_actor: Whether to update the actor and the target critics, too
     :return: Losses and values of this step
     """
+    value = nets.value
     assert isinstance(nets.actor, FixedStdActor)
+    assert value is not None
     assert statistics.target != "joint"
     # Passes whose output is only a target (Q' and V at s, V at s') normalise with the statistics of their own minibatch and
     # update nothing (default): the target critics at s as the critics do in their loss, V at s as V does in its loss. The
@@ -58,16 +59,19 @@ def gradient_step(
         advantages = q_values - value.forward_with(statistics.target, batch.observations)
         weights = iql_weights(advantages, beta, weight_limit)
         target = discounted(batch, gamma, value.forward_with(statistics.target, batch.next_observations))
-    log_prob = nets.actor.forward_with(
-        statistics.actor_loss_actor, batch.observations, batch.actions, part=nets.actor.log_prob_in
-    )
-    loss = weighted_regression_loss(log_prob, weights)
-    descend(nets, loss)
+    loss = None
+    if update_actor:
+        log_prob = nets.actor.forward_with(
+            statistics.actor_loss_actor, batch.observations, batch.actions, part=nets.actor.log_prob_in
+        )
+        loss = weighted_regression_loss(log_prob, weights)
+        descend(nets, loss)
 
     critics = fit(nets, nets.critic.forward_with(statistics.critic_loss, batch.observations, batch.actions), target)
-    move_critic_target(nets, tau, statistics)
+    if update_actor:
+        move_critic_target(nets, tau, statistics)
     return UpdateInfo(
-        loss.detach(),
+        None if loss is None else loss.detach(),
         **critics.reported,
         value_loss=value_loss.detach(),
         v_value=v_values.detach().mean(),

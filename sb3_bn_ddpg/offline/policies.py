@@ -2,17 +2,17 @@
 
 from typing import Any
 
-import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor, FixedStdActor, SigmoidStdActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy, NetArch
 from sb3_bn_ddpg.networks.critics import Critic, CriticNormLayers, ValueNetwork
-from sb3_bn_ddpg.networks.layers import FinalInit
+from sb3_bn_ddpg.networks.layers import FinalInit, StandardizingExtractor
 from sb3_bn_ddpg.networks.normalization import Normalization
+from sb3_bn_ddpg.networks.policies import CnnDefaults
 
 
 class OfflinePolicy(BNActorCriticPolicy):
@@ -27,7 +27,7 @@ class OfflinePolicy(BNActorCriticPolicy):
     :param action_layer: 1: state and action enter the critics together
     :param critic_norm_layers: ``"all"``, as no hidden layer is before the action
     :param n_critics: Number of Q-networks, >= 1
-    :raises ValueError: if an argument is out of its range, or ``share_features_extractor`` is True
+    :raises ValueError: if an argument is out of its range, ``share_features_extractor`` is True, or ``n_atoms`` is given
     """
 
     def __init__(
@@ -46,6 +46,10 @@ class OfflinePolicy(BNActorCriticPolicy):
     ) -> None:
         if share_features_extractor:
             raise ValueError("`share_features_extractor=True` is not allowed: the offline algorithms share none")
+        if kwargs.get("n_atoms") is not None:
+            raise ValueError(
+                f"`n_atoms={kwargs['n_atoms']!r}` is not allowed: the offline algorithms have critics without atoms"
+            )
         super().__init__(
             observation_space,
             action_space,
@@ -60,28 +64,23 @@ class OfflinePolicy(BNActorCriticPolicy):
         )
 
 
-class StandardizingExtractor(FlattenExtractor):
+class OfflineCnnDefaults(CnnDefaults):
     """
-    Flattens observations and standardises them by fixed statistics, those of a dataset. Until it is given some, it only
-    flattens.
+    For images: the convolutions of :class:`~sb3_bn_ddpg.networks.policies.CnnDefaults`, for each network its own, before the
+    hidden layers of the algorithm's authors. None of these algorithms was published for images.
 
-    :param observation_space: Observation space
+    :param final_init: ``"fan_in"``, PyTorch's
     """
 
-    mean: th.Tensor
-    scale: th.Tensor
-
-    def __init__(self, observation_space: spaces.Space[Any]) -> None:
-        super().__init__(observation_space)
-        self.register_buffer("mean", th.zeros(self.features_dim))
-        self.register_buffer("scale", th.ones(self.features_dim))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        """
-        :param observations: Observations, of shape ``(batch_size, ...)``
-        :return: Features, of shape ``(batch_size, features_dim)``
-        """
-        return (super().forward(observations) - self.mean) / self.scale
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        final_init: FinalInit = "fan_in",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space, lr_schedule, final_init=final_init, **kwargs)
 
 
 class BNTD3BCPolicy(OfflinePolicy):
@@ -89,8 +88,8 @@ class BNTD3BCPolicy(OfflinePolicy):
     The policy of :class:`~sb3_bn_ddpg.BNTD3BC`: a deterministic actor and two critics. The parameters are those of
     :class:`OfflinePolicy`, with another default for this one:
 
-    :param features_extractor_class: :class:`StandardizingExtractor`, which standardises observations by the dataset's
-        statistics
+    :param features_extractor_class: :class:`~sb3_bn_ddpg.networks.layers.StandardizingExtractor`, which standardises
+        observations by the dataset's statistics
     """
 
     actor: Actor
@@ -206,3 +205,15 @@ class BNAWACPolicy(OfflinePolicy):
         super().__init__(
             observation_space, action_space, lr_schedule, net_arch=net_arch, optimizer_kwargs=optimizer_kwargs, **kwargs
         )
+
+
+class BNIQLCnnPolicy(OfflineCnnDefaults, BNIQLPolicy):
+    """:class:`BNIQLPolicy` for images, with the defaults of :class:`OfflineCnnDefaults`."""
+
+
+class BNTD3BCCnnPolicy(OfflineCnnDefaults, BNTD3BCPolicy):
+    """:class:`BNTD3BCPolicy` for images, with the defaults of :class:`OfflineCnnDefaults`."""
+
+
+class BNAWACCnnPolicy(OfflineCnnDefaults, BNAWACPolicy):
+    """:class:`BNAWACPolicy` for images, with the defaults of :class:`OfflineCnnDefaults`."""

@@ -1,7 +1,7 @@
 """TD3+BC: its parameters and its gradient step."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
@@ -9,14 +9,17 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.datasets.dataset_buffer import RewardScaling
+from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.deterministic.step import actions_and_values, clipped_noise, gradient_step
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.layers import StandardizingExtractor
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
-from sb3_bn_ddpg.offline.datasets import RewardScaling
 from sb3_bn_ddpg.offline.losses import td3_bc_loss
-from sb3_bn_ddpg.offline.policies import BNTD3BCPolicy, StandardizingExtractor
-from sb3_bn_ddpg.offline.transitions import Dataset
+from sb3_bn_ddpg.offline.policies import BNTD3BCCnnPolicy, BNTD3BCPolicy
+from sb3_bn_ddpg.offline.td3_bc_engine_step import step_on_engine
 
 STANDARDIZING_EPS = 1e-3
 """Added to the standard deviations of observations, as in the authors' code."""
@@ -30,13 +33,13 @@ class BNTD3BC(BNOfflineAlgorithm):
 
     The default values are those of the authors' code. By default nothing is batch-normalised, as there.
 
-    :param policy: The policy model to use: ``"MlpPolicy"``
+    :param policy: The policy model to use: ``"MlpPolicy"``, or ``"CnnPolicy"`` for images
     :param env: The environment, which gives the spaces and is for evaluation (if registered in Gym, can be str). None where
         the dataset knows its spaces, as those of Minari and replay buffers do.
     :param dataset: What it learns from: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3 ``ReplayBuffer`` or
-        the path of a saved one, or a dictionary of arrays, ``observations``, ``actions``, ``rewards``, ``next_observations``,
-        ``terminations`` and, if there are any, ``truncations``. An episode that was cut off has not ended. None for a model
-        that only predicts.
+        the path of a saved one, a dictionary of arrays, or the path of an ``.npz`` file of arrays: ``observations``,
+        ``actions``, ``rewards``, ``next_observations``, ``terminations`` and, if there are any, ``truncations``. An episode
+        that was cut off has not ended. None for a model that only predicts.
     :param learning_rate: Learning rate (>= 0), a number or a function of the progress remaining (from 1 to 0)
     :param batch_size: Minibatch size for each gradient update (>= 1, with batch norm >= 2)
     :param tau: The soft update coefficient ("Polyak update", in [0, 1])
@@ -52,6 +55,11 @@ class BNTD3BC(BNOfflineAlgorithm):
         of an episode)), or None
     :param critic_learning_rate: Learning rate of the critics (>= 0), a number or a schedule (if None: ``learning_rate``)
     :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0)
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
+        uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        CUDA graph.
     :param target_statistics: Batch-norm statistics of passes whose output is only a target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass (see
         :data:`~sb3_bn_ddpg.networks.statistics.Statistics`)
@@ -84,7 +92,7 @@ class BNTD3BC(BNOfflineAlgorithm):
     target_noise_clip: float
 
     has_target_actor: ClassVar[bool] = True
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNTD3BCPolicy}
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNTD3BCPolicy, "CnnPolicy": BNTD3BCCnnPolicy}
 
     def __init__(
         self,
@@ -103,6 +111,7 @@ class BNTD3BC(BNOfflineAlgorithm):
         reward_scaling: RewardScaling = None,
         critic_learning_rate: float | Schedule | None = None,
         critic_weight_decay: float = 0.0,
+        fast_update: bool | Literal["compiled"] = True,
         target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
@@ -146,6 +155,9 @@ class BNTD3BC(BNOfflineAlgorithm):
         return gradient_step(
             self._networks, batch, self.gamma, self.tau, self._pass_statistics, update_actor, noise, loss_of=loss_of
         )
+
+    def _step_on_engine(self) -> EngineStep:
+        return step_on_engine(self._pass_statistics, self.use_target_networks, float(self.alpha))
 
 
 def actor_loss(

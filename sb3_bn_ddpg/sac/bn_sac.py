@@ -9,10 +9,11 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.policies import BNSACCnnPolicy, BNSACMultiInputPolicy, BNSACPolicy
@@ -43,6 +44,35 @@ The arguments by which :class:`BNSAC` is `CrossQ <https://arxiv.org/abs/1902.056
 ``BNSAC("MlpPolicy", env, **CROSSQ)``. For another one, ``**CROSSQ | dict(batch_size=64)``.
 """
 
+XQC: dict[str, Any] = dict(
+    learning_rate=LinearSchedule(3e-4, 2.1e-4, 1.0),
+    critic_learning_rate=LinearSchedule(3e-4, 3e-5, 1.0),
+    learning_starts=5_000,
+    gradient_steps=2,
+    policy_delay=3,
+    ent_coef="auto_0.01",
+    target_entropy="auto_0.5",
+    target_statistics="joint",
+    weight_normalization="both",
+    reward_scaling="return_std",
+    policy_kwargs=dict(
+        net_arch=dict(pi=[256, 256, 256, 256], qf=[512, 512, 512, 512]),
+        norm_momentum=0.01,
+        norm_eps=1e-3,
+        critic_input_norm="state_action",
+        critic_norm_layers="all",
+        action_layer=1,
+        n_atoms=101,
+        v_min=-5.0,
+        v_max=5.0,
+    ),
+)
+"""
+The arguments by which :class:`BNSAC` is nearly `XQC <https://arxiv.org/abs/2509.25174>`_ as its authors' code has it
+(:doc:`/sac` says what differs): ``BNSAC("MlpPolicy", env, gamma=..., **XQC)``, where gamma is the task's. The rate of actor
+and entropy coefficient ends at 2.1e-4: there it is a schedule over their own steps, one in three.
+"""
+
 
 class BNSAC(BNOffPolicyAlgorithm):
     """
@@ -50,7 +80,8 @@ class BNSAC(BNOffPolicyAlgorithm):
     :class:`~sb3_bn_ddpg.BNDDPG`: a stochastic policy, which is to be as random as ``target_entropy`` says.
 
     The parameters are those of SB3's ``SAC``, in its order, followed by the ones of this family. ``**CROSSQ``
-    (:data:`~sb3_bn_ddpg.sac.bn_sac.CROSSQ`) makes it `CrossQ <https://arxiv.org/abs/1902.05605>`_.
+    (:data:`~sb3_bn_ddpg.sac.bn_sac.CROSSQ`) makes it `CrossQ <https://arxiv.org/abs/1902.05605>`_, and ``**XQC``
+    (:data:`~sb3_bn_ddpg.sac.bn_sac.XQC`) nearly `XQC <https://arxiv.org/abs/2509.25174>`_.
 
     :param policy: The policy model to use (MlpPolicy, CnnPolicy, ...)
     :param env: The environment to learn from (if registered in Gym, can be str)
@@ -93,14 +124,26 @@ class BNSAC(BNOffPolicyAlgorithm):
         ``policy.critic_target`` is the online network itself, as ``policy.actor_target`` always is.
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
         ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
+    :param reward_scaling: ``"return_std"`` divides the rewards of a minibatch by the running standard deviation of the
+        discounted return, as XQC does (:class:`~sb3_bn_ddpg.common.return_scaler.ReturnScaler`); the replay buffer has them
+        as they came. Q-values and losses are then in units of that deviation. None leaves rewards as they are. Not with
+        ``HerReplayBuffer``, nor with a ``VecNormalize`` that scales rewards.
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
         uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
-        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
-        CUDA graph.
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. Both take no more
+        threads than their matrix products gain by. On a GPU, either is a CUDA graph.
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
+    :param demonstrations: Transitions that somebody stored, from which a part of each minibatch comes, as in
+        `RLPD <https://arxiv.org/abs/2302.02948>`_: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3
+        ``ReplayBuffer`` or the path of a saved one, a dictionary of arrays or the path of an ``.npz`` file of arrays
+        (:data:`~sb3_bn_ddpg.datasets.transitions.Dataset`). With ``n_steps``, their returns are of several steps too. They are
+        no part of the file of ``save``: for learning on, ``load(path, demonstrations=...)`` takes them again. They are in
+        checkpoints.
+    :param demonstration_ratio: How much of each minibatch demonstrations are, in [0, 1]. If None, they and the model's own
+        transitions are one replay buffer: any transition is as probable as any other.
     :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
@@ -167,8 +210,11 @@ class BNSAC(BNOffPolicyAlgorithm):
         critic_weight_decay: float = 0.0,
         use_target_networks: bool = True,
         weight_normalization: Literal["critic", "both"] | None = None,
+        reward_scaling: Literal["return_std"] | None = None,
         fast_update: bool | Literal["compiled"] = True,
         allow_nan_observations: bool | None = None,
+        demonstrations: Dataset = None,
+        demonstration_ratio: float | None = 0.5,
         target_statistics: TargetStatistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",

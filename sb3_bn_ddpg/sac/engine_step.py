@@ -21,6 +21,7 @@ from sb3_bn_ddpg.fast.parts import (
     Transitions,
     unsupported_modes,
 )
+from sb3_bn_ddpg.networks.actors import GaussianActor
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 from sb3_bn_ddpg.sac.step import CRITIC_LOSS_FACTOR
 
@@ -72,7 +73,7 @@ def step_on_engine(
         choices.critics.is_joint,
         always=("ent_coef",),
         with_actor=("actor_loss", "entropy", *(("ent_coef_loss",) if is_learned else ())),
-        is_stochastic=True,
+        actor_class=GaussianActor,
         unsupported=unsupported_modes(statistics),
     )
 

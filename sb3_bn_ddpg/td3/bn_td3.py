@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
+from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.deterministic.engine_step import step_on_engine
 from sb3_bn_ddpg.deterministic.step import ActorLossCritics, clipped_noise, gradient_step
 from sb3_bn_ddpg.fast.parts import EngineStep
@@ -65,14 +66,26 @@ class BNTD3(BNOffPolicyAlgorithm):
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
         ``"critic"``'s, ``"both"`` networks' or None's (see :func:`~sb3_bn_ddpg.networks.actor_critic.restore_norms`)
+    :param reward_scaling: ``"return_std"`` divides the rewards of a minibatch by the running standard deviation of the
+        discounted return, as XQC does (:class:`~sb3_bn_ddpg.common.return_scaler.ReturnScaler`); the replay buffer has them
+        as they came. Q-values and losses are then in units of that deviation. None leaves rewards as they are. Not with
+        ``HerReplayBuffer``, nor with a ``VecNormalize`` that scales rewards.
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
         uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
-        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
-        CUDA graph.
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. Both take no more
+        threads than their matrix products gain by. On a GPU, either is a CUDA graph.
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
+    :param demonstrations: Transitions that somebody stored, from which a part of each minibatch comes, as in
+        `RLPD <https://arxiv.org/abs/2302.02948>`_: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3
+        ``ReplayBuffer`` or the path of a saved one, a dictionary of arrays or the path of an ``.npz`` file of arrays
+        (:data:`~sb3_bn_ddpg.datasets.transitions.Dataset`). With ``n_steps``, their returns are of several steps too. They are
+        no part of the file of ``save``: for learning on, ``load(path, demonstrations=...)`` takes them again. They are in
+        checkpoints.
+    :param demonstration_ratio: How much of each minibatch demonstrations are, in [0, 1]. If None, they and the model's own
+        transitions are one replay buffer: any transition is as probable as any other.
     :param target_statistics: Batch-norm statistics of actor and critics in the TD target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass
         (see :data:`~sb3_bn_ddpg.networks.statistics.Statistics`). The default, as BNDDPG's, is the minibatch of next states.
@@ -134,8 +147,11 @@ class BNTD3(BNOffPolicyAlgorithm):
         actor_loss_critics: ActorLossCritics = "first",
         use_target_networks: bool = True,
         weight_normalization: Literal["critic", "both"] | None = None,
+        reward_scaling: Literal["return_std"] | None = None,
         fast_update: bool | Literal["compiled"] = True,
         allow_nan_observations: bool | None = None,
+        demonstrations: Dataset = None,
+        demonstration_ratio: float | None = 0.5,
         target_statistics: TargetStatistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",

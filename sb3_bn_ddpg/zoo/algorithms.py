@@ -1,56 +1,55 @@
 """The algorithms that RL Zoo learns to know here, one row each. Nothing else of the command line names one."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sb3_bn_ddpg.common.checks import check_choice
-from sb3_bn_ddpg.ddpg.bn_ddpg import BNDDPG
-from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.sac.bn_sac import BNSAC
-from sb3_bn_ddpg.td3.bn_td3 import BNTD3
-from sb3_bn_ddpg.zoo.search_space import BN_DDPG, BN_SAC, BN_TD3
+from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
+from sb3_bn_ddpg.profiles.algorithms import SHIPPED, ProfiledAlgorithm, file_of
+from sb3_bn_ddpg.zoo.search_space import BN_AWAC, BN_BCQ, BN_DDPG, BN_IQL, BN_SAC, BN_TD3, BN_TD3_BC
 
 
 @dataclass(frozen=True)
-class ZooAlgorithm:
+class ZooAlgorithm(ProfiledAlgorithm):
     """
-    What RL Zoo needs of an algorithm.
+    What RL Zoo needs of an algorithm beside its class and its profiles.
 
-    :param algorithm: Its class
-    :param profiles: The hyperparameter file of each profile, in RL Zoo's format: a name in the folder ``hyperparams``, or an
-        absolute path. The first profile is the default.
     :param sampler: Draws a trial's hyperparameters, as in ``rl_zoo3.hyperparams_opt``
         (:meth:`SearchSpace.sample <sb3_bn_ddpg.zoo.search_space.SearchSpace.sample>` does)
     :param converter: Makes hyperparameters of what a trial has drawn
     """
 
-    algorithm: type[BNOffPolicyAlgorithm]
-    profiles: dict[str, str]
     sampler: Callable[..., dict[str, Any]]
     converter: Callable[..., dict[str, Any]]
 
+    @property
+    def needs_dataset(self) -> bool:
+        """Whether it learns from a dataset, by gradient steps, rather than by acting."""
+        return issubclass(self.algorithm, BNOfflineAlgorithm)
 
+    @property
+    def dataset_argument(self) -> str | None:
+        """The argument of its class that takes a dataset, None if there is none."""
+        arguments = inspect.signature(self.algorithm).parameters
+        return next((name for name in ("dataset", "demonstrations") if name in arguments), None)
+
+
+SEARCHES = {
+    "bn_ddpg": BN_DDPG,
+    "bn_td3": BN_TD3,
+    "bn_sac": BN_SAC,
+    "bn_iql": BN_IQL,
+    "bn_td3_bc": BN_TD3_BC,
+    "bn_awac": BN_AWAC,
+    "bn_bcq": BN_BCQ,
+}
+"""What a search varies of each algorithm"""
 ALGORITHMS: dict[str, ZooAlgorithm] = {
-    "bn_ddpg": ZooAlgorithm(
-        BNDDPG,
-        {"tuned": "bn_ddpg.yml", "paper": "bn_ddpg_paper.yml"},
-        BN_DDPG.sample,
-        BN_DDPG.convert,
-    ),
-    "bn_td3": ZooAlgorithm(
-        BNTD3,
-        {"prototype": "bn_td3.yml", "paper": "bn_td3_paper.yml"},
-        BN_TD3.sample,
-        BN_TD3.convert,
-    ),
-    "bn_sac": ZooAlgorithm(
-        BNSAC,
-        {"crossq": "bn_sac.yml", "sac": "bn_sac_paper.yml"},
-        BN_SAC.sample,
-        BN_SAC.convert,
-    ),
+    algo: ZooAlgorithm(SHIPPED[algo].algorithm, SHIPPED[algo].profiles, search.sample, search.convert)
+    for algo, search in SEARCHES.items()
 }
 """By the value of ``--algo``, which is also the folder in the logs."""
 ALGO = next(iter(ALGORITHMS))
@@ -68,10 +67,7 @@ def profile_path(profile: str | None = None, algo: str = ALGO) -> Path:
     profiles = ALGORITHMS[algo].profiles
     profile = next(iter(profiles)) if profile is None else profile
     check_choice("profile", profile, profiles)
-    package = Path(__file__).parents[1]
-    installed = package / "hyperparams" / profiles[profile]
-    # In a checkout the files lie beside the package; building a wheel puts them into it
-    return installed if installed.is_file() else package.parent / "hyperparams" / profiles[profile]
+    return file_of(profiles[profile])
 
 
 def shipped_files(algo: str) -> list[str]:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import yaml
@@ -18,18 +18,14 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.common.checks import check_number
-from sb3_bn_ddpg.zoo.action_noise import (
-    build_action_noise,
-    parse_linear_schedule,
-    settle_noise_spelling,
-    spells_noise,
-    translate_noise_type,
-)
+from sb3_bn_ddpg.datasets.transitions import transitions_of
+from sb3_bn_ddpg.profiles.action_noise import build_action_noise, settle_noise_spelling, spells_noise, translate_noise_type
+from sb3_bn_ddpg.profiles.hyperparameters import default_entry
+from sb3_bn_ddpg.profiles.schedules import parse_linear_schedule
 from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS, profile_path, shipped_files
 from sb3_bn_ddpg.zoo.interrupts import EnvWrapper
 from sb3_bn_ddpg.zoo.python_files import imported
@@ -70,6 +66,9 @@ class HyperparameterManager(ExperimentManager):
     :raises ValueError: if ``trial_id`` is negative
     """
 
+    dataset: ClassVar[str | None] = None
+    """What a training learns from, or what demonstrates it, over what the hyperparameters name"""
+
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(profile_path(algo=algo))
@@ -77,6 +76,12 @@ class HyperparameterManager(ExperimentManager):
         if self.trial_id is not None:
             check_number("trial_id", self.trial_id, low=0, integer=True)
         self._file_hyperparams: dict[str, Any] = {}
+        if self.dataset is not None:
+            argument = ALGORITHMS[algo].dataset_argument if algo in ALGORITHMS else None
+            if argument is None:
+                taking = ", ".join(name for name, row in ALGORITHMS.items() if row.dataset_argument is not None)
+                raise ValueError(f"`--dataset {self.dataset}` is not allowed with `--algo {algo}`: it must be one of {taking}")
+            self.custom_hyperparams = {argument: self.dataset, **(self.custom_hyperparams or {})}
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
         """
@@ -119,8 +124,28 @@ class HyperparameterManager(ExperimentManager):
         if self.algo in ALGORITHMS:
             for each in (hyperparams, saved_hyperparams):
                 settle_noise_spelling(each, overrides)
+        if self.algo in ALGORITHMS:
+            self._read_dataset(hyperparams)
         self._file_hyperparams = dict(saved_hyperparams)
         return hyperparams, saved_hyperparams
+
+    def _read_dataset(self, hyperparams: dict[str, Any]) -> None:
+        """
+        Read the dataset now: a wrong one leaves no folder of a run, and all trials of a search share it.
+
+        :param hyperparams: The hyperparameters, in which the dataset's name is replaced by its transitions
+        :raises ValueError: if it cannot be read, or is missing where it is needed
+        """
+        row = ALGORITHMS[self.algo]
+        argument = row.dataset_argument
+        if argument is not None and hyperparams.get(argument) is not None:
+            hyperparams[argument] = transitions_of(hyperparams[argument])
+        elif row.needs_dataset:
+            raise ValueError(
+                f"`--dataset` left out is not allowed with `--algo {self.algo}`, which learns from stored data: name the id "
+                "of a Minari dataset, or the path of a saved replay buffer (`train --save-replay-buffer` writes one) or of an "
+                ".npz file of arrays. `bn-ddpg record-dataset` makes a dataset of what a trained model does"
+            )
 
     def _read_file(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -152,11 +177,8 @@ class HyperparameterManager(ExperimentManager):
         given = self.custom_hyperparams or {}
         env_kwargs = self.env_kwargs or given.get("env_kwargs") or {}
         space = self._observation_space(get_wrapper_class(given), env_kwargs)
-        if isinstance(space, spaces.Dict):
-            entry = "default_dict"
-        elif is_image_space(space) and given.get("policy", "CnnPolicy") == "CnnPolicy":
-            entry = "default_images"
-        else:
+        entry = default_entry(space)
+        if entry is None or (entry == "default_images" and given.get("policy", "CnnPolicy") != "CnnPolicy"):
             return None
         print(f"Observations are {DEFAULTS[entry]}: using the hyperparameters of {entry!r}")
         return entry

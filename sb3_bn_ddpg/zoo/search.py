@@ -13,7 +13,7 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_bn_ddpg.common.hindsight import FirstEpisodeError
-from sb3_bn_ddpg.zoo.action_noise import settle_noise_spelling
+from sb3_bn_ddpg.profiles.action_noise import settle_noise_spelling
 from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
 from sb3_bn_ddpg.zoo.hyperparameters import functions_of
 from sb3_bn_ddpg.zoo.interrupts import UninterruptedTrial
@@ -190,6 +190,8 @@ class FamilyExperimentManager(TrainingManager):
         from_study += ["--trial-id", str(study.best_trial.number)]
         if given.get("conf_file"):
             from_study += ["--conf-file", given["conf_file"]]
+        if self.dataset is not None:
+            from_study += ["--dataset", self.dataset]
         # Over the trial a command line has the last word, in the search the trial had it: with the trial's values
         names = [name for name in hyperparams if name in (given.get("hyperparams") or {})]
         if names:

@@ -12,7 +12,8 @@ from rl_zoo3.hyperparams_opt import sample_her_params
 from sb3_bn_ddpg.deterministic.step import ActorLossCritics
 from sb3_bn_ddpg.networks.critics import CriticInputNorm, CriticNormLayers
 from sb3_bn_ddpg.networks.normalization import Normalization, NormOrder
-from sb3_bn_ddpg.zoo.action_noise import build_action_noise
+from sb3_bn_ddpg.offline.losses import Weighting
+from sb3_bn_ddpg.profiles.action_noise import build_action_noise
 
 NET_ARCHS = {"small": [64, 64], "medium": [256, 256], "paper": [400, 300], "wide": [512, 512]}
 NESTED = ("policy_kwargs", "replay_buffer_kwargs")
@@ -255,9 +256,68 @@ def _entropy(params: dict[str, Any]) -> dict[str, Any]:
 ENTROPY = Part(_suggest_entropy, _entropy)
 """How random a stochastic policy is"""
 
+
+def _suggest_expectile(trial: optuna.Trial) -> None:
+    trial.suggest_float("expectile", 0.5, 0.95)
+    trial.suggest_float("beta", 0.3, 30.0, log=True)
+    trial.suggest_categorical("actor_learning_rate_decay", ["cosine", None])
+
+
+def _expectile(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in ("expectile", "beta", "actor_learning_rate_decay")}
+
+
+EXPECTILE = Part(_suggest_expectile, _expectile)
+"""What IQL takes for the value of a state, and how much better actions count more"""
+
+
+def _suggest_imitation(trial: optuna.Trial) -> None:
+    trial.suggest_float("alpha", 0.1, 30.0, log=True)
+    trial.suggest_categorical("normalize_observations", [True, False])
+    trial.suggest_categorical("target_policy_noise", [0.0, 0.1, 0.2, 0.3])
+
+
+def _imitation(params: dict[str, Any]) -> dict[str, Any]:
+    same = ("alpha", "normalize_observations", "target_policy_noise")
+    return {**{name: params[name] for name in same}, "target_noise_clip": 0.5}
+
+
+IMITATION = Part(_suggest_imitation, _imitation)
+"""How much imitation counts beside the value, the observations' scale, and noise on the target's actions: TD3+BC's"""
+
+
+def _suggest_advantages(trial: optuna.Trial) -> None:
+    trial.suggest_float("beta", 0.1, 30.0, log=True)
+    trial.suggest_categorical("weighting", list(get_args(Weighting)))
+
+
+def _advantages(params: dict[str, Any]) -> dict[str, Any]:
+    return {name: params[name] for name in ("beta", "weighting")}
+
+
+ADVANTAGES = Part(_suggest_advantages, _advantages)
+"""How much more AWAC imitates what has a larger advantage"""
+
+
+def _suggest_constraint(trial: optuna.Trial) -> None:
+    trial.suggest_float("lmbda", 0.0, 1.0)
+    trial.suggest_float("phi", 1e-2, 0.3, log=True)
+
+
+def _constraint(params: dict[str, Any]) -> dict[str, Any]:
+    return {"lmbda": params["lmbda"], "policy_kwargs": {"phi": params["phi"]}}
+
+
+CONSTRAINT = Part(_suggest_constraint, _constraint)
+"""How much BCQ prefers the smaller value, and how far it leaves the actions of the data"""
+
 BN_DDPG = SearchSpace((LEARNING, UPDATES, NETWORKS, TARGETS, POLICY_DELAY, NOISE))
 BN_TD3 = SearchSpace((*BN_DDPG.parts, CRITICS, SMOOTHING))
 BN_SAC = SearchSpace((LEARNING, UPDATES, NETWORKS, LAYERS, TARGETS, POLICY_DELAY, CRITICS, ENTROPY))
+BN_IQL = SearchSpace((LEARNING, NETWORKS, EXPECTILE))
+BN_TD3_BC = SearchSpace((LEARNING, NETWORKS, POLICY_DELAY, IMITATION))
+BN_AWAC = SearchSpace((LEARNING, NETWORKS, ADVANTAGES))
+BN_BCQ = SearchSpace((LEARNING, NETWORKS, CONSTRAINT))
 
 
 def merge_hyperparams(base: dict[str, Any], overrides: dict[str, Any], nested: tuple[str, ...] = NESTED) -> dict[str, Any]:

@@ -1,15 +1,16 @@
-"""A replay buffer of new transitions beside a dataset, for learning that goes on in the environment."""
+"""A replay buffer of new transitions beside a dataset: learning from both."""
 
+import copy
 from typing import Any
 
 import numpy as np
-import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_bn_ddpg.offline.datasets import DatasetBuffer
+from sb3_bn_ddpg.common.steps import joined
+from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer
 
 
 class MixedReplayBuffer(ReplayBuffer):
@@ -64,15 +65,33 @@ class MixedReplayBuffer(ReplayBuffer):
         if n_stored == batch_size:
             return self.dataset.sample(batch_size, env)
         new = super().sample(batch_size - n_stored, env)
-        return new if n_stored == 0 else _joined(self.dataset.sample(n_stored, env), new)
+        return new if n_stored == 0 else joined([self.dataset.sample(n_stored, env), new])
+
+    def with_new(self, buffer: ReplayBuffer) -> "MixedReplayBuffer":
+        """
+        :param buffer: A replay buffer of SB3's
+        :return: One like this, with that one's transitions in the place of its new ones
+        """
+        mixed = copy.copy(self)
+        vars(mixed).update(vars(buffer))
+        return mixed
 
 
-def _joined(first: ReplayBufferSamples, second: ReplayBufferSamples) -> ReplayBufferSamples:
+class MixedNStepReplayBuffer(MixedReplayBuffer, NStepReplayBuffer):
     """
-    :param first: Transitions
-    :param second: Transitions
-    :return: Both
+    The same for returns of several steps, of the dataset's transitions too.
+
+    :param args: As of SB3's
+    :param dataset: The dataset
+    :param dataset_share: As of :class:`MixedReplayBuffer`
+    :param kwargs: As of SB3's, among them ``n_steps`` and ``gamma``
     """
-    columns: Any = zip(first, second, strict=True)
-    joined: list[Any] = [None if one is None else th.cat([one, other]) for one, other in columns]
-    return ReplayBufferSamples(*joined)
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """
+        :param batch_size: Number of transitions
+        :param env: What normalises them
+        :return: The minibatch, those of the dataset first
+        """
+        self.dataset.n_steps, self.dataset.gamma = self.n_steps, self.gamma
+        return super().sample(batch_size, env)

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from rl_zoo3.utils import linear_schedule
 from stable_baselines3.common.noise import NormalActionNoise
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number, check_numbers
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg.profiles.schedules import parse_linear_schedule
 
 NOISE_KEYS = {"ou": ("sigma", "theta", "dt", "initial_noise"), "normal": ("sigma",)}
 """What the mapping ``action_noise`` may hold besides ``type``, for each type."""
@@ -79,28 +78,6 @@ def _sigma(value: Any) -> Any:
         check_number("action_noise['sigma']['end_fraction']", value["end_fraction"], low=0, low_open=True, high=1)
         return LinearSchedule(**value)
     return value
-
-
-def parse_linear_schedule(name: str, value: str) -> Schedule:
-    """
-    :param name: Name of the hyperparameter, for the message
-    :param value: ``"lin_"`` and a number >= 0, the Zoo's spelling of a value that falls linearly to 0
-    :return: The schedule
-    :raises ValueError: if it is spelled differently
-    """
-    prefix, _, initial_value = value.partition("_")
-    try:
-        number = float(initial_value)
-        check_number(name, number, low=0)
-    except ValueError:
-        prefix = ""
-    if prefix != "lin":
-        raise ValueError(
-            f"`{name}={value!r}` is not allowed: it must be a number >= 0 or 'lin_<number>' "
-            "(YAML reads 1e-3 as a word: write 1.0e-3 or 0.001)"
-        )
-    schedule: Schedule = linear_schedule(number)
-    return schedule
 
 
 def spells_noise(hyperparams: dict[str, Any]) -> bool:

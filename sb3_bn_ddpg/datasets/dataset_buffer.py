@@ -1,14 +1,17 @@
-"""What offline algorithms learn from: a replay buffer of exactly the transitions that are given, whichever form they have."""
+"""A dataset as a replay buffer of exactly the transitions that are given, whichever form they have."""
 
 from typing import Any, Literal
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_bn_ddpg.common.checks import check_number
-from sb3_bn_ddpg.offline.transitions import Array, Dataset, Transitions, transitions_of
+from sb3_bn_ddpg.datasets.transitions import Array, Dataset, Transitions, starts_elsewhere, transitions_of
 
 RewardScaling = float | Literal["return_range"] | None
 """What rewards are multiplied by: a number > 0, or 1000 / (largest - smallest return of an episode), as IQL's authors do."""
@@ -19,14 +22,22 @@ OUTSIDE = 1e-3
 """How far actions may lie outside of their space, in units of its half width: rounding. They are clipped to it."""
 
 
-class DatasetBuffer(ReplayBuffer):
+class DatasetBuffer(NStepReplayBuffer):
     """
-    A replay buffer made of a dataset. The parameters are those of SB3's.
+    A replay buffer made of a dataset. The parameters are those of SB3's, but of single steps unless ``n_steps`` is set.
 
     :ivar reward_factor: What the rewards were multiplied by
     """
 
     reward_factor: float = 1.0
+
+    def __init__(self, *args: Any, n_steps: int = 1, **kwargs: Any) -> None:
+        super().__init__(*args, n_steps=n_steps, **kwargs)
+
+    def _get_samples(self, batch_inds: Array, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        # Of single steps as SB3's buffer of single steps, which has no discounts
+        kind = NStepReplayBuffer if self.n_steps > 1 else ReplayBuffer
+        return kind._get_samples(self, batch_inds, env)
 
 
 def dataset_buffer(
@@ -55,7 +66,7 @@ def dataset_buffer(
     check_number("action_limit", action_limit, low=0, low_open=True, high=1)
     data = transitions_of(dataset)
     _check_spaces(data, observation_space, action_space)
-    n, obs_shape = len(data.rewards), observation_space.shape
+    n, obs_shape, is_image = len(data.rewards), observation_space.shape, is_image_space(observation_space)
     assert obs_shape is not None
     assert action_space.shape is not None
     # One-hot and discrete observations keep the shape in which SB3 stores them
@@ -74,6 +85,8 @@ def dataset_buffer(
         if array is None:
             continue
         array = np.asarray(array)
+        if is_image and name in ("observations", "next_observations"):
+            array = _channels_first(array, shape)
         if (name == "actions" and data.are_scaled) or name in ("rewards", "terminations", "truncations"):
             # SB3 keeps actions flat, and many files have a column of rewards
             shape = (n, int(np.prod(shape[1:], dtype=int))) if name == "actions" else shape
@@ -121,14 +134,17 @@ def episode_ends(observations: Array, next_observations: Array, terminations: Ar
     :param terminations: Where an episode terminated, of shape ``(N,)``
     :param truncations: Where it was cut off. If None, that is wherever the next transition starts from another state.
     :return: Where an episode ends, of shape ``(N,)``. The last transition is an end in any case.
+    :raises ValueError: if a transition is no end, but the next one starts from another state
     """
-    if truncations is None:
-        n = len(terminations)
-        differences = np.abs(
-            observations[1:].reshape(n - 1, -1).astype(np.float64) - next_observations[:-1].reshape(n - 1, -1)
+    is_elsewhere = starts_elsewhere(observations, next_observations)
+    ends: Array = terminations | (is_elsewhere if truncations is None else truncations != 0)
+    if (is_lost := is_elsewhere & ~ends).any():
+        raise ValueError(
+            f"`dataset` without some of its ends is not allowed: after {is_lost.sum()} of {len(ends)} transitions, the first "
+            f"of them number {np.argmax(is_lost)}, the next one starts from another state, though no termination or "
+            "truncation is there. Set `truncations`, or leave all of them out: an episode then ends wherever the next "
+            "transition starts elsewhere"
         )
-        truncations = np.append(differences.max(axis=1, initial=0) > 1e-6, True)
-    ends: Array = terminations | (truncations != 0)
     ends[-1] = True
     return ends
 
@@ -178,7 +194,10 @@ def _check_spaces(data: Transitions, observation_space: spaces.Space[Any], actio
     :raises ValueError: if the dataset knows that its spaces are others
     """
     if isinstance(observation_space, spaces.Dict):
-        raise ValueError(f"`env` with the observation space {observation_space} is not allowed: it must not be a dictionary")
+        raise ValueError(
+            f"`env` with the observation space {observation_space} is not allowed: it must not be a dictionary. Wrap it into "
+            "`gymnasium.wrappers.FlattenObservation`, which makes vectors of them, as is made of a dataset's dictionaries"
+        )
     for name, ours, its in (
         ("observation", observation_space, data.observation_space),
         ("action", action_space, data.action_space),
@@ -186,11 +205,24 @@ def _check_spaces(data: Transitions, observation_space: spaces.Space[Any], actio
         if its is None:
             continue
         is_same = type(its) is type(ours) and its.shape == ours.shape
+        if not is_same and is_image_space(ours) and is_image_space(its):  # SB3 puts the channels first
+            assert its.shape is not None
+            is_same = ours.shape == (its.shape[-1], *its.shape[:-1])
         if is_same and isinstance(ours, spaces.Box) and isinstance(its, spaces.Box) and name == "action":
             # They say how actions are scaled
             is_same = np.allclose(ours.low, its.low) and np.allclose(ours.high, its.high)
         if not is_same:
             raise ValueError(f"`dataset` with the {name} space {its} is not allowed: it must be the environment's, {ours}")
+
+
+def _channels_first(images: Array, shape: tuple[int, ...]) -> Array:
+    """
+    :param images: Images, of shape ``(N, ...)``
+    :param shape: The shape that they must have, ``(N, channels, height, width)``
+    :return: The images; with the last dimension before the others if that makes them so
+    """
+    is_last = images.shape != shape and images.shape == (shape[0], *shape[2:], shape[1])
+    return np.moveaxis(images, -1, 1) if is_last else images
 
 
 def _check_finite(name: str, array: Array) -> None:

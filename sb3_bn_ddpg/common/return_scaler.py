@@ -1,0 +1,54 @@
+"""Scaling rewards by the spread of the discounted return."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST_SPREAD = 1e-8
+"""Is added to the spread, as by XQC's authors."""
+
+
+class ReturnScaler:
+    """
+    The standard deviation of the discounted return G_t = gamma G_(t-1) + r_t over all steps of a training. G is that of the
+    rewards since the episode began, the older ones the more discounted, as ``VecNormalize`` and XQC have it.
+
+    :param n_envs: Number of environments, whose returns count together
+    """
+
+    def __init__(self, n_envs: int) -> None:
+        self.returns = np.zeros(n_envs)
+        self.count, self.mean, self.sum_of_squares = 0, 0.0, 0.0  # the last one of distances from the mean
+
+    def update(self, rewards: NDArray[Any], dones: NDArray[Any], gamma: float) -> None:
+        """
+        Take in a step of the environments.
+
+        :param rewards: Rewards, of shape ``(n_envs,)``
+        :param dones: Whether episodes ended, by a termination or by a time limit, of the same shape
+        :param gamma: Discount factor
+        """
+        self.returns = gamma * self.returns + rewards
+        # The parallel algorithm of Chan et al.: sums of squares of large numbers would lose their digits
+        n, mean = len(self.returns), self.returns.mean()
+        total, distance = self.count + n, mean - self.mean
+        self.sum_of_squares += float(((self.returns - mean) ** 2).sum() + distance**2 * self.count * n / total)
+        self.mean += float(distance) * n / total
+        self.count = total
+        self.returns[np.asarray(dones, dtype=bool)] = 0.0
+
+    def begin_episodes(self, n_envs: int) -> None:
+        """
+        New episodes begin, whatever became of those before.
+
+        :param n_envs: Number of environments
+        """
+        self.returns = np.zeros(n_envs)
+
+    @property
+    def scale(self) -> float:
+        """What rewards are divided by: 1 until two returns differ."""
+        spread = math.sqrt(self.sum_of_squares / self.count) if self.count else 0.0
+        return spread + SMALLEST_SPREAD if spread else 1.0

@@ -1,0 +1,68 @@
+"""Demonstrations: a part of each minibatch of an algorithm that acts comes from a dataset, as in RLPD (arXiv 2302.02948)."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.datasets.dataset_buffer import dataset_buffer
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer
+from sb3_bn_ddpg.datasets.transitions import check_order, transitions_of
+
+
+def demonstrated_buffer(model: Any) -> tuple[type[ReplayBuffer], dict[str, Any]]:
+    """
+    :param model: A model with demonstrations
+    :return: The class of its replay buffer, and the arguments that SB3 does not give it
+    :raises ValueError: if the demonstrations do not fit the environment, or an argument does not go with them
+    """
+    if model.replay_buffer_class is not None:
+        raise ValueError(
+            f"`replay_buffer_class={model.replay_buffer_class.__name__}` is not allowed with `demonstrations`: it must be None"
+        )
+    if isinstance(model.observation_space, spaces.Dict):
+        raise ValueError(
+            f"`demonstrations` with the observation space {model.observation_space} is not allowed: it must not be a "
+            "dictionary. Wrap the environment into `gymnasium.wrappers.FlattenObservation`, and use MlpPolicy"
+        )
+    with _named_demonstrations():
+        data = transitions_of(model.demonstrations)
+        check_order(data, model.env)
+        dataset = dataset_buffer(data, model.observation_space, model.action_space, model.device)
+    kwargs: dict[str, Any] = dict(dataset=dataset, dataset_share=model.demonstration_ratio)
+    if model.n_steps == 1:
+        return MixedReplayBuffer, kwargs
+    return MixedNStepReplayBuffer, kwargs | dict(n_steps=model.n_steps, gamma=model.gamma)
+
+
+def check_demonstrations(model: Any) -> None:
+    """
+    Tell the replay buffer how many of a minibatch are demonstrations, or the user that there are none any more.
+
+    :param model: A model that is about to learn
+    """
+    if not model._had_demonstrations:
+        return
+    if isinstance(model.replay_buffer, MixedReplayBuffer):
+        model.replay_buffer.dataset_share = model.demonstration_ratio
+    elif model.demonstration_ratio != 0:
+        warnings.warn(
+            "The model learned with demonstrations, which its file does not hold, and goes on without. For learning with "
+            f"them, load it by `{type(model).__name__}.load(path, demonstrations=...)`; `demonstration_ratio=0` is without",
+            stacklevel=5,
+        )
+
+
+@contextmanager
+def _named_demonstrations() -> Iterator[None]:
+    """Let messages of a dataset name the argument that it was given as."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, FileError) or "`dataset" not in str(error):
+            raise
+        raise ValueError(str(error).replace("`dataset", "`demonstrations")) from error

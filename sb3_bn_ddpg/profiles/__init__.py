@@ -1,0 +1,1 @@
+"""The hyperparameters that are shipped for each algorithm and environment, in Python and without RL Zoo."""

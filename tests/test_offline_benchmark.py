@@ -1,0 +1,112 @@
+"""The benchmark of offline learning: datasets by a recipe, units beside d3rlpy's, the page."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rliable")
+pytest.importorskip("mujoco")
+pytest.importorskip("minari")
+
+from benchmarks.learning import unit as learning_unit
+from benchmarks.learning.matrix import ALL_GROUPS, OFFLINE, VARIANTS, Budget, Unit
+from benchmarks.learning.store import UnitFile
+from benchmarks.offline import d3rlpy_model, data, report
+from benchmarks.offline.variants import PEER, RECIPE, TASKS, Recipe, names, variant_name
+
+TINY = Recipe(seed=3, half_steps=1_010, steps=1_020, medium_steps=60)
+BUDGET = Budget(20, 10, 1)
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The benchmark with a small teacher and a short recipe; the folder of its results."""
+    monkeypatch.setattr(data.dataset, "__defaults__", (tmp_path / "datasets",))
+    monkeypatch.setenv("MINARI_DATASETS_PATH", "")
+    teacher = VARIANTS[TINY.teacher]
+    kwargs = teacher.kwargs | dict(policy_kwargs=dict(net_arch=[8]), batch_size=16, fast_update=True)
+    monkeypatch.setitem(VARIANTS, TINY.teacher, dataclasses.replace(teacher, kwargs=kwargs))
+    for name in names("bn_td3_bc", "bn_awac"):
+        variant = VARIANTS[name]
+        monkeypatch.setitem(
+            VARIANTS, name, dataclasses.replace(variant, kwargs=variant.kwargs | dict(recipe=TINY._asdict()), every=10)
+        )
+    return tmp_path / "results"
+
+
+def test_what_is_declared():
+    units = {unit for group in OFFLINE.values() for unit in group.units()}
+    assert len([unit for unit in units if unit.variant != "random"]) == 3 * 2 * 4 * 4 * 3
+    assert OFFLINE.keys() <= ALL_GROUPS.keys()
+    assert {VARIANTS[unit.variant].kwargs["recipe"]["seed"] for unit in units if unit.variant != "random"} == {RECIPE.seed}
+    assert RECIPE.teacher in VARIANTS
+    assert {unit.task for unit in units} == set(TASKS)
+
+
+def stored_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        file.readline()
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_units_learn_from_the_recipes_datasets(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both datasets of a task are made once, as the recipe says."""
+    of_td3_bc = Unit("Hopper-v5", variant_name("medium", "bn_td3_bc", "batch"), 0)
+    rows = stored_rows(learning_unit.run(of_td3_bc, BUDGET, tiny))
+    assert [row["step"] for row in rows] == ["0", "10", "20"]
+    assert all(float(row["length_mean"]) >= 1 for row in rows)
+    assert float(rows[-1]["critic_loss"]) > 0
+
+    def again(*arguments: object) -> None:
+        raise AssertionError("the datasets are there")
+
+    monkeypatch.setattr(data, "make", again)
+    medium, replay = (data.dataset("Hopper-v5", kind, TINY) for kind in ("medium", "replay"))
+    assert medium.total_steps == TINY.medium_steps
+    assert replay.total_steps == TINY.steps
+    of_awac = Unit("Hopper-v5", variant_name("replay", "bn_awac", "none"), 0)
+    assert len(stored_rows(learning_unit.run(of_awac, BUDGET, tiny))) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not d3rlpy_model.PYTHON.exists(), reason="make bench-offline builds d3rlpy's environment")
+def test_d3rlpys_algorithms_are_evaluated_likewise(tiny: Path):
+    rows = stored_rows(learning_unit.run(Unit("Hopper-v5", variant_name("replay", "bn_td3_bc", PEER), 0), BUDGET, tiny))
+    assert [row["step"] for row in rows] == ["0", "10", "20"]
+    assert float(rows[-1]["cpu_seconds"]) > 0
+
+
+def test_without_d3rlpys_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(d3rlpy_model, "PYTHON", d3rlpy_model.ROOT / "nowhere")
+    with pytest.raises(SystemExit, match="make bench-offline"):
+        learning_unit.run(Unit("Hopper-v5", variant_name("replay", "bn_td3_bc", PEER), 0), BUDGET, tiny)
+
+
+def store(folder: Path, unit: Unit, returns: list[float]) -> None:
+    with UnitFile(folder, unit, Budget()) as file:
+        for step, value in enumerate(returns):
+            file.add(dict(step=step, return_mean=value))
+
+
+def test_the_page(tmp_path: Path):
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    report.write(results, page, Budget())
+    assert "0 of 288 runs are stored." in page.read_text()
+
+    store(results, Unit("Hopper-v5", "random", 0), [0.0])
+    for seed in range(3):
+        returns = [0.0, 900.0 + 300 * seed, *[300.0 * seed] * 4]  # the reference of Hopper is 3,000
+        store(results, Unit("Hopper-v5", variant_name("medium", "bn_iql", "batch"), seed), returns)
+    store(results, Unit("Hopper-v5", variant_name("medium", "bn_iql", "none"), 1), [0.0, 600.0, 300.0, 300.0, 300.0])
+    report.write(results, page, Budget())
+    text = page.read_text()
+    assert "4 of 288 runs are stored." in text
+    line = next(line for line in text.splitlines() if line.startswith("| Hopper-v5 medium"))
+    none, batch, layer, peer = (cell.strip() for cell in line.strip("|").split("|")[1:])
+    assert none == "0.12 / 0.20 (1 of 3 seeds)"
+    assert batch == "0.10 [0.00, 0.20] / 0.40 [0.30, 0.50]"
+    assert layer == peer == "-"
+    assert "| IQL | -0.02, better on 0 of 1 | - |" in text

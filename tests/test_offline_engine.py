@@ -1,0 +1,306 @@
+"""The steps of IQL and TD3+BC on the engine against their definitions by autograd, and their losses against autograd's."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch as th
+from conftest import DoubleExtractor, VectorEnv, as_double, random_batch
+from test_fast_update import (
+    CLASSES,
+    COMPILED,
+    CUDA,
+    ERROR_RATIO,
+    EXACT_RATES,
+    SMALLEST_ERROR,
+    PlainExtractor,
+    assert_close,
+    assert_same_report,
+    by,
+    errors,
+    needs_numba,
+    steps,
+)
+from test_offline import data, make, same_parameters
+from torch import nn
+
+from sb3_bn_ddpg import BNAWAC, BNIQL, BNTD3BC
+from sb3_bn_ddpg.fast import support, torch_operations
+from sb3_bn_ddpg.networks.layers import StandardizingExtractor
+from sb3_bn_ddpg.offline.losses import expectile_loss, iql_weights, td3_bc_loss, weighted_regression_loss
+
+WAYS = pytest.mark.parametrize("path", [True, COMPILED, CUDA])
+CONFIGURATIONS = {
+    "IQL": dict(algorithm=BNIQL),
+    "IQL, batch norm": dict(algorithm=BNIQL, policy_kwargs=dict(normalization="batch")),
+    "IQL, layer norm": dict(algorithm=BNIQL, policy_kwargs=dict(normalization="layer")),
+    "IQL, its numbers": dict(algorithm=BNIQL, expectile=0.9, beta=1.5, weight_limit=1.2, gamma=0.9),
+    "IQL, running targets": dict(
+        algorithm=BNIQL,
+        target_statistics="running",
+        target_statistics_sync="polyak",
+        policy_kwargs=dict(normalization="batch", optimizer_kwargs=dict(weight_decay=0.01), ortho_init=False),
+    ),
+    "IQL, all updating": dict(
+        algorithm=BNIQL, target_statistics="batch_update", policy_kwargs=dict(normalization="batch", action_layer=2)
+    ),
+    "IQL, batch renorm after its warm-up": dict(
+        algorithm=BNIQL, policy_kwargs=dict(normalization="batch_renorm", renorm_warmup_steps=10)
+    ),
+    "TD3+BC": dict(algorithm=BNTD3BC),
+    "TD3+BC, batch norm": dict(algorithm=BNTD3BC, policy_kwargs=dict(normalization="batch")),
+    "TD3+BC, layer norm": dict(algorithm=BNTD3BC, policy_kwargs=dict(normalization="layer")),
+    "TD3+BC, its numbers": dict(algorithm=BNTD3BC, alpha=0.7, policy_delay=1, normalize_observations=False),
+    "TD3+BC, imitation alone, no smoothing": dict(algorithm=BNTD3BC, alpha=0.0, target_policy_noise=0.0),
+    "TD3+BC, all updating": dict(
+        algorithm=BNTD3BC,
+        target_statistics="batch_update",
+        actor_loss_critic_statistics="batch_update",
+        policy_kwargs=dict(normalization="batch"),
+    ),
+    "TD3+BC, joint": dict(algorithm=BNTD3BC, target_statistics="joint", policy_kwargs=dict(normalization="batch")),
+}
+
+
+class DoubleStandardizing(StandardizingExtractor):
+    """SB3 hands observations over in float32."""
+
+    def forward(self, observations):
+        return super().forward(observations.double())
+
+
+def model_of(path, algorithm, policy_kwargs=None, double=False, **kwargs):
+    """A model that updates by a path, in float64 or not."""
+    policy = algorithm.policy_aliases["MlpPolicy"]
+    policy_kwargs = dict(net_arch=[16, 12]) | (policy_kwargs or {})
+    # A larger epsilon: of a gradient that is 0 but for rounding, as of a bias before batch norm, Adam would make a step
+    policy_kwargs["optimizer_kwargs"] = dict(eps=1e-3) | policy_kwargs.get("optimizer_kwargs", {})
+    if double:
+
+        class DoublePolicy(policy):
+            def _build(self, lr_schedule):
+                super()._build(lr_schedule)
+                self.double()
+
+        policy = DoublePolicy
+        extractor = DoubleStandardizing if algorithm is BNTD3BC else DoubleExtractor
+        policy_kwargs["features_extractor_class"] = extractor
+    arguments = dict(batch_size=16, tau=0.01, seed=0) | EXACT_RATES | by(path) | kwargs
+    return algorithm(policy, VectorEnv(), data(), policy_kwargs=policy_kwargs, **arguments)
+
+
+@pytest.fixture
+def _doubles_are_known(monkeypatch):
+    monkeypatch.setattr(support, "FlattenExtractor", DoubleExtractor)
+    monkeypatch.setattr(support, "StandardizingExtractor", DoubleStandardizing)
+
+
+@pytest.mark.numerics
+@pytest.mark.usefixtures("_doubles_are_known")
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@WAYS
+def test_forty_updates_equal_the_definition(path, name):
+    """Parameters, statistics, optimizers, targets and what is reported, in float64; see ``test_fast_update.py``."""
+    kwargs = copy.deepcopy(CONFIGURATIONS[name])
+    fast, reference = model_of(path, double=True, **kwargs), model_of(False, double=True, **kwargs)
+    for model in (fast, reference):
+        if isinstance(model, BNIQL):
+            model.actor.log_std.data[:] = th.tensor([-5.1, 0.4])  # of which the first is clamped, and has no gradient
+    start = copy.deepcopy(fast.policy.state_dict())
+    for index in range(40):
+        update_actor = index % fast.policy_delay == 0
+        batch = as_double(random_batch(fast, seed=index))
+        fast_info, info = steps([fast, reference], batch, update_actor)
+        assert (info.actor_loss is not None) == update_actor
+        assert_same_report(fast_info, info, rtol=1e-8, atol=1e-10)
+    assert type(fast._fast_update).__name__ == CLASSES[path]
+    assert reference._fast_update is None
+    assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
+    networks = ("actor", "critic", *(("value",) if isinstance(fast, BNIQL) else ()))
+    for network in networks:
+        changed = [key for key, value in fast.policy.state_dict().items() if not th.equal(value, start[key])]
+        assert any(key.startswith(f"{network}.") for key in changed)
+        ours, theirs = (getattr(model, network).optimizer.state_dict()["state"] for model in (fast, reference))
+        assert ours.keys() == theirs.keys()
+        for key, state in theirs.items():
+            assert_close(ours[key], state, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.numerics
+@pytest.mark.parametrize("name", ["IQL", "IQL, batch norm", "TD3+BC", "TD3+BC, batch norm"])
+@WAYS
+def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
+    """With the authors' widths: the distance from the definition in float64, beside that of the definition in float32."""
+    kwargs = copy.deepcopy(CONFIGURATIONS[name])
+    policy_kwargs = kwargs.pop("policy_kwargs", {}) | dict(net_arch=[256, 256])
+    if kwargs["algorithm"] is BNTD3BC:
+        kwargs["target_policy_noise"] = 0.0  # which would be another one in float64
+    way, reference, exact = (
+        model_of(each, policy_kwargs=policy_kwargs, double=double, **kwargs)
+        for each, double in ((path, False), (False, False), (False, True))
+    )
+    seen = {}
+    for seed in range(9):
+        batch = random_batch(way, seed=seed)
+        for each in (reference, exact):
+            each.set_parameters(copy.deepcopy(way.get_parameters()))
+        (exact_info,) = steps([exact], as_double(batch))
+        reference_info, info = steps([reference, way], batch)
+        own = errors(reference, reference_info, exact, exact_info)
+        for key, error in errors(way, info, exact, exact_info).items():
+            seen.setdefault(key, []).append((error, own[key]))
+    assert type(way._fast_update).__name__ == CLASSES[path]
+    medians = {key: np.median(pairs, axis=0) for key, pairs in seen.items()}
+    assert len(medians) > 20
+    assert not {key: (ours, own) for key, (ours, own) in medians.items() if ours > ERROR_RATIO * own + SMALLEST_ERROR}
+
+
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC])
+@WAYS
+def test_learning_is_kept_and_resumed_to_the_bit(path, algorithm, tmp_path):
+    arguments = dict(policy_kwargs=dict(normalization="batch")) | by(path)
+    whole = make(algorithm, **arguments).learn(20)
+    half = make(algorithm, **arguments).learn(8, schedule_timesteps=20)
+    update = half._fast_update
+    assert type(update).__name__ == CLASSES[path]
+    half.save_checkpoint(tmp_path / "half")
+    resumed = algorithm.resume(tmp_path / "half", VectorEnv())
+    resumed.learn(12, reset_num_timesteps=False, schedule_timesteps=20)
+    assert same_parameters(resumed, whole)
+    half.learn(1, reset_num_timesteps=False, schedule_timesteps=20)
+    assert half._fast_update is update
+
+
+@needs_numba
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC])
+@pytest.mark.parametrize(
+    ("kwargs", "reason"),
+    [
+        (dict(policy_kwargs=dict(activation_fn=nn.Tanh)), "there is a layer Tanh"),
+        (dict(policy_kwargs=dict(optimizer_class=th.optim.SGD)), "the optimizer is SGD"),
+        (dict(policy_kwargs=dict(features_extractor_class=PlainExtractor)), "the features extractor is PlainExtractor"),
+        (dict(critic_loss_statistics="running_update"), "a pass has the statistics 'running_update'"),
+    ],
+)
+def test_what_the_engine_does_not_know_goes_by_autograd(algorithm, kwargs, reason, capsys):
+    for fast_update in (True, "compiled"):
+        model = make(algorithm, verbose=1, fast_update=fast_update, **kwargs).learn(3)
+        assert model._fast_update is None
+        assert f"Updating by autograd: {reason}" in capsys.readouterr().out
+
+
+def test_a_frozen_layer_of_the_value_function_stays():
+    model = make(BNIQL).learn(3)
+    first, last = model.value.v_net[0].weight, model.value.v_net[-1].weight
+    first.requires_grad_(False)
+    before = first.clone(), last.clone()
+    model.learn(3, reset_num_timesteps=False)
+    assert model._fast_update is None
+    assert th.equal(first, before[0])
+    assert not th.equal(last, before[1])
+
+
+def test_networks_that_standardise_differently_go_by_autograd(capsys):
+    model = make(BNTD3BC, verbose=1)
+    model.critic.features_extractor.mean += 1
+    model.learn(3)
+    assert model._fast_update is None
+    assert "the networks standardise observations differently" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [True, COMPILED, False])
+def test_another_standardisation_counts(path):
+    """A callback may change it, in place or by another tensor."""
+    models = [make(BNTD3BC, **by(path)).learn(4) for _ in range(2)]
+    networks = [
+        [getattr(model.policy, name) for name in ("actor", "actor_target", "critic", "critic_target")] for model in models
+    ]
+    for first, second in zip(*networks, strict=True):
+        first.features_extractor.mean += 1
+        second.features_extractor.mean = second.features_extractor.mean + 1
+    for model in models:
+        model.set_random_seed(0)
+        model.learn(4, reset_num_timesteps=False)
+    assert same_parameters(*models)
+    other = make(BNTD3BC, **by(path)).learn(4)
+    other.set_random_seed(0)
+    assert not same_parameters(other.learn(4, reset_num_timesteps=False), models[0])
+
+
+def test_which_have_an_engine():
+    assert make(BNIQL).fast_update is make(BNTD3BC).fast_update is True
+    assert make(BNAWAC).learn(2)._fast_update is None
+
+
+# --- The losses
+
+RNG = np.random.default_rng(3)
+Q, V = RNG.normal(size=(2, 7, 1))
+MU, A = RNG.uniform(-1, 1, size=(2, 7, 3))
+LOG_STD = np.array([-5.5, 0.3, 2.5])  # beyond both bounds, and between them
+WEIGHTS = RNG.uniform(0, 2, size=(7, 1))
+
+
+def both(name, *args, places):
+    """What PyTorch's operation returns and reports, and what Numba's does."""
+    numba_operations = pytest.importorskip("sb3_bn_ddpg.fast.numba_operations")
+    results = []
+    for module, as_array in ((torch_operations, th.from_numpy), (numba_operations, lambda array: array)):
+        copies = [as_array(arg.copy()) if isinstance(arg, np.ndarray) else arg for arg in args]
+        reports = [None] * (places + 1) if module is torch_operations else np.zeros(places + 1)
+        operation = getattr(module, name)
+        returned = getattr(operation, "py_func", operation)(*copies, *([reports, 1] if places else []))
+        means = [float(np.mean(np.asarray(report))) for report in reports[1:]]
+        written = [np.asarray(each) for each in copies if not isinstance(each, float)]
+        results.append((np.asarray(returned), means, written))
+    return results
+
+
+def leaf(array):
+    return th.from_numpy(array.copy()).requires_grad_()
+
+
+@pytest.mark.parametrize("expectile", [0.5, 0.7, 0.9])
+def test_expectile_error(expectile):
+    v = leaf(V)
+    loss = expectile_loss(th.from_numpy(Q) - v, expectile)
+    loss.backward()
+    for gradient, reported, _ in both("expectile_error", Q, V, expectile, places=2):
+        np.testing.assert_allclose(gradient, v.grad, rtol=1e-12)
+        np.testing.assert_allclose(reported, [loss.item(), V.mean()], rtol=1e-12)
+
+
+def test_advantage_weights():
+    expected = iql_weights(th.from_numpy(Q), 3.0, 2.5)
+    assert (expected == 2.5).any()
+    for weights, _, _ in both("advantage_weights", Q, 3.0, 2.5, places=0):
+        np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    with np.errstate(over="ignore"):
+        for weights, _, _ in both("advantage_weights", np.array([[np.nan], [1e4]]), 3.0, 2.5, places=0):
+            np.testing.assert_array_equal(weights, [[np.nan], [2.5]])
+
+
+def test_regression():
+    means, log_std = leaf(MU), leaf(LOG_STD)
+    std = log_std.clamp(-5, 2).exp()
+    log_prob = th.distributions.Normal(means, std).log_prob(th.from_numpy(A)).sum(dim=1, keepdim=True)
+    loss = weighted_regression_loss(log_prob, th.from_numpy(WEIGHTS))
+    loss.backward()
+    assert log_std.grad[0] == log_std.grad[2] == 0 != log_std.grad[1]
+    for gradient, reported, written in both("regression", MU, LOG_STD, np.full(3, 9.0), A, WEIGHTS, places=1):
+        np.testing.assert_allclose(gradient, means.grad, rtol=1e-11)
+        np.testing.assert_allclose(written[2], log_std.grad, rtol=1e-11)
+        np.testing.assert_allclose(reported, [loss.item()], rtol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [2.5, 0.0])
+def test_imitation(alpha):
+    mu = leaf(MU)
+    slope = th.from_numpy(RNG.normal(size=MU.shape))
+    q = (mu * slope).sum(dim=1, keepdim=True) + th.from_numpy(Q)
+    (ascended,) = th.autograd.grad(-q.mean(), mu, retain_graph=True)
+    loss, bc_loss = td3_bc_loss(q, mu, th.from_numpy(A), alpha)
+    loss.backward()
+    for gradient, reported, _ in both("imitation", ascended.numpy(), MU, A, q.detach().numpy(), alpha, places=2):
+        np.testing.assert_allclose(gradient, mu.grad, rtol=1e-11)
+        np.testing.assert_allclose(reported, [loss.item(), bc_loss.item()], rtol=1e-11)
