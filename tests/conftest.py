@@ -24,6 +24,7 @@ from sb3_bn_ddpg.networks.statistics import PassStatistics
 SMALL = dict(net_arch=[16, 12])
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     What one process of ``--dist loadgroup`` runs: all that is compiled, which each process would compile anew for half a

@@ -325,18 +325,21 @@ class DoubleObservations(FlattenExtractor):
 
 
 def sac_pair(scale: float = 1.0) -> tuple[GaussianActor, nn.Module]:
-    """Our actor and SB3's, in float64, with the same weights, of the size that ``scale`` says."""
+    """
+    Our actor and SB3's, in float64, with the same weights. ``scale`` multiplies those of the mean alone: SB3 divides by the
+    standard deviation, in whose units a small one would make any rounding large.
+    """
     kwargs = dict(net_arch=[8, 6], features_extractor_class=DoubleObservations)
     ours = make(GaussianPolicy, normalization=None, **kwargs).actor.double()
     theirs = SACPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, **kwargs).actor.double()
     with th.no_grad():
-        for param in theirs.parameters():
+        for param in theirs.mu.parameters():
             param.mul_(scale)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
 
 
-@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_log_probabilities_are_those_of_sac(scale):
     ours, theirs = sac_pair(scale)
     obs, _ = random_inputs(64, dtype=th.float64)
@@ -349,6 +352,7 @@ def test_log_probabilities_are_those_of_sac(scale):
     assert log_prob.shape == (64, 1)
     assert actions.dtype == log_prob.dtype == th.float64
     assert th.allclose(actions, th.tanh(gaussian), rtol=0, atol=1e-14)
+    assert ((actions.abs() > 0.9999).double().mean() > 0.2) == (scale > 1)
     # Where an action is nearly 1, rounding it (1e-16) changes log(1 - action² + 1e-6) by a million times as much
     assert th.allclose(log_prob[:, 0], expected, rtol=0, atol=1e-8)
     assert th.allclose(ours(obs), theirs(obs, deterministic=True), rtol=0, atol=1e-14)

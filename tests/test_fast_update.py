@@ -1100,6 +1100,19 @@ def test_parameters_of_different_steps(double, tmp_path, path):
 
 
 @PATHS
+def test_an_optimizer_that_starts_anew(double_pair, path):
+    """Moments and counters set to zero in place."""
+    model, reference = double_pair(path, **EXACT_RATES)
+    for batch in batches(reference, 3):
+        for each in (model, reference):
+            each._gradient_step(on_device(batch, each.device))
+            for state in each.critic.optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+    assert_close(model.critic.state_dict(), reference.critic.state_dict(), rtol=1e-7, atol=1e-8)
+
+
+@PATHS
 def test_changed_momentum(make_model, path):
     model = make_model(**by(path)).learn(40)
     layer = model.critic.state_net[0]

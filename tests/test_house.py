@@ -1,6 +1,7 @@
 """The package's structure: what imports what, and what everybody may import."""
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -102,3 +103,11 @@ def test_public_names():
         assert getattr(sb3_bn_ddpg, name) is not None
     errors = {name for name in sb3_bn_ddpg.__all__ if name.endswith("Error")}
     assert errors == {"EnvironmentFailureError", "FileError"}
+
+
+@pytest.mark.xdist_group("one process")
+def test_what_belongs_to_one_process_stays_in_it(request):
+    """As pytest-xdist knows by the name. Without it each process would compile and prepare everything, two in the same file."""
+    if "PYTEST_XDIST_WORKER" not in os.environ or not request.config.getoption("loadgroup"):
+        pytest.skip("tests are not shared out by group")
+    assert request.node.nodeid.endswith("@one process")

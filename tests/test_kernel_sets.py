@@ -14,7 +14,7 @@ from kernel_sets import AVAILABLE, KERNEL_SETS, OWN
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
 
 REPORT = """
-    import hashlib, json, numba, numpy as np, torch as th
+    import hashlib, json, llvmlite.binding, numba, numpy as np, torch as th
     from scipy.linalg.blas import sgemm
     from threadpoolctl import threadpool_info
 
@@ -40,6 +40,7 @@ REPORT = """
         torch_product=digest(th.nn.functional.linear(th.from_numpy(a), th.from_numpy(b)).numpy()),
         scipy_product=digest(sgemm(1.0, a, b.T)),
         registers=[name for name in ("zmm", "ymm") if name in assembly],
+        processor=llvmlite.binding.get_host_cpu_name(),
     )))
 """
 
@@ -63,4 +64,5 @@ def test_they_take_effect(name):
     assert other["openblas"] == [{"baseline": "Nehalem", "avx2": "Haswell"}[name]]
     assert other["registers"] == {"baseline": [], "avx2": ["ymm"]}[name]
     assert other["scipy_product"] != own["scipy_product"]
-    assert other["torch_product"] != own["torch_product"]
+    if name == "baseline" or not own["processor"].startswith("znver"):  # AMD's, for which MKL takes these by itself
+        assert other["torch_product"] != own["torch_product"]

@@ -86,6 +86,7 @@ class FlatStorage:
         for param, step, mean, square in zip(self.params, self.steps, means, squares, strict=True):
             # At once: a Ctrl-C in between leaves no half of a state, which could be saved but not loaded
             state[param] = state.get(param, {}) | {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        self._counted = self.steps.tolist()
         self.slices: list[Slice] = []
         start = first = 0
         for group in groups:
@@ -135,6 +136,8 @@ class FlatStorage:
             moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
             if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
                 return False
+        if not self.steps.is_cuda and self.steps.tolist() != self._counted:
+            return False  # somebody has written into the counters, as one who starts the optimizer anew does
         return self._current_addresses() == self._addresses and self._current_norm_settings() == self._norm_settings
 
     def _current_addresses(self) -> list[int]:
@@ -157,10 +160,20 @@ class FlatStorage:
         :param n: Their number
         :return: The slices
         """
-        self.steps.add_(n)
+        self.count_where_the_optimizer_reads(n)
         for _, _, step in self.slices:
             step.add_(n)
         return self.slices
+
+    def count_where_the_optimizer_reads(self, n: int) -> None:
+        """
+        Count steps in the optimizer's own state alone.
+
+        :param n: Their number
+        """
+        self.steps.add_(n)
+        if not self.steps.is_cuda:
+            self._counted = self.steps.tolist()
 
     def adam_step(self) -> None:
         """One step of the optimizer with the gradients that lie in the storage."""

@@ -93,7 +93,7 @@ class CudaGraphUpdate(FastUpdate):
                 of_actor = (self.actor_storage, self.entropy_storage)
                 for storage in self.storages:
                     if (call.update_actor or storage not in of_actor) and not storage.steps.is_cuda:
-                        storage.steps.add_(1)
+                        storage.count_where_the_optimizer_reads(1)
             for own, entry in zip(recording.entries, entries, strict=True):
                 if own is not None:
                     own.copy_(entry if entry.is_cuda else entry.pin_memory(), non_blocking=True)
