@@ -10,12 +10,12 @@ import torch as th
 import sb3_bn_ddpg
 from benchmarks import markdown
 from benchmarks.markdown import BEGIN, END
-from benchmarks.speed import report
+from benchmarks.speed import neighbour, report
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
 from benchmarks.speed.contenders import BASELINE, COMPILED, CROSSQ, FAMILY, FLOOR, JAX_BASELINE, OURS
-from benchmarks.speed.figures import ratio, read, select, slope
-from benchmarks.speed.floor import FloorSubject, update_products
+from benchmarks.speed.figures import ALONE, BESIDE, ratio, read, select, slope
+from benchmarks.speed.floor import FloorSubject, Product, update_products
 from benchmarks.speed.interleave import Field
 from benchmarks.speed.profiles import PROFILES
 from benchmarks.speed.run import FAMILY_BATCHES, measure_family
@@ -32,18 +32,37 @@ def test_products_of_an_update_by_hand():
     actor_loss = actor + critic + (4 * 1 + 1 * 4) + actor + (4 * 1 + 5 * 4)
 
     products = update_products(obs_dim=2, action_dim=1, net_arch=(5, 4), batch=3)
-    assert len(products) == 6 + 8 + 13
-    assert sum(product.m * product.k * product.n for product in products) == 3 * (target + critic_loss + actor_loss)
+    assert (len(products.critics), len(products.actor)) == (6 + 8, 13)
+    assert multiplications(products.critics) == 3 * (target + critic_loss)
+    assert multiplications(products.actor) == 3 * actor_loss
+
+    # Of SAC: two critics, both in the actor's loss, whose actor has an output for the standard deviation, too
+    actor += 4 * 1
+    products = update_products(obs_dim=2, action_dim=1, net_arch=(5, 4), batch=3, n_critics=2, n_of_actor=2, n_heads=2)
+    assert multiplications(products.critics) == 3 * (actor + 2 * (critic + critic_loss))
+    assert multiplications(products.actor) == 3 * (actor + 2 * critic + 2 * (4 * 1 + 1 * 4) + actor + (4 * 2 + 5 * 4))
+
+
+def multiplications(products: list[Product]) -> int:
+    return sum(product.m * product.k * product.n for product in products)
 
 
 def test_floor_multiplies_matrices_of_these_shapes():
-    floor = FloorSubject("torch", "", {})
+    floor = FloorSubject("torch", "", dict(policy_delay=2, n_critics=2))
     floor.construct(ModelSpec(obs_dim=2, action_dim=1, net_arch=(5, 4)))
     floor.update(count=1, batch_size=3, per_call=1)
-    shapes = [(*left.shape, right.shape[1]) for left, right, _ in floor.factors[3]]
-    assert shapes == [(product.m, product.k, product.n) for product in update_products(2, 1, (5, 4), 3)]
-    for left, right, result in floor.factors[3]:
-        assert result.equal(left @ right)
+    products = update_products(2, 1, (5, 4), 3, n_critics=2)
+    for factors, expected in zip(floor.factors[3], products, strict=True):
+        shapes = [(*left.shape, right.shape[1]) for left, right, _ in factors]
+        assert shapes == [(product.m, product.k, product.n) for product in expected]
+        for _, _, result in factors:
+            result.fill_(-1e30)
+    for count, done in ((1, [True, True]), (1, [True, False])):  # the second and the third update
+        floor.update(count, batch_size=3, per_call=1)
+        for factors, is_done in zip(floor.factors[3], done, strict=True):
+            for left, right, result in factors:
+                assert result.equal(left @ right) == is_done
+                result.fill_(-1e30)
 
 
 def test_workers_measure_in_rounds_and_a_second_run_adds_nothing(tmp_path: Path):
@@ -82,7 +101,8 @@ def test_the_family_is_measured_at_its_widths_and_compared_with_its_peers(tmp_pa
         ("256-256", 64, 1),
         ("256-256", 256, 1),
     }
-    _, bars, rates, *_ = report.family_tables(tmp_path)  # those of stored processors follow
+    _, rates, *_ = report.family_tables(tmp_path)  # those of stored processors follow
+    bars = report.bars_table(tmp_path)
     ratios = {batch: markdown.number(ratio(select(rows, batch_size=batch), *names)) for batch in FAMILY_BATCHES}
     (line,) = (line for line in rates.splitlines() if line.startswith("| BNSAC as CrossQ |"))
     assert [cell.split(", ")[1] for cell in line.split("|")[3:5]] == [f"{ratios[batch]} x " for batch in FAMILY_BATCHES]
@@ -134,9 +154,13 @@ def results(tmp_path: Path) -> Path:
         for batch in (64, 256):
             key = Key("train", "", batch_size=batch, round=number)
             for name, rate in {OURS: 400, JAX_BASELINE: 200, BASELINE: 100, FLOOR: 1000}.items():
-                store.add(replace(key, contender=name), rate * speed * 64 / batch)
-    for name, rate in {OURS: 100, BASELINE: 50}.items():
-        store.add(Key("learn", name), rate)
+                for threads in (1, 2):
+                    store.add(replace(key, contender=name, threads=threads), rate * speed * 64 / batch)
+                for variant, slower in ((ALONE, 1), (BESIDE, 2)) if name in (OURS, BASELINE) else ():
+                    beside = replace(key, figure="neighbour", contender=name, variant=variant)
+                    store.add(beside, rate * speed * 64 / batch / slower)
+    for name, rate in {OURS: 100, COMPILED: 100, BASELINE: 50}.items():
+        store.add(Key("learn", name, threads=1), rate)
     for name, seconds in {OURS: 0.2, BASELINE: 0.1}.items():
         for figure in ("import", "first_update", "first_train", "peak_memory"):
             store.add(Key(figure, name, batch_size=256), seconds)
@@ -156,18 +180,25 @@ def test_ratios_are_those_within_rounds(results: Path):
 
 def test_bars(results: Path):
     rows = read(results)
-    measured = [bar.measured(rows) for bar in BARS]
-    assert measured[:5] == [4.0, 2.0, 4.0, 2.0, 2.0]
-    assert measured[5] != measured[5]  # SBX's learn() was not measured
-    assert measured[6:] == [0.4, 4.0, 0.2]
-    assert [bar.met(value) for bar, value in zip(BARS, measured, strict=True)] == [
-        *[True] * 4,
-        False,
-        False,
-        False,
-        True,
-        True,
-    ]
+    measured = {bar.text: (bar.measured(rows), bar.met(bar.measured(rows))) for bar in BARS}
+    assert measured["BNDDPG, share of the floor, batch 64"] == (0.4, False)
+    assert measured["BNDDPG, compiled, `learn()` on HalfCheetah-v5, over SB3 DDPG, batch 64"] == (2.0, True)
+    assert measured["BNDDPG, beside a second training, over alone, batch 64"] == (0.5, True)
+    assert measured["BNDDPG, beside a second training, over SB3's, batch 64"] == (4.0, True)
+    assert all(value != value and not is_met for text, (value, is_met) in measured.items() if text.startswith("BNTD3"))
+    assert len(measured) == len(BARS)
+
+
+def test_updates_beside_a_second_training(tmp_path: Path):
+    names, failed = [OURS, BASELINE], set()
+    profile = replace(PROFILES["smoke"], neighbour_batches=(8,))
+    for _ in range(2):
+        neighbour.measure(names, profile, Store(tmp_path), failed)
+    assert not failed
+    rows = read(tmp_path)
+    expected = [(name, variant) for name in names for variant in (ALONE, BESIDE) for _ in range(profile.rounds)]
+    assert sorted(zip(rows["contender"], rows["variant"], strict=True)) == sorted(expected)
+    assert (rows["value"] > 0).all()
 
 
 def test_slope_is_that_of_the_largest_sizes(results: Path):
@@ -188,14 +219,14 @@ def test_published_page_of_the_gpu_is_that_of_its_results(tmp_path: Path):
 
 def test_report_keeps_the_text_around_the_results(results: Path, tmp_path: Path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"# Before\n{BEGIN}\nold\n{END}\nAfter\n")
+    readme.write_text(f"# Before\n{BEGIN}\nstale\n{END}\nAfter\n")
     report.write(results, readme)
     first = readme.read_text()
     assert first.startswith("# Before\n")
     assert first.endswith("\nAfter\n")
-    assert "old" not in first
+    assert "stale" not in first
     assert "| BNDDPG | **400** (300 to 400), 4 x, 2 x |" in first
-    assert "| `learn()` on HalfCheetah-v5, batch 64, over SB3 DDPG | at least 3 x | 2 | - | **missed** |" in first
+    assert "| BNDDPG, compiled, `learn()` on HalfCheetah-v5, over SB3 DDPG, batch 64 | 1.7 | **2** |" in first
     assert "| BNDDPG | 4 | 1 | 0.5 | 0.5 | 2 | 8 |" in first
     assert "| float32 | 0.164 | 0.328 | 2.000 |" in first
     assert {path.name for path in tmp_path.glob("*.png")} == {"train.png", "breakdown.png", "learn.png", "scale.png"}
@@ -210,7 +241,8 @@ def test_the_published_ranges_are_those_of_the_stored_results():
     page, readme = (folder / "README.md").read_text(), (folder.parents[1] / "README.md").read_text()
     processors = report.one_thread(results)
     assert len(processors) >= 3
-    for section in (report.ranges_table(results), report.processors_table(results), *report.family_tables(results)):
+    tables = (report.ranges_table(results), report.processors_table(results), report.bars_table(results))
+    for section in (*tables, *report.family_tables(results)):
         assert section in page
     for batch, row in ((64, "updates/s at batch 64, one thread, over SB3's"), (256, "the same at batch 256")):
         ours, compiled, sbx = (

@@ -107,7 +107,7 @@ def test_public_names():
 
 @pytest.mark.xdist_group("one process")
 def test_what_belongs_to_one_process_stays_in_it(request):
-    """As pytest-xdist knows by the name. Without it each process would compile and prepare everything, two in the same file."""
+    """As pytest-xdist sees by the name. Else each process would compile and prepare everything, also for the others."""
     if "PYTEST_XDIST_WORKER" not in os.environ or not request.config.getoption("loadgroup"):
         pytest.skip("tests are not shared out by group")
     assert request.node.nodeid.endswith("@one process")

@@ -36,7 +36,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 }
 """Of each virtual environment, those whose versions are recorded."""
 
-SB3 = "sb3_subject:SB3Subject"
+SB3, FLOOR_SUBJECT = "sb3_subject:SB3Subject", "floor:FloorSubject"
 
 DDPGS: dict[str, Contender] = {
     "bnddpg": Contender("BNDDPG", SB3, "sb3_bn_ddpg", "BNDDPG"),
@@ -52,7 +52,7 @@ DDPGS: dict[str, Contender] = {
     "tianshou_ddpg": Contender(
         "Tianshou DDPG", "tianshou_subject:TianshouSubject", "tianshou.algorithm", "DDPG", environment="tianshou"
     ),
-    "floor": Contender("Floor (matrix products)", "floor:FloorSubject", "torch", learns=False),
+    "floor": Contender("Floor (matrix products)", FLOOR_SUBJECT, "torch", learns=False),
 }
 """In the order of the tables."""
 
@@ -85,9 +85,20 @@ FAMILY: dict[str, Contender] = {
     "bntd3_joint": _ours("BNTD3, joint pass, no targets", "BNTD3", "sb3_td3", **JOINT),
     "bntd3_joint_compiled": _ours("BNTD3, joint pass, no targets, compiled", "BNTD3", "sb3_td3", **JOINT, **COMPILES),
     "sb3_td3": DDPGS["sb3_td3"],
+    "floor_td3": Contender(
+        "Floor of TD3", FLOOR_SUBJECT, "torch", kwargs=dict(n_critics=2, policy_delay=2), learns=False, peer="sb3_td3"
+    ),
     "bnsac": _ours("BNSAC", "BNSAC", "sb3_sac"),
     "bnsac_compiled": _ours("BNSAC, compiled", "BNSAC", "sb3_sac", **COMPILES),
     "sb3_sac": Contender("SB3 SAC", SB3, "stable_baselines3", "SAC", peer="sb3_sac"),
+    "floor_sac": Contender(
+        "Floor of SAC",
+        FLOOR_SUBJECT,
+        "torch",
+        kwargs=dict(n_critics=2, n_of_actor=2, n_heads=2),
+        learns=False,
+        peer="sb3_sac",
+    ),
     "sbx_sac": Contender("SBX SAC (JAX)", SB3, "sbx", "SAC", environment="jax", peer="sb3_sac"),
     "bnsac_crossq": _ours("BNSAC as CrossQ", "BNSAC", "crossq", **CROSSQ),
     "bnsac_crossq_compiled": _ours("BNSAC as CrossQ, compiled", "BNSAC", "crossq", **CROSSQ, **COMPILES),

@@ -13,6 +13,9 @@ PROCESSORS = Path(__file__).parent / "results" / "processors"
 UPDATES_PER_CALL = 32
 """In the measurement of many updates in one call of ``train()``."""
 
+ALONE, BESIDE = "alone", "beside"
+"""A training without another one on the same cores, and with it."""
+
 CASE = ["figure", "threads", "obs_dim", "action_dim", "width", "batch_size", "per_call", "n_envs", "variant"]
 """The columns that say what was measured, but for the contender and the round."""
 
@@ -37,16 +40,17 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
-def ratio(rows: pd.DataFrame, contender: str, other: str) -> float:
+def ratio(rows: pd.DataFrame, contender: str, other: str, column: str = "contender") -> float:
     """
     The median of the rounds' ratios: within a round both were measured at nearly the same moment.
 
     :param rows: Those of one case
     :param contender: The dividend
     :param other: The divisor
+    :param column: In which both stand, if they are not contenders
     :return: The ratio, NaN if one of them is missing
     """
-    rounds = rows.pivot_table(index="round", columns="contender", values="value")
+    rounds = rows.pivot_table(index="round", columns=column, values="value")
     if contender not in rounds or other not in rounds:
         return float("nan")
     return float((rounds[contender] / rounds[other]).median())

@@ -1,4 +1,4 @@
-"""The floor: the matrix products that one update of the paper's DDPG cannot do without, done by torch, and nothing else."""
+"""The floor: the matrix products that one update of DDPG, TD3 or SAC cannot do without, done by torch, and nothing else."""
 
 from typing import NamedTuple
 
@@ -26,6 +26,10 @@ class Product(NamedTuple):
     transposed: str = ""
 
 
+Factors = tuple[list[tuple[th.Tensor, th.Tensor, th.Tensor]], list[tuple[th.Tensor, th.Tensor, th.Tensor]]]
+"""Left and right factor and result of each product, of the critics and of the actor."""
+
+
 def _forward(name: str, batch: int, n_in: int, n_out: int) -> Product:
     return Product(f"{name}: forward", batch, n_in, n_out, "right")
 
@@ -38,17 +42,38 @@ def _input_gradient(name: str, batch: int, n_in: int, n_out: int) -> Product:
     return Product(f"{name}: gradient of the input", batch, n_out, n_in)
 
 
-def update_products(obs_dim: int, action_dim: int, net_arch: tuple[int, ...], batch: int) -> list[Product]:
+class Products(NamedTuple):
     """
-    The products of one update by Algorithm 1 with two hidden layers, the action joining the critic at the second one: 27.
+    Those of an update.
 
-    - TD target: the forward passes of the target actor (3) and the target critic (3).
-    - Critic's loss: the critic's forward pass on the replayed actions (3); the gradients of its three weights, and of the
-      inputs of its output layer and of the state's part of its second layer (5).
-    - Actor's loss: the forward passes of the actor (3) and, as its weights have moved, once more of the critic (3); through
-      the critic the gradient of the output layer's input and from there that of the action's part of the second layer's
-      input only, and no gradient of the critic's weights (2); the gradients of the actor's three weights and of the inputs of
-      its last two layers (5).
+    :param critics: Of every update
+    :param actor: Of those that update the actor, too
+    """
+
+    critics: list[Product]
+    actor: list[Product]
+
+
+def update_products(
+    obs_dim: int,
+    action_dim: int,
+    net_arch: tuple[int, ...],
+    batch: int,
+    n_critics: int = 1,
+    n_of_actor: int = 1,
+    n_heads: int = 1,
+) -> Products:
+    """
+    The products of one update with two hidden layers, the action joining the critics at the second one: 27 for the paper's
+    DDPG (Algorithm 1).
+
+    - TD target: a forward pass of an actor (3) and of each target critic (3).
+    - Critics' loss: the forward pass of each critic on the replayed actions (3); the gradients of its three weights, and of
+      the inputs of its output layer and of the state's part of its second layer (5).
+    - Actor's loss: the forward passes of the actor (3) and, as their weights have moved, once more of the critics in this loss
+      (3); through these critics the gradient of the output layer's input and from there that of the action's part of the
+      second layer's input only, and no gradient of their weights (2); the gradients of the actor's three weights and of the
+      inputs of its last two layers (5).
 
     Biases, activations, normalisation, losses, Adam, Polyak averaging and sampling are not counted.
 
@@ -56,52 +81,69 @@ def update_products(obs_dim: int, action_dim: int, net_arch: tuple[int, ...], ba
     :param action_dim: Dimension of the actions
     :param net_arch: Units of the two hidden layers
     :param batch: Transitions in the update
+    :param n_critics: Number of critics: 2 for TD3 and SAC
+    :param n_of_actor: How many of them the actor's loss takes: TD3's the first, SAC's both
+    :param n_heads: What the actor has an output of for each action: 2 for SAC's, mean and standard deviation
     :return: The products, in the order of the update
     """
     first, second = net_arch
-    actor = [("actor 1", batch, obs_dim, first), ("actor 2", batch, first, second), ("actor 3", batch, second, action_dim)]
+    actor = [
+        ("actor 1", batch, obs_dim, first),
+        ("actor 2", batch, first, second),
+        ("actor 3", batch, second, n_heads * action_dim),
+    ]
     critic = [
         ("critic 1", batch, obs_dim, first),
         ("critic 2", batch, first + action_dim, second),
         ("critic 3", batch, second, 1),
     ]
-    return [
-        *(_forward(f"target {name}", *sizes) for name, *sizes in actor + critic),
-        *(_forward(*layer) for layer in critic),
-        *(_weight_gradient(*layer) for layer in critic),
-        _input_gradient(*critic[2]),
-        _input_gradient("critic 2, state", batch, first, second),
-        *(_forward(*layer) for layer in actor + critic),
-        _input_gradient(*critic[2]),
-        _input_gradient("critic 2, action", batch, action_dim, second),
-        *(_weight_gradient(*layer) for layer in actor),
-        *(_input_gradient(*layer) for layer in actor[1:]),
-    ]
+    return Products(
+        critics=[
+            *(_forward(f"target {name}", *sizes) for name, *sizes in actor + n_critics * critic),
+            *(_forward(*layer) for layer in n_critics * critic),
+            *(_weight_gradient(*layer) for layer in n_critics * critic),
+            *n_critics * [_input_gradient(*critic[2]), _input_gradient("critic 2, state", batch, first, second)],
+        ],
+        actor=[
+            *(_forward(*layer) for layer in actor + n_of_actor * critic),
+            *n_of_actor * [_input_gradient(*critic[2]), _input_gradient("critic 2, action", batch, action_dim, second)],
+            *(_weight_gradient(*layer) for layer in actor),
+            *(_input_gradient(*layer) for layer in actor[1:]),
+        ],
+    )
 
 
 class FloorSubject(Subject):
-    """Those products of random matrices, each with factors of its own and written into a preallocated result."""
+    """
+    Those products of random matrices, each with factors of its own and written into a preallocated result. Its arguments are
+    ``policy_delay``, in how many updates one updates the actor, and those of :func:`update_products`.
+    """
 
     def construct(self, spec: ModelSpec) -> None:
         self.spec = spec
-        self.factors: dict[int, list[tuple[th.Tensor, th.Tensor, th.Tensor]]] = {}
+        self.numbers = dict(self.kwargs)
+        self.policy_delay = self.numbers.pop("policy_delay", 1)
+        self.factors: dict[int, Factors] = {}
+        self.n_updates = 0
 
     def fill(self) -> None:
         pass  # nothing is sampled
 
     def update(self, count: int, batch_size: int, per_call: int) -> None:
         if batch_size not in self.factors:
-            self.factors = {batch_size: [self._factors(product) for product in self._products(batch_size)]}
-        factors = self.factors[batch_size]
+            products = update_products(self.spec.obs_dim, self.spec.action_dim, self.spec.net_arch, batch_size, **self.numbers)
+            self.factors = {batch_size: (list(map(_factors, products.critics)), list(map(_factors, products.actor)))}
+        of_critics, of_actor = self.factors[batch_size]
         for _ in range(count):
-            for left, right, result in factors:
+            self.n_updates += 1
+            for left, right, result in of_critics:
                 th.mm(left, right, out=result)
+            if self.n_updates % self.policy_delay == 0:
+                for left, right, result in of_actor:
+                    th.mm(left, right, out=result)
 
-    def _products(self, batch_size: int) -> list[Product]:
-        return update_products(self.spec.obs_dim, self.spec.action_dim, self.spec.net_arch, batch_size)
 
-    @staticmethod
-    def _factors(product: Product) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        left = th.randn(product.k, product.m).t() if product.transposed == "left" else th.randn(product.m, product.k)
-        right = th.randn(product.n, product.k).t() if product.transposed == "right" else th.randn(product.k, product.n)
-        return left, right, th.empty(product.m, product.n)
+def _factors(product: Product) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    left = th.randn(product.k, product.m).t() if product.transposed == "left" else th.randn(product.m, product.k)
+    right = th.randn(product.n, product.k).t() if product.transposed == "right" else th.randn(product.k, product.n)
+    return left, right, th.empty(product.m, product.n)

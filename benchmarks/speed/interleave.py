@@ -106,7 +106,7 @@ class Field:
         :param arguments: Its other arguments
         """
         names = self.unfinished(key, rounds)
-        counts = {name: self._calibrate(name, multiple, slice_seconds, request, arguments) for name in names}
+        counts = {name: self.calibrate(name, multiple, slice_seconds, request, arguments) for name in names}
         for number in range(rounds):
             start = number % max(len(names), 1)  # nobody always runs after the same neighbour's cache and clock
             for name in names[start:] + names[:start]:
@@ -118,7 +118,7 @@ class Field:
                     self.store.add(row, counts[name] / reply["seconds"], counts[name], reply["seconds"])
             on_round()
 
-    def _calibrate(self, name: str, multiple: int, slice_seconds: float, request: str, arguments: dict[str, Any]) -> int:
+    def calibrate(self, name: str, multiple: int, slice_seconds: float, request: str, arguments: dict[str, Any]) -> int:
         """
         :param name: The contender
         :param multiple: The count is a multiple of this

@@ -28,6 +28,7 @@ class Profile:
     :param buffer_size: Transitions in the replay buffer whose memory is measured; 0 leaves it out
     :param device: ``"cpu"`` or ``"cuda"``
     :param contenders: Names of those measured if the command line does not say; None means all of the table of DDPGs
+    :param neighbour_batches: Batch sizes of updates beside a second training on two cores
     :param family: Whether TD3, SAC and CrossQ are measured too, on the least of ``threads``
     """
 
@@ -51,22 +52,31 @@ class Profile:
     buffer_size: int = 0
     device: str = "cpu"
     contenders: tuple[str, ...] | None = None
+    neighbour_batches: tuple[int, ...] = ()
     family: bool = False
 
 
 PROFILES = {
-    "quick": Profile(),
+    "quick": Profile(
+        rounds=5,
+        threads=(1,),
+        learn_threads=(1,),
+        start_rounds=1,
+        breakdown_rounds=1,
+        neighbour_batches=(64,),
+    ),
     "full": Profile(
         rounds=5,
         warm_up_batch=20,
         dimensions=((17, 6), (3, 1), (348, 17)),
         batches=(64, 256, 16, 1024),
-        calls=(64,),
+        calls=(64, 256),
         learn_warm_up=800,
         scale_batches=(64, 256, 1024, 4096, 16_384, 65_536),
         scale_widths=(64, 128, 256, 512, 1024, 2048),
         scale_envs=(1, 2, 4, 8, 16, 32, 64),
         buffer_size=1_000_000,
+        neighbour_batches=(64, 256),
         family=True,
     ),
     "gpu": Profile(
@@ -90,10 +100,12 @@ PROFILES = {
         rounds=9,
         slice_seconds=0.5,
         threads=(1,),
-        learn_threads=(),
+        learn_threads=(1,),
+        calls=(64, 256),
         start_rounds=0,
         breakdown_rounds=0,
         contenders=("bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"),
+        neighbour_batches=(64, 256),
         family=True,
     ),
     "smoke": Profile(
@@ -114,6 +126,7 @@ PROFILES = {
         scale_envs=(1, 2),
         scale_rounds=1,
         buffer_size=1000,
+        neighbour_batches=(64,),
         family=True,
     ),
 }

@@ -10,8 +10,8 @@ class Key:
     """
     What was measured. The fields that a figure does not depend on keep their defaults.
 
-    :param figure: ``train``, ``family``, ``learn``, ``first_call``, ``import``, ``first_update``, ``first_train``,
-        ``peak_memory``, ``breakdown``, ``scale_batch``, ``scale_width``, ``scale_envs`` or ``buffer_memory``
+    :param figure: ``train``, ``family``, ``neighbour``, ``learn``, ``first_call``, ``import``, ``first_update``,
+        ``first_train``, ``peak_memory``, ``breakdown``, ``scale_batch``, ``scale_width``, ``scale_envs`` or ``buffer_memory``
     :param contender: Its name in the table of contenders
     :param threads: Threads and processor cores
     :param obs_dim: Dimension of the states
@@ -20,7 +20,8 @@ class Key:
     :param batch_size: Transitions in an update
     :param per_call: Updates in one call of ``train()``
     :param n_envs: Environments in processes of their own, or 0
-    :param variant: Number type of the states in the replay buffer, where that is measured; part of an update in a breakdown
+    :param variant: Number type of the states in the replay buffer, where that is measured; part of an update in a breakdown;
+        ``alone`` or ``beside`` a second training
     :param round: Number of the repetition
     """
 
