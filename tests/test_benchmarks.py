@@ -15,7 +15,7 @@ from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
 from benchmarks.speed.contenders import BASELINE, COMPILED, CROSSQ, FAMILY, FLOOR, JAX_BASELINE, OURS
 from benchmarks.speed.figures import ALONE, BESIDE, ratio, read, select, slope
-from benchmarks.speed.floor import FloorSubject, Product, update_products
+from benchmarks.speed.floor import FloorSubject, Product, WholeFloorSubject, update_products
 from benchmarks.speed.interleave import Field
 from benchmarks.speed.profiles import PROFILES
 from benchmarks.speed.run import FAMILY_BATCHES, measure_family
@@ -63,6 +63,19 @@ def test_floor_multiplies_matrices_of_these_shapes():
             for left, right, result in factors:
                 assert result.equal(left @ right) == is_done
                 result.fill_(-1e30)
+
+
+def test_the_whole_floor_moves_all_weights():
+    floor = WholeFloorSubject("torch", "", {})
+    floor.construct(ModelSpec(obs_dim=2, action_dim=1, net_arch=(5, 4), buffer_size=10))
+    floor.fill()
+    before = [[tensor.clone() for tensor in network] for network in floor.networks]
+    floor.update(count=2, batch_size=3, per_call=1)
+    assert [len(values) for values, *_ in floor.networks] == [2 * 5 + 5 * 4 + 4 * 1, 2 * 5 + (5 + 1) * 4 + 4 * 1]
+    for network, old in zip(floor.networks, before, strict=True):
+        unchanged = [th.equal(*pair) for pair in zip(network, old, strict=True)]
+        assert unchanged == [False, True, False, False, False]
+    assert floor.n_updates == 2
 
 
 def test_workers_measure_in_rounds_and_a_second_run_adds_nothing(tmp_path: Path):

@@ -16,7 +16,7 @@ from sb3_contrib import CrossQ
 from sb3_contrib.common.torch_layers import BatchRenorm
 from sb3_contrib.crossq.policies import CrossQPolicy
 from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvBox, SimpleMultiObsEnv
@@ -307,6 +307,65 @@ def test_one_and_a_hundred_gradient_steps_equal_crossqs(monkeypatch, way, policy
     assert {layer.steps.item() for layer in ours.actor.norm_layers} == {33}
     assert ours._n_updates == theirs._n_updates == 100
     assert type(ours._fast_update).__name__ == CLASSES.get(way if way else None, "NoneType")
+
+
+class Actions(BaseCallback):
+    """The actions of a training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken: list[np.ndarray] = []
+
+    def _on_step(self) -> bool:
+        self.taken.append(self.locals["actions"][0].copy())
+        return True
+
+
+def replaying(buffer: ReplayBuffer, before=lambda: None):
+    """A function that samples the same minibatches from equal buffers, in float64, which two libraries agree in."""
+    generator = np.random.default_rng(3)
+
+    def sample(batch_size, *args, **kwargs):
+        before()
+        np.random.seed(generator.integers(2**31))
+        return as_double(ReplayBuffer.sample(buffer, batch_size))
+
+    return sample
+
+
+@pytest.mark.parametrize("way", [False, True])
+def test_learn_equals_crossqs(monkeypatch, way):
+    """From the first random action on: exploration, replay buffer and gradient steps with the same random numbers."""
+    ours, theirs = crossq_pair(monkeypatch, way, **CROSSQ_SIZES)
+    of_steps, of_updates = ([th.Generator().manual_seed(seed) for _ in range(2)] for seed in (7, 8))
+
+    def drawn(generator, *shape):
+        return th.randn(*shape, generator=generator, dtype=th.float64)
+
+    noise: list[th.Tensor] = []
+    monkeypatch.setattr(  # in both, an action is drawn for one state, and those of an update for 24
+        "torch.distributions.normal._standard_normal",
+        lambda shape, **kwargs: drawn(of_steps[1], 1, 3) if tuple(shape) == (1, 3) else noise.pop(0),
+    )
+    monkeypatch.setattr(th, "randn_like", lambda mean: drawn(of_steps[0], 1, 3))
+    ours._step_noise = lambda batch: drawn(of_updates[0], 2, 24, 3)
+    for model in (ours, theirs):
+        model.learning_starts, model.batch_size = 20, 24
+        model.replay_buffer = ReplayBuffer(100, model.observation_space, model.action_space, device="cpu")
+    monkeypatch.setattr(ours, "_sample", replaying(ours.replay_buffer))
+
+    def draw_theirs():
+        noise[:] = drawn(of_updates[1], 2, 24, 3)
+
+    theirs.replay_buffer.sample = replaying(theirs.replay_buffer, draw_theirs)
+    actions = []
+    for model in (ours, theirs):
+        model.set_random_seed(1)
+        model.learn(60, callback=(callback := Actions()))
+        actions.append(callback.taken)
+    assert ours._n_updates == theirs._n_updates == 40
+    np.testing.assert_allclose(*actions, rtol=1e-6, atol=1e-7)
+    assert_same(ours, theirs, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.slow

@@ -53,6 +53,7 @@ DDPGS: dict[str, Contender] = {
         "Tianshou DDPG", "tianshou_subject:TianshouSubject", "tianshou.algorithm", "DDPG", environment="tianshou"
     ),
     "floor": Contender("Floor (matrix products)", FLOOR_SUBJECT, "torch", learns=False),
+    "whole_floor": Contender("Floor with Adam, targets, sampling", "floor:WholeFloorSubject", "torch", learns=False),
 }
 """In the order of the tables."""
 
@@ -109,5 +110,6 @@ FAMILY: dict[str, Contender] = {
 
 CONTENDERS: dict[str, Contender] = DDPGS | FAMILY
 
-OURS, COMPILED, BASELINE, JAX_BASELINE, FLOOR = "bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"
+OURS, COMPILED, BASELINE, JAX_BASELINE = "bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg"
+FLOOR, WHOLE_FLOOR = "floor", "whole_floor"
 """Those that the ratios and the bars name."""

@@ -143,6 +143,55 @@ class FloorSubject(Subject):
                     th.mm(left, right, out=result)
 
 
+class WholeFloorSubject(FloorSubject):
+    """
+    Those products, and what else an update of DDPG cannot do without: PyTorch's fused Adam and the Polyak average, each over
+    all weights of a network in one piece, and a minibatch gathered from the replay buffer. Biases, normalisation, activations
+    and losses are still not counted.
+    """
+
+    def construct(self, spec: ModelSpec) -> None:
+        super().construct(spec)
+        (first, second), n_obs, n_actions = spec.net_arch, spec.obs_dim, spec.action_dim
+        sizes = (
+            n_obs * first + first * second + second * n_actions,
+            n_obs * first + (first + n_actions) * second + second,
+        )
+        # Values, gradients, both moments and target of actor and critic
+        self.networks = [[th.rand(size) for _ in range(5)] for size in sizes]
+        self.step = th.tensor(1000.0)
+
+    def fill(self) -> None:
+        spec = self.spec
+        widths = (spec.obs_dim, spec.obs_dim, spec.action_dim, 1, 1)
+        self.buffer = [th.rand(spec.buffer_size, width) for width in widths]
+
+    def update(self, count: int, batch_size: int, per_call: int) -> None:
+        batch = [entries.new_empty(batch_size, entries.shape[1]) for entries in self.buffer]
+        for _ in range(count):
+            indices = th.randint(len(self.buffer[0]), (batch_size,))
+            for entries, out in zip(self.buffer, batch, strict=True):
+                th.index_select(entries, 0, indices, out=out)
+            super().update(1, batch_size, 1)
+            for values, grads, means, squares, target in self.networks:
+                th._fused_adam_(
+                    [values],
+                    [grads],
+                    [means],
+                    [squares],
+                    [],
+                    [self.step],
+                    lr=1e-3,
+                    beta1=0.9,
+                    beta2=0.999,
+                    weight_decay=0.0,
+                    eps=1e-8,
+                    amsgrad=False,
+                    maximize=False,
+                )
+                target.lerp_(values, 1e-3)
+
+
 def _factors(product: Product) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     left = th.randn(product.k, product.m).t() if product.transposed == "left" else th.randn(product.m, product.k)
     right = th.randn(product.n, product.k).t() if product.transposed == "right" else th.randn(product.k, product.n)

@@ -104,7 +104,7 @@ PROFILES = {
         calls=(64, 256),
         start_rounds=0,
         breakdown_rounds=0,
-        contenders=("bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor"),
+        contenders=("bnddpg", "bnddpg_compiled", "sb3_ddpg", "sbx_ddpg", "floor", "whole_floor"),
         neighbour_batches=(64, 256),
         family=True,
     ),
