@@ -24,8 +24,9 @@ train: $(VENV)/ready-to-train ## Train on Pendulum-v1, evaluate beside a random 
 	$(BIN)/python docs/examples/quickstart.py --algo $(ALGO) --env $(ENV) --timesteps $(STEPS) --seed $(SEED)
 
 # One torch thread a worker: more only wait for each other. `make test ARGS="-k noise"` runs a part.
-# Groups (tests/conftest.py): one worker compiles, and what a file prepares is prepared once.
-PYTEST := -m pytest -n auto --dist loadgroup
+# Groups (tests/conftest.py): one worker compiles, and what a file prepares is prepared once. A worker that dies ends the run:
+# with another in its place pytest-xdist may wait for ever.
+PYTEST := -m pytest -n auto --dist loadgroup --max-worker-restart 0
 test: $(VENV)/ready-to-test ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) $(ARGS)
 

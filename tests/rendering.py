@@ -3,6 +3,7 @@ The paper's pixel observations of the tasks of the suite. ``test_pixels.py`` run
 an LLVM, and so does Numba compile, and a process that has both may end without a word.
 """
 
+import importlib.util
 import itertools
 import os
 import subprocess
@@ -13,12 +14,15 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import test_docs
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecTransposeImage, is_vecenv_wrapped
 
 from benchmarks.reliability.resumes import fingerprint
 from sb3_bn_ddpg import BNDDPG, FrameReplayBuffer
 from sb3_bn_ddpg.pixels import dm_control as suite_pixels
+
+zoo_profiles = importlib.import_module("test_zoo_profiles") if importlib.util.find_spec("rl_zoo3") else None
 
 
 @pytest.fixture(scope="module")
@@ -267,3 +271,20 @@ def test_a_window_as_enjoy_opens_it(suite):
     """
     result = run_python(textwrap.dedent(code), SDL_VIDEODRIVER="dummy")
     assert result.stdout.strip().endswith("(64, 64)"), result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", test_docs.DRAWING, ids=lambda page: page.name)
+def test_python_blocks_of_the_documentation(cartpole, page, tmp_path, monkeypatch, request):
+    test_docs.run_blocks(page, tmp_path, monkeypatch, request)
+
+
+@pytest.mark.parametrize(("algo", "profile"), zoo_profiles.ONLINE_PROFILES if zoo_profiles else [])
+def test_profiles_for_pixels_build_a_model(cartpole, algo, profile, tmp_path):
+    model = zoo_profiles.model_of(algo, profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
+    assert type(model.replay_buffer) is FrameReplayBuffer
+    assert type(model.policy) is zoo_profiles.policy_of(algo, "CnnPolicy")
+    has_defaults = profile == zoo_profiles.DEFAULTS[algo]
+    assert model.batch_size == (16 if has_defaults else 32)
+    assert (model.critic.features_extractor is model.actor.features_extractor) == (not has_defaults)
+    assert model.replay_buffer.gamma == model.gamma

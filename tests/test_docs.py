@@ -31,18 +31,25 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
+WITH_PYTHON = {page: "".join(blocks(page, "python")) for page in PAGES if blocks(page, "python")}
+DRAWING = [page for page, code in WITH_PYTHON.items() if "-pixels-v0" in code]
+"""Those that ``rendering.py`` runs."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in DRAWING], ids=lambda page: page.name)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
-    code_of_page = "".join(blocks(page, "python"))
+    run_blocks(page, tmp_path, monkeypatch, request)
+
+
+def run_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    code_of_page = WITH_PYTHON[page]
     if re.search(r"import.*zoo", code_of_page):
         pytest.importorskip("rl_zoo3")
         request.getfixturevalue("zoo_registrations")
     if "record_dataset" in code_of_page:
         pytest.importorskip("minari")
         monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    if "bn_ddpg/cartpole" in code_of_page:
-        pytest.importorskip("dm_control")
     if "export_onnx" in code_of_page:
         for package in ("onnxscript", "onnxruntime", "safetensors"):
             pytest.importorskip(package)

@@ -19,7 +19,7 @@ from gymnasium import spaces
 from rl_zoo3 import exp_manager
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_bn_ddpg import BNSAC, CROSSQ, FrameReplayBuffer, zoo
+from sb3_bn_ddpg import BNSAC, CROSSQ, zoo
 from sb3_bn_ddpg.pixels.dm_control import TASKS, import_suite
 
 with contextlib.suppress(ImportError):
@@ -203,22 +203,6 @@ def test_profiles_cover_the_suite(of):
         # One entry for all of them
         assert all(FILES[of][env_id] == FILES[of][pattern.format("reacher-easy")] for env_id in env_ids)
     assert {f"bn_ddpg/{name}-pixels-v0" for name in SUITE_NAMES} <= gym.registry.keys()
-
-
-@pytest.mark.parametrize(("algo", "profile"), ONLINE_PROFILES)
-def test_pixels_build_a_model(algo, profile, tmp_path):
-    pytest.importorskip("shimmy")
-    try:
-        gym.make("bn_ddpg/cartpole-swingup-pixels-v0").close()
-    except ImportError as error:  # no library to render with
-        pytest.skip(str(error))
-    model = model_of(algo, profile, "bn_ddpg/cartpole-swingup-pixels-v0", tmp_path)
-    assert type(model.replay_buffer) is FrameReplayBuffer
-    assert type(model.policy) is policy_of(algo, "CnnPolicy")
-    has_defaults = profile == DEFAULTS[algo]
-    assert model.batch_size == (16 if has_defaults else 32)
-    assert (model.critic.features_extractor is model.actor.features_extractor) == (not has_defaults)
-    assert model.replay_buffer.gamma == model.gamma
 
 
 def test_paper_profile_for_pixels_is_the_papers():
