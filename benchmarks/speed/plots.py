@@ -89,6 +89,7 @@ def plot_train(figures: pd.DataFrame, path: Path) -> None:
     for row, n_threads in zip(grid, threads, strict=True):
         for axes, (obs_dim, action_dim) in zip(row, dimensions, strict=True):
             panel = select(figures, threads=n_threads, obs_dim=obs_dim, action_dim=action_dim)
+            axes.set_visible(len(panel) > 0)
             for contender in CONTENDERS:
                 own = select(panel, contender=contender).sort_values("batch_size")
                 if len(own):
