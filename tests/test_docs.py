@@ -151,7 +151,7 @@ def code(page: Path) -> list[str]:
 
 def test_tests_that_the_decisions_name_exist():
     text = (ROOT / "docs" / "decisions.md").read_text()
-    named = re.findall(r"`(test_\w+\.py)?::(test_\w+)`", text)
+    named = re.findall(r"`(\w+\.py)?::(test_\w+)`", text)
     assert named
     file = ""
     for name, test in named:
