@@ -64,7 +64,7 @@ $(BIN)/uv pip compile pyproject.toml --python-version 3.10 --no-header --no-anno
 	mv constraints.new $(2)
 endef
 
-bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=processor: ten minutes, full: an hour)
+bench-speed: $(VENV)/ready-to-test $(SPEED)/envs/jax/ready $(SPEED)/envs/tianshou/ready ## Speed beside the peers (PROFILE=processor: twenty minutes, full: forty)
 	$(BIN)/python -m benchmarks.speed.run --profile $(PROFILE) $(ARGS)
 
 # Also builds the environment in which tests/test_offline_peers.py runs d3rlpy

@@ -21,6 +21,7 @@ from sb3_bn_ddpg.deterministic.engine_step import gradient_step
 from sb3_bn_ddpg.fast import flat_storage, threads
 from sb3_bn_ddpg.fast import norms as fast_norms
 from sb3_bn_ddpg.fast import support as fast_update
+from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
@@ -953,6 +954,15 @@ def test_a_step_takes_the_threads_that_it_gains_by(make_model, four_threads, mon
     setattr(model._fast_update, name, fail)
     with pytest.raises(KeyboardInterrupt):
         model.train(1, 2)
+    assert th.get_num_threads() == 4
+
+
+def test_what_comes_between_the_steps_takes_one_thread(make_model, four_threads, monkeypatch):
+    """Two that wait for each other cost up to a tenth of a second where other processes use the cores."""
+    shrink, seen = nn.functional.hardshrink, []
+    monkeypatch.setattr(nn.functional, "hardshrink", lambda *args: seen.append(th.get_num_threads()) or shrink(*args))
+    make_model(gradient_steps=DENORMAL_INTERVAL).learn(22)
+    assert set(seen) == {1}
     assert th.get_num_threads() == 4
 
 

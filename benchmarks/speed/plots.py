@@ -18,7 +18,7 @@ from benchmarks.speed.breakdown import PARTS
 from benchmarks.speed.contenders import CONTENDERS
 from benchmarks.speed.figures import select, slope, threads_text
 
-COLORS = dict(zip(CONTENDERS, plt.get_cmap("tab10").colors, strict=False))
+COLORS = dict(zip(CONTENDERS, plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2], strict=False))
 DIMENSIONS = {(3, 1): "small (3-1)", (17, 6): "cheetah (17-6)", (348, 17): "humanoid (348-17)"}
 SLOPE_POINTS = 3
 """The largest sizes that a slope is fitted to."""

@@ -15,6 +15,7 @@ import torch as th
 from torch import nn
 
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
+from sb3_bn_ddpg.fast.threads import threads_for
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
@@ -215,8 +216,9 @@ class FlatStorage:
         flats = [self.values] if self.target_values is self.values else [self.values, self.target_values]
         if all(group["eps"] >= SMALLEST_EPS for group, _, _ in self.slices):
             flats += [self.exp_avg, self.exp_avg_sq]
-        for flat in flats:
-            flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
+        with threads_for(0):  # two wait for each other, where other processes use the cores
+            for flat in flats:
+                flat.copy_(nn.functional.hardshrink(flat, DENORMAL_THRESHOLD))
 
     def restore_norms(self) -> None:
         """Give the weights of a fixed norm that norm."""
