@@ -98,7 +98,7 @@ def fork(
 
 def serve(connection: socket.socket) -> dict[str, Any]:
     """Fork for each request. Returns it in the new process only; the server ends with the connection."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the processes between
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel clears away the processes that fork the ones asked for
     while True:
         message, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
         if not message:
