@@ -18,7 +18,7 @@ from torch import nn
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.steps import UpdateInfo, averages, on_device
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
-from sb3_bn_ddpg.fast import flat_storage, threads
+from sb3_bn_ddpg.fast import flat_storage, processor
 from sb3_bn_ddpg.fast import norms as fast_norms
 from sb3_bn_ddpg.fast import support as fast_update
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL
@@ -936,7 +936,7 @@ def four_threads():
 @pytest.mark.parametrize(("kwargs", "n_rows"), [({}, 1), (dict(use_target_networks=False, target_statistics="joint"), 2)])
 def test_a_step_takes_the_threads_that_it_gains_by(make_model, four_threads, monkeypatch, path, kwargs, n_rows):
     """No more than PyTorch is allowed, and what that is stays as it was."""
-    monkeypatch.setattr(threads, "MULTIPLICATIONS_PER_THREAD", 1000)
+    monkeypatch.setattr(processor, "MULTIPLICATIONS_PER_THREAD", 1000)
     model = make_model(fast_update=path, policy_kwargs=dict(net_arch=[8, 10]), **kwargs).learn(30)
     name = "_steps" if path == "compiled" else "_step"
     step, seen = getattr(model._fast_update, name), []
@@ -1207,6 +1207,31 @@ def test_weights_do_not_decay_into_denormal_numbers(make_model, path):
             assert (expected[:4] > 0).all()
             expected[:4] = 0
         assert th.equal(value, expected), name
+
+
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_denormal_numbers_are_zero_within_a_step_alone(make_model, path):
+    """Where they count for nothing: not beside a tiny epsilon, and what the user has set is as before."""
+
+    def are_zero():
+        return float(th.tensor([1e-39]).mul(1.0)) == 0.0
+
+    if not th.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    th.set_flush_denormal(False)
+    name = "_steps" if path == "compiled" else "_step"
+    for eps, expected in ((1e-8, [False, True, False]), (1e-20, [False, False, False])):
+        model = make_model(policy_kwargs=dict(SMALL, optimizer_kwargs=dict(eps=eps)), **by(path)).learn(30)
+        step, seen = getattr(model._fast_update, name), [are_zero()]
+        setattr(model._fast_update, name, lambda *args, step=step, seen=seen: seen.append(are_zero()) or step(*args))
+        model.train(1, 16)
+        assert [*seen, are_zero()] == expected
+    th.set_flush_denormal(True)
+    try:
+        model.train(1, 16)
+        assert are_zero()
+    finally:
+        th.set_flush_denormal(False)
 
 
 def test_moments_that_count_beside_a_tiny_epsilon_stay(make_model):

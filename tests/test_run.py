@@ -316,6 +316,27 @@ def test_diagnostics_are_taken_once_in_ten_updates(make_model):
     assert seen == [True, False, True, False, True]
 
 
+def test_diagnostics_that_nobody_has_read_yet_are_taken_once_in_fifty_updates(make_model):
+    """Until the logger writes them, which it does with the last ones."""
+    model = make_model()
+    model.learn(20)
+    model._n_updates, taken = 0, []
+    model.logger.dump()
+    record = model.logger.record
+
+    def recorded(key, *args, **kwargs):
+        if key == "train/actor_saturation":
+            taken.append(model._n_updates)
+        record(key, *args, **kwargs)
+
+    model.logger.record = recorded
+    for n in range(120):
+        model.train(1, 16)
+        if n == 104:
+            model.logger.dump()
+    assert taken == [1, 51, 101, 111]
+
+
 def test_tensorboard(make_model, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

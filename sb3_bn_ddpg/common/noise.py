@@ -121,6 +121,11 @@ class OrnsteinUhlenbeckNoise(VectorizedActionNoise):
         return np.asarray(self._sigma(self._progress_remaining) if callable(self._sigma) else self._sigma, dtype=np.float64)
 
     @property
+    def has_schedule(self) -> bool:
+        """Whether sigma is a schedule, which may return any shape."""
+        return callable(self._sigma)
+
+    @property
     def is_seeded(self) -> bool:
         """Whether the generator exists, seeded by the user, by ``BNDDPG`` or by a first draw."""
         return self._rng is not None

@@ -144,7 +144,7 @@ class CompiledUpdate(FastUpdate):
         """As ``FastUpdate.gradient_steps``."""
         if noise is None:
             noise = batch.actions.new_empty((len(calls), 0, batch.actions.shape[1]))
-        with self._threads(len(batch.actions) // len(calls)):
+        with self._processor(len(batch.actions) // len(calls)):
             reported = self._steps(batch, noise, calls)
         return [self._info(numbers, call.update_actor) for numbers, call in zip(reported, calls, strict=True)]
 

@@ -15,7 +15,7 @@ import torch as th
 from torch import nn
 
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
-from sb3_bn_ddpg.fast.threads import threads_for
+from sb3_bn_ddpg.fast.processor import threads_for
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
@@ -92,8 +92,9 @@ class FlatStorage:
         start = first = 0
         for group in groups:
             end = start + sum(_aligned(param.numel()) for param in group["params"])
-            # One counter a slice, where fused Adam reads it
-            step = th.tensor(steps[first], dtype=th.float32, device=self.values.device)
+            # One counter a slice, where fused Adam reads it: one of the optimizer's own if that is on the same device
+            shares = self.steps.device == self.values.device
+            step = self.steps[first] if shares else th.tensor(steps[first], device=self.values.device)
             # A CUDA block takes a whole piece of up to 65,536 numbers, so that a small network in one piece keeps it waiting
             size = _aligned(-(-(end - start) // BLOCKS)) if self.values.is_cuda else end - start
             flats = (self.values, self.grads, self.exp_avg, self.exp_avg_sq)
@@ -162,8 +163,9 @@ class FlatStorage:
         :return: The slices
         """
         self.count_where_the_optimizer_reads(n)
-        for _, _, step in self.slices:
-            step.add_(n)
+        if self.steps.device != self.values.device:
+            for _, _, step in self.slices:
+                step.add_(n)
         return self.slices
 
     def count_where_the_optimizer_reads(self, n: int) -> None:
@@ -211,10 +213,15 @@ class FlatStorage:
         """
         return tuple((*group["betas"], group["eps"], group["weight_decay"]) for group, _, _ in self.slices)
 
+    @property
+    def may_lose_denormals(self) -> bool:
+        """Whether moments that are nearly denormal count for nothing beside Adam's epsilon."""
+        return all(group["eps"] >= SMALLEST_EPS for group, _, _ in self.slices)
+
     def flush_denormals(self) -> None:
         """Set moments and parameters that are too small to count to zero."""
         flats = [self.values] if self.target_values is self.values else [self.values, self.target_values]
-        if all(group["eps"] >= SMALLEST_EPS for group, _, _ in self.slices):
+        if self.may_lose_denormals:
             flats += [self.exp_avg, self.exp_avg_sq]
         with threads_for(0):  # two wait for each other, where other processes use the cores
             for flat in flats:

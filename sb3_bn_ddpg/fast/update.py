@@ -25,9 +25,9 @@ from sb3_bn_ddpg.fast.parts import (
     QNetworkParts,
     Transitions,
 )
+from sb3_bn_ddpg.fast.processor import threads_for
 from sb3_bn_ddpg.fast.step import StepCall
 from sb3_bn_ddpg.fast.support import ParsedNetworks, check_supported, distinct_networks, parsed_networks, standardizations
-from sb3_bn_ddpg.fast.threads import threads_for
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import BaseActor, FixedStdActor
 
@@ -144,7 +144,7 @@ class FastUpdate:
         :return: Losses and values of this step
         """
         call = StepCall(gamma, tau, update_actor, update_actor if update_targets is None else update_targets)
-        with self._threads(len(batch.actions)):
+        with self._processor(len(batch.actions)):
             reported = self._step(batch, batch.actions[:0] if noise is None else noise, call)
         return self._info(reported if isinstance(reported, list) else reported.unbind(), update_actor)
 
@@ -157,12 +157,13 @@ class FastUpdate:
             )
         ]
 
-    def _threads(self, n: int) -> AbstractContextManager[None]:
+    def _processor(self, n: int) -> AbstractContextManager[None]:
         """
         :param n: Size of a minibatch
-        :return: What gives its step as many threads as it gains by
+        :return: What gives its step as many threads as it gains by, and keeps denormal numbers from slowing it
         """
-        return threads_for(self.largest_layer * (2 * n if self.step.is_joint else n))
+        flushes = all(storage.may_lose_denormals for storage in self.storages)
+        return threads_for(self.largest_layer * (2 * n if self.step.is_joint else n), flushes)
 
     def _info(self, values: Sequence[Any], update_actor: bool) -> UpdateInfo:
         """

@@ -81,11 +81,14 @@ class StatisticsMixin(nn.Module):
         The layers that keep running statistics, found by their type (names differ: ``running_mean``, ``ra_mean``). Those that
         stay in evaluation mode, as in a features extractor that freezes them by its ``train``, are none.
         """
-        modes = [(module, mode_of(module)) for module in self.modules()]
-        self.train()
-        layers = tuple(module for module in self.modules() if keeps_statistics(module) and mode_of(module))
-        for module, mode in modes:
-            module.training = mode
+        modules = list(self.modules())
+        layers = tuple(filter(keeps_statistics, modules))
+        if any(type(module).train is not nn.Module.train or "train" in vars(module) for module in modules):
+            modes = list(map(mode_of, modules))
+            self.train()
+            layers = tuple(filter(mode_of, layers))
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
         for layer in layers:
             follow_the_pass(layer)
         return layers

@@ -36,6 +36,8 @@ from sb3_bn_ddpg.off_policy.stepping import SteppingAlgorithm
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in this number of updates of the actor: they cost a tenth of one."""
+UNREAD_INTERVALS = 5
+"""And while the logger has not yet written the last ones, once in this number of these intervals."""
 SATURATED = 0.98
 """Beyond it, in units of half an action's range, tanh leaves less than a twenty-fifth of the gradient."""
 
@@ -280,7 +282,8 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self._check_batch_size(batch_size)
         self._update_optimizers()
         # Among these gradient steps is an update of the actor whose turn it is
-        interval = DIAGNOSTICS_INTERVAL * self.policy_delay
+        is_unread = "train/critic_grad_norm" in self.logger.name_to_value
+        interval = DIAGNOSTICS_INTERVAL * self.policy_delay * (UNREAD_INTERVALS if is_unread else 1)
         is_measured = (self.policy_delay - 1 - self._n_updates) % interval < gradient_steps
         earlier = {network: network.running_statistics() for network in (self.actor, self.critic)} if is_measured else {}
         infos, batch = self._gradient_steps(gradient_steps, batch_size)

@@ -50,10 +50,13 @@ def fitted_noise(noise: Any, n_envs: int, action_space: spaces.Box, seed: int | 
     fitted: ActionNoise = noise
     if not is_self_contained(fitted):
         return fitted
-    # Ask a copy for its shape, and leave the global generator that SB3's noises draw from as it was
-    random_state = np.random.get_state()
-    noise_shape = np.shape(copy.deepcopy(noise)())
-    np.random.set_state(random_state)
+    if isinstance(noise, OrnsteinUhlenbeckNoise) and not noise.has_schedule:
+        noise_shape = noise.noise_prev.shape
+    else:
+        # Ask a copy for its shape, and leave the global generator that SB3's noises draw from as it was
+        random_state = np.random.get_state()
+        noise_shape = np.shape(copy.deepcopy(noise)())
+        np.random.set_state(random_state)
     allowed = [(n_envs, *action_shape)] + ([action_shape] if n_envs == 1 else [])
     if noise_shape not in allowed:
         raise ValueError(

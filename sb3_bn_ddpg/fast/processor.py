@@ -1,0 +1,44 @@
+"""
+How a gradient step uses the processor.
+
+Threads of small matrix products gain little, for they wait for each other; and where other processes use the cores, they wait
+far longer than they calculate: eighty times as long has been seen. Denormal numbers, in which the optimizer's moments end as
+they decay, take a processor a hundred times as long as others: at a batch of 64, up to a fifth of a step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch as th
+
+MULTIPLICATIONS_PER_THREAD = 48_000_000
+"""
+In the largest product of a step. With 400 and 300 units, two threads are for minibatches of 800 transitions and more, where
+they take two thirds of the time of one; at 256 they take nine tenths.
+"""
+_DENORMAL = 5e-324
+
+
+@contextmanager
+def threads_for(multiplications: int, flushes_denormals: bool = False) -> Iterator[None]:
+    """
+    Within it, PyTorch has as many threads as the products gain by, and no more than it is allowed outside.
+
+    :param multiplications: Number of multiplications in the largest product
+    :param flushes_denormals: Whether this thread takes denormal numbers for zero within it, where the processor can
+    """
+    allowed = th.get_num_threads()
+    wanted = min(allowed, max(1, multiplications // MULTIPLICATIONS_PER_THREAD))
+    # (PyTorch does not say what is set)
+    flushes_denormals = flushes_denormals and _DENORMAL * 1.0 != 0.0
+    try:
+        if wanted != allowed:
+            th.set_num_threads(wanted)
+        if flushes_denormals:
+            th.set_flush_denormal(True)
+        yield
+    finally:
+        if flushes_denormals:
+            th.set_flush_denormal(False)
+        if wanted != allowed:
+            th.set_num_threads(allowed)
