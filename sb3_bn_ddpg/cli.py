@@ -175,12 +175,20 @@ def _train_options(arguments: list[str], zoo: Any, wants_help: bool) -> list[str
         "(which runs pickled code: name only files that you trust) or of an .npz file of arrays. For other algorithms it is "
         "demonstrations, from which a part of each minibatch comes",
     )
+    own.add_argument(
+        "--online-steps",
+        type=int,
+        default=0,
+        metavar="N",
+        help="environment steps after the gradient steps of an algorithm for stored data, with half of each minibatch from "
+        "the dataset (default: %(default)s)",
+    )
     options, rest = parser.parse_known_args(arguments)
     if wants_help:
         print(parser.format_help())
     try:
         recovery = zoo.WorkerRecovery(options.heartbeat_interval, options.max_retries)
-        zoo.register(recovery, options.checkpoint_freq, options.new_episode, options.dataset)
+        zoo.register(recovery, options.checkpoint_freq, options.new_episode, options.dataset, options.online_steps)
     except ValueError as error:
         parser.error(str(error))
     if options.profile is None:

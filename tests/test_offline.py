@@ -569,13 +569,24 @@ def test_onnx_holds_the_deterministic_policy(cls, tmp_path):
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     (actions,) = session.run(None, {"observation": observations})
     np.testing.assert_allclose(actions, model.predict(observations, deterministic=True)[0], atol=1e-5)
-    if cls is BNTD3BC:  # its standardisation is in the file
-        model.export_policy(tmp_path / "policy")
-        exported = load_policy(tmp_path / "policy").predict(observations)[0]
-        np.testing.assert_allclose(exported, model.predict(observations, deterministic=True)[0], atol=1e-5)
-    else:
-        with pytest.raises(ValueError, match=r"cannot be exported: only .* can, which need no code in the file"):
-            model.export_policy(tmp_path / "policy")
+
+
+@pytest.mark.parametrize("normalization", ["batch", "layer", None])
+@pytest.mark.parametrize("cls", ALL)
+def test_exported_policies_act_as_the_model(cls, normalization, tmp_path):
+    """With TD3+BC's standardisation; BCQ's policy, three networks and a choice, is refused."""
+    pytest.importorskip("safetensors")
+    model = make(cls, policy_kwargs=dict(normalization=normalization)).learn(3)
+    path = tmp_path / "policy"
+    if cls is BNBCQ:
+        with pytest.raises(ValueError, match=r"the class of the actor=.*` cannot be exported: only Actor, .* can"):
+            model.export_policy(path)
+        return
+    model.export_policy(path)
+    observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(
+        load_policy(path).predict(observations)[0], model.predict(observations, deterministic=True)[0]
+    )
 
 
 @pytest.mark.parametrize("cls", ALL)

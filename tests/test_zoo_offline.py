@@ -19,6 +19,7 @@ import yaml
 from rl_zoo3 import exp_manager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_bn_ddpg import BNIQL, BNTD3BC, cli, zoo
 from sb3_bn_ddpg.datasets import transitions
@@ -223,6 +224,21 @@ def test_a_missing_extra_ends_the_command_with_its_message(tmp_path, monkeypatch
         cli.main(["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--dataset", "mujoco/hopper/medium-v0"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "bn_td3", "--online-steps", "5"], r"`--online-steps 5` is not allowed with `--algo bn_td3`: .*bn_iql"),
+        (["--algo", "bn_iql", "--online-steps", "5", "--optimize"], "`--online-steps 5` is not allowed with `--optimize`"),
+        (["--algo", "bn_iql", "--online-steps", "-5"], "`online_steps=-5` is not allowed"),
+    ],
+)
+def test_steps_in_the_environment_that_make_no_sense(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [])
+    with pytest.raises(SystemExit, match=f"^bn-ddpg train: {message}"):
+        cli.main(["train", "--env", "Pendulum-v1", *arguments])
+
+
 def test_algorithms_without_a_dataset(tmp_path, monkeypatch):
     monkeypatch.setattr(exp_manager.ExperimentManager, "dataset", "some.npz")
     with pytest.raises(ValueError, match=r"`--dataset some\.npz` is not allowed with `--algo ddpg`: it must be .*bn_iql"):
@@ -286,6 +302,54 @@ def test_from_a_replay_buffer_to_an_agent(command):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("algo", "is_noisy"), [("bn_iql", False), ("bn_td3_bc", True)])
+def test_on_into_the_environment(algo, is_noisy, command, monkeypatch):
+    """After the gradient steps, with noise where the policy has none; interrupted there, it goes on to the same numbers."""
+    train = ["train", "--algo", algo, "--env", "Pendulum-v1", "--eval-freq", "-1", "--checkpoint-freq", "40", "--seed", "1"]
+    train += ["--dataset", stored("data.npz"), "-n", "30", "--online-steps", "20"]
+    train += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+    cls = zoo.ALGORITHMS[algo].algorithm
+    output = command(*train)
+    assert "Going on in the environment, for 20 steps" in output
+    whole = cls.load(f"logs/{algo}/Pendulum-v1_1/Pendulum-v1.zip")
+    assert (whole.num_timesteps, whole._n_updates, whole.learns_online) == (50, 50, True)
+    assert (whole.action_noise is not None) == is_noisy
+    assert whole.actor.optimizer.param_groups[0]["lr"] < 1e-6 or is_noisy  # IQL's falls until the last of these steps
+    # The checkpoint of step 40, in the environment
+    learn_online = cls.learn_online
+
+    def interrupted(model, total_timesteps, callback=None, **kwargs):
+        def interrupt(local_variables, global_variables):
+            if model.num_timesteps == 45:
+                raise KeyboardInterrupt
+            return True
+
+        return learn_online(model, total_timesteps, callback=[*callback, ConvertCallback(interrupt)], **kwargs)
+
+    monkeypatch.setattr(cls, "learn_online", interrupted)
+    command(*train)
+    monkeypatch.setattr(cls, "learn_online", learn_online)
+    output = command(*train[:7], "-i", f"logs/{algo}/Pendulum-v1_2/checkpoint.zip", "--online-steps", "20")
+    assert "Resuming from step 40 for 10 more" in output
+    resumed = cls.load(f"logs/{algo}/Pendulum-v1_3/Pendulum-v1.zip")
+    assert (resumed.num_timesteps, resumed.learns_online) == (50, True)
+    for name, value in whole.policy.state_dict().items():
+        assert value.equal(resumed.policy.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_a_training_that_ended_offline_goes_on_in_the_environment(command):
+    train = ["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--eval-freq", "-1"]
+    command(*train, "--dataset", stored("data.npz"), "-n", "5", "-params", "policy_kwargs:dict(net_arch=[8])")
+    for run, n_steps in ((1, 5), (2, 12)):
+        with pytest.raises(SystemExit, match="is not allowed without `-n`: its training has ended"):
+            command(*train, "-i", f"logs/bn_iql/Pendulum-v1_{run}/checkpoint.zip")
+        command(*train, "-i", f"logs/bn_iql/Pendulum-v1_{run}/checkpoint.zip", "--online-steps", "7")
+        model = BNIQL.load(f"logs/bn_iql/Pendulum-v1_{run + 1}/Pendulum-v1.zip")
+        assert (model.num_timesteps, model.learns_online) == (n_steps + 7, True)
+
+
+@pytest.mark.slow
 def test_from_a_search_to_an_agent(command):
     dataset = stored("data.npz")
     arguments = ["--algo", "bn_td3_bc", "--env", "Pendulum-v1"]
@@ -312,10 +376,11 @@ def test_the_commands_of_the_newcomers_page(command, tmp_path, monkeypatch):
     n_steps = {"record-dataset": "250", "enjoy": "200"}
     for line in lines:
         is_short = "bn_iql" in line and "train" in line
+        line = re.sub(r"--online-steps \d+", "--online-steps 20", line)
         line = re.sub(r"-n \d+", f"-n {n_steps.get(line.split()[0], '20' if is_short else '210')}", line)
         output = command(*re.sub(r"--eval-freq \d+", "--eval-freq 10" if is_short else "--eval-freq 205", line).split())
     assert "1 Episodes" in output
-    assert np.load("logs/bn_iql/Pendulum-v1_1/evaluations.npz")["timesteps"].tolist() == [10, 20]
+    assert np.load("logs/bn_iql/Pendulum-v1_1/evaluations.npz")["timesteps"].tolist() == [10, 20, 30, 40]
     assert yaml.unsafe_load(Path("logs/bn_sac/Pendulum-v1_1/Pendulum-v1/config.yml").read_text())["demonstrations"]
 
 

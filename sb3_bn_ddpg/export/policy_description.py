@@ -15,7 +15,7 @@ from torch import nn
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.export.exported_policy import ExportedPolicy, ObservationStatistics
 from sb3_bn_ddpg.networks import layers as torch_layers
-from sb3_bn_ddpg.networks.actors import Actor, GaussianActor
+from sb3_bn_ddpg.networks.actors import Actor, BaseActor, FixedStdActor, GaussianActor, SigmoidStdActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.networks.normalization import NormalizationConfig
 
@@ -30,6 +30,7 @@ ACTIVATIONS = {
     for cls in (nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.Identity)
 }
 """What a description may name. Everything else is refused, on writing and on reading."""
+STOCHASTIC_ACTORS = (GaussianActor, FixedStdActor, SigmoidStdActor)
 NORMALIZATION_KEYS = ("kind", "momentum", "eps", "renorm_warmup_steps", "order")
 NETWORK_KEYS = ("net_arch", "normalization", "final_init")
 DESCRIPTION_KEYS = {
@@ -53,12 +54,12 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
     :raises ValueError: if the policy has parts that a description cannot hold
     """
     # Of a stochastic actor the deterministic action, which a deterministic actor of the same layers has
-    actor = _deterministic(policy.actor) if type(policy.actor) is GaussianActor else policy.actor
+    actor = _deterministic(policy.actor) if type(policy.actor) in STOCHASTIC_ACTORS else policy.actor
     tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
     activation_fn: Any = actor.constructor_parameters["activation_fn"]
     config: NormalizationConfig = actor.constructor_parameters["normalization"]
     parts: list[tuple[str, type, tuple[type, ...]]] = [
-        ("the class of the actor", type(policy.actor), (Actor, GaussianActor)),
+        ("the class of the actor", type(policy.actor), (Actor, *STOCHASTIC_ACTORS)),
         ("features_extractor_class", type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
         ("activation_fn", activation_fn, tuple(ACTIVATIONS.values())),
     ]
@@ -98,7 +99,7 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
     return description, tensors
 
 
-def _deterministic(actor: GaussianActor) -> Actor:
+def _deterministic(actor: BaseActor) -> Actor:
     """
     :param actor: A stochastic actor
     :return: The deterministic one that acts by its mean, of the very same layers
@@ -110,7 +111,8 @@ def _deterministic(actor: GaussianActor) -> Actor:
             normalize_images=actor.normalize_images,
             **actor.constructor_parameters,
         )
-    made.mu = nn.Sequential(*actor.latent_pi, actor.mu, nn.Tanh())
+    mu: Any = actor.mu
+    made.mu = nn.Sequential(*actor.latent_pi, mu, nn.Tanh()) if isinstance(actor, GaussianActor) else mu
     return made
 
 

@@ -115,6 +115,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     _steps_environment = False
     action_limit: ClassVar[float] = 1.0
     """What the dataset's actions are clipped to, scaled to [-1, 1]"""
+    acts_at_random: ClassVar[bool] = True
+    """Whether the policy explores by itself, so that ``learn_online`` needs no noise"""
 
     dataset: Dataset
     reward_scaling: RewardScaling = None
@@ -319,6 +321,28 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             progress_bar=progress_bar,
             schedule_timesteps=schedule_timesteps,
         )
+
+    @property
+    def learns_online(self) -> bool:
+        """Whether the last training, perhaps that of a checkpoint, was in the environment."""
+        return self._steps_environment
+
+    def go_on_online(self: SelfOffline, total_timesteps: int, **kwargs: Any) -> SelfOffline:
+        """
+        As :meth:`learn_online`, with the settings of its last call, that of a checkpoint's training for example.
+
+        :param total_timesteps: Number of environment steps
+        :param kwargs: Further arguments of ``learn_online``
+        :return: The trained model
+        :raises ValueError: if there was none
+        """
+        buffer = self.replay_buffer
+        if not isinstance(buffer, MixedReplayBuffer):
+            raise ValueError("`go_on_online` is not allowed before `learn_online`, with whose settings it goes on")
+        settings = dict(
+            dataset_share=buffer.dataset_share, learning_starts=self.learning_starts, action_noise=self.action_noise
+        )
+        return self.learn_online(total_timesteps, **(settings | kwargs))
 
     @property
     def _how_to_load(self) -> str:

@@ -92,6 +92,7 @@ class BNTD3BC(BNOfflineAlgorithm):
     target_noise_clip: float
 
     has_target_actor: ClassVar[bool] = True
+    acts_at_random: ClassVar[bool] = False
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BNTD3BCPolicy, "CnnPolicy": BNTD3BCCnnPolicy}
 
     def __init__(

@@ -16,6 +16,7 @@ def register(
     checkpoint_freq: int = CHECKPOINT_FREQ,
     new_episode: bool = False,
     dataset: str | None = None,
+    online_steps: int = 0,
 ) -> None:
     """
     Add this package's algorithms to RL Zoo's in this process, for its scripts, its classes and your own code.
@@ -27,6 +28,7 @@ def register(
     :param new_episode: Whether a training that is resumed from a checkpoint begins a new episode in any case
     :param dataset: The dataset of trainings and searches: the id of one of Minari's, or the path of a saved replay buffer or
         of an ``.npz`` file of arrays (if None: what the hyperparameters name, if anything)
+    :param online_steps: Environment steps after the gradient steps of an algorithm for stored data (>= 0)
     """
     for name, row in ALGORITHMS.items():
         ALGOS[name] = row.algorithm
@@ -36,6 +38,7 @@ def register(
     FamilyExperimentManager.checkpoint_freq = checkpoint_freq
     FamilyExperimentManager.new_episode = new_episode
     FamilyExperimentManager.dataset = dataset
+    FamilyExperimentManager.online_steps = online_steps
     # The two places from which the Zoo and its users take the class
     rl_zoo3.exp_manager.ExperimentManager = FamilyExperimentManager  # type: ignore[misc]
     rl_zoo3.train.ExperimentManager = FamilyExperimentManager  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
 from sb3_bn_ddpg.saving.checkpoint import is_checkpoint, read_manifest
 from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
 from sb3_bn_ddpg.zoo.hyperparameters import HyperparameterManager
@@ -56,13 +57,16 @@ class TrainingManager(HyperparameterManager):
     :param algo: Algorithm
     :param rest: Other positional arguments of ``ExperimentManager``
     :param kwargs: Its keyword arguments
-    :raises ValueError: if ``n_eval_envs`` is no positive integer, or a checkpoint is to be resumed by another algorithm
+    :raises ValueError: if ``n_eval_envs`` is no positive integer, a checkpoint is to be resumed by another algorithm, or steps
+        in the environment are to follow where there are none before
     """
 
     checkpoint_freq: ClassVar[int] = CHECKPOINT_FREQ
     """Steps between two checkpoints of a training; none is written if it is < 1"""
     new_episode: ClassVar[bool] = False
     """Whether a training that is resumed from a checkpoint begins a new episode in any case"""
+    online_steps: ClassVar[int] = 0
+    """Environment steps after the gradient steps of an algorithm for stored data"""
 
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, *rest, **kwargs)
@@ -72,6 +76,25 @@ class TrainingManager(HyperparameterManager):
         self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
         if self._is_resumed:
             self._check_algorithm()
+        self._check_online_steps()
+
+    def _check_online_steps(self) -> None:
+        """
+        :raises ValueError: if steps in the environment are to follow a search, or an algorithm that makes them anyway
+        """
+        check_number("online_steps", self.online_steps, low=0, integer=True)
+        if self.online_steps == 0:
+            return
+        offline = [name for name, row in ALGORITHMS.items() if row.needs_dataset]
+        if self.algo not in offline:
+            raise ValueError(
+                f"`--online-steps {self.online_steps}` is not allowed with `--algo {self.algo}`: it must be one of "
+                f"{', '.join(offline)}"
+            )
+        if self.optimize_hyperparameters:
+            raise ValueError(
+                f"`--online-steps {self.online_steps}` is not allowed with `--optimize`: a search uses the dataset alone"
+            )
 
     def _check_algorithm(self) -> None:
         """
@@ -94,7 +117,8 @@ class TrainingManager(HyperparameterManager):
         """
         if self._is_resumed:
             manifest = read_manifest(self.trained_agent)
-            if not self._is_given_steps and manifest["num_timesteps"] >= manifest["total_timesteps"]:
+            has_ended = manifest["num_timesteps"] >= manifest["total_timesteps"]
+            if has_ended and not self._is_given_steps and self.online_steps == 0:
                 raise ValueError(
                     f"`-i {self.trained_agent}` is not allowed without `-n`: its training has ended, after "
                     f"{manifest['num_timesteps']} steps, and for how many more it shall go on is not said"
@@ -191,11 +215,35 @@ class TrainingManager(HyperparameterManager):
             path = Path(self.save_path) / CHECKPOINT_NAME
             self.callbacks.append(CheckpointUntilInterrupted(self.checkpoint_freq, path, self._interrupts))
         learner: Any = model
-        if self._is_resumed:
-            # All that the Zoo asks of a model here
+        # All that the Zoo asks of a model here
+        if isinstance(model, BNOfflineAlgorithm):
+            learner = SimpleNamespace(learn=partial(self._learn_from_data, model), env=model.env)
+        elif self._is_resumed:
             learner = SimpleNamespace(learn=partial(model.learn, reset_num_timesteps=False), env=model.env)
         with self._interrupts.remembered(), self._interrupts.at_once(not with_checkpoints and not self._has_workers):
             super().learn(learner)
+
+    def _learn_from_data(self, model: BNOfflineAlgorithm, n_timesteps: int, **kwargs: Any) -> None:
+        """
+        Gradient steps on the dataset, then steps in the environment if ``online_steps`` says so: schedules end with the last
+        of them. A training that was interrupted in the environment goes on there.
+
+        :param model: The model
+        :param n_timesteps: Number of gradient steps, or of those in the environment
+        :param kwargs: Further arguments of ``learn``
+        """
+        if self._is_resumed:
+            kwargs |= dict(reset_num_timesteps=False, schedule_timesteps=model._schedule_timesteps)
+        elif self.online_steps > 0:
+            kwargs["schedule_timesteps"] = n_timesteps + self.online_steps
+        if self._is_resumed and model.learns_online:
+            model.go_on_online(n_timesteps or self.online_steps, **kwargs)
+            return
+        model.learn(n_timesteps, **kwargs)
+        if self.online_steps > 0 and model.remaining_timesteps == 0:  # no callback has ended it
+            print(f"Going on in the environment, for {self.online_steps} steps")
+            kwargs |= dict(reset_num_timesteps=False)
+            model.learn_online(self.online_steps, **kwargs, action_noise=None if model.acts_at_random else "normal")
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self._is_resumed:
