@@ -13,7 +13,7 @@ from sb3_bn_ddpg.deterministic import engine_step
 from sb3_bn_ddpg.fast import torch_operations
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN
 from sb3_bn_ddpg.networks.categorical import projected
-from sb3_bn_ddpg.offline import iql_engine_step, td3_bc_engine_step
+from sb3_bn_ddpg.offline import awac_engine_step, iql_engine_step, td3_bc_engine_step
 from sb3_bn_ddpg.sac import engine_step as sac_engine_step
 
 pytest.importorskip("numba")
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.numerics
 
 STEPS = [
     function
-    for module in (critic_engine_step, engine_step, sac_engine_step, iql_engine_step, td3_bc_engine_step)
+    for module in (critic_engine_step, engine_step, sac_engine_step, iql_engine_step, td3_bc_engine_step, awac_engine_step)
     for function in vars(module).values()
     if isinstance(function, FunctionType) and function.__module__ == module.__name__
 ]

@@ -1,6 +1,7 @@
-"""The steps of IQL and TD3+BC on the engine against their definitions by autograd, and their losses against autograd's."""
+"""The steps of IQL, TD3+BC and AWAC on the engine against their definitions, and their losses against autograd's."""
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from test_fast_update import (
 from test_offline import data, make, same_parameters
 from torch import nn
 
-from sb3_bn_ddpg import BNAWAC, BNIQL, BNTD3BC
+from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC
 from sb3_bn_ddpg.fast import support, torch_operations
+from sb3_bn_ddpg.networks.actors import FixedStdActor, SigmoidStdActor
 from sb3_bn_ddpg.networks.layers import StandardizingExtractor
-from sb3_bn_ddpg.offline.losses import expectile_loss, iql_weights, td3_bc_loss, weighted_regression_loss
+from sb3_bn_ddpg.offline.losses import awac_weights, expectile_loss, iql_weights, td3_bc_loss, weighted_regression_loss
 
 WAYS = pytest.mark.parametrize("path", [True, COMPILED, CUDA])
 CONFIGURATIONS = {
@@ -46,6 +48,17 @@ CONFIGURATIONS = {
     ),
     "IQL, batch renorm after its warm-up": dict(
         algorithm=BNIQL, policy_kwargs=dict(normalization="batch_renorm", renorm_warmup_steps=10)
+    ),
+    "AWAC": dict(algorithm=BNAWAC),
+    "AWAC, batch norm": dict(algorithm=BNAWAC, policy_kwargs=dict(normalization="batch")),
+    "AWAC, layer norm": dict(algorithm=BNAWAC, policy_kwargs=dict(normalization="layer")),
+    "AWAC, its numbers": dict(algorithm=BNAWAC, beta=0.3, weighting="exp", weight_limit=1.2, gamma=0.9),
+    "AWAC, joint": dict(algorithm=BNAWAC, target_statistics="joint", policy_kwargs=dict(normalization="batch")),
+    "AWAC, all updating": dict(
+        algorithm=BNAWAC,
+        target_statistics="batch_update",
+        actor_loss_critic_statistics="batch_update",
+        policy_kwargs=dict(normalization="batch", optimizer_kwargs=dict(weight_decay=0.01)),
     ),
     "TD3+BC": dict(algorithm=BNTD3BC),
     "TD3+BC, batch norm": dict(algorithm=BNTD3BC, policy_kwargs=dict(normalization="batch")),
@@ -104,8 +117,8 @@ def test_forty_updates_equal_the_definition(path, name):
     kwargs = copy.deepcopy(CONFIGURATIONS[name])
     fast, reference = model_of(path, double=True, **kwargs), model_of(False, double=True, **kwargs)
     for model in (fast, reference):
-        if isinstance(model, BNIQL):
-            model.actor.log_std.data[:] = th.tensor([-5.1, 0.4])  # of which the first is clamped, and has no gradient
+        if not isinstance(model, BNTD3BC):
+            model.actor.log_std.data[:] = th.tensor([-5.1, 0.4])  # IQL clamps the first, which has no gradient then
     start = copy.deepcopy(fast.policy.state_dict())
     for index in range(40):
         update_actor = index % fast.policy_delay == 0
@@ -127,7 +140,7 @@ def test_forty_updates_equal_the_definition(path, name):
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("name", ["IQL", "IQL, batch norm", "TD3+BC", "TD3+BC, batch norm"])
+@pytest.mark.parametrize("name", ["IQL", "IQL, batch norm", "AWAC", "AWAC, batch norm", "TD3+BC", "TD3+BC, batch norm"])
 @WAYS
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     """With the authors' widths: the distance from the definition in float64, beside that of the definition in float32."""
@@ -155,7 +168,7 @@ def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not {key: (ours, own) for key, (ours, own) in medians.items() if ours > ERROR_RATIO * own + SMALLEST_ERROR}
 
 
-@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC])
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC])
 @WAYS
 def test_learning_is_kept_and_resumed_to_the_bit(path, algorithm, tmp_path):
     arguments = dict(policy_kwargs=dict(normalization="batch")) | by(path)
@@ -172,7 +185,7 @@ def test_learning_is_kept_and_resumed_to_the_bit(path, algorithm, tmp_path):
 
 
 @needs_numba
-@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC])
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC])
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
@@ -228,8 +241,10 @@ def test_another_standardisation_counts(path):
 
 
 def test_which_have_an_engine():
-    assert make(BNIQL).fast_update is make(BNTD3BC).fast_update is True
-    assert make(BNAWAC).learn(2)._fast_update is None
+    for algorithm in (BNIQL, BNTD3BC, BNAWAC):
+        assert make(algorithm).fast_update is True
+        assert make(algorithm).learn(2)._fast_update is not None
+    assert make(BNBCQ).learn(2)._fast_update is None
 
 
 # --- The losses
@@ -252,7 +267,8 @@ def both(name, *args, places):
         returned = getattr(operation, "py_func", operation)(*copies, *([reports, 1] if places else []))
         means = [float(np.mean(np.asarray(report))) for report in reports[1:]]
         written = [np.asarray(each) for each in copies if not isinstance(each, float)]
-        results.append((np.asarray(returned), means, written))
+        of_one = tuple(map(np.asarray, returned)) if isinstance(returned, tuple) else np.asarray(returned)
+        results.append((of_one, means, written))
     return results
 
 
@@ -280,16 +296,52 @@ def test_advantage_weights():
             np.testing.assert_array_equal(weights, [[np.nan], [2.5]])
 
 
-def test_regression():
+@pytest.mark.parametrize("beta", [0.5, 3.0])
+def test_softmax_weights(beta):
+    expected = awac_weights(th.from_numpy(Q), beta, 1.0, "softmax")
+    for weights, _, _ in both("softmax_weights", Q, 1 / beta, places=0):
+        np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    for weights, _, _ in both("softmax_weights", np.array([[1e4], [0.0], [-1e4]]), 1 / beta, places=0):
+        np.testing.assert_array_equal(weights, [[3.0], [0.0], [0.0]])
+    for weights, _, _ in both("softmax_weights", np.array([[1.0], [np.nan]]), 1 / beta, places=0):
+        assert np.isnan(weights).all()
+
+
+BOUNDS = {"clamped_log_std": FixedStdActor.bounded_log_std, "sigmoid_log_std": SigmoidStdActor.bounded_log_std}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_of_the_standard_deviation(name):
+    log_std = leaf(LOG_STD)
+    bounded = BOUNDS[name].fget(SimpleNamespace(log_std=log_std))
+    (slope,) = th.autograd.grad(bounded.sum(), log_std)
+    for (returned, of_slope), _, _ in both(name, LOG_STD, places=0):
+        np.testing.assert_allclose(returned, bounded.detach(), rtol=1e-12)
+        np.testing.assert_allclose(of_slope, slope, rtol=1e-12)
+    for (returned, _), _, _ in both(name, np.array([np.nan]), places=0):
+        assert np.isnan(returned).all()
+
+
+def test_gaussian_actions():
+    noise = RNG.normal(size=MU.shape)
+    expected = np.clip(MU + np.exp(LOG_STD) * noise, -1, 1)
+    assert (np.abs(expected) == 1).any()
+    for actions, _, _ in both("gaussian_actions", MU, LOG_STD, noise, places=0):
+        np.testing.assert_allclose(actions, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_regression(name):
     means, log_std = leaf(MU), leaf(LOG_STD)
-    std = log_std.clamp(-5, 2).exp()
-    log_prob = th.distributions.Normal(means, std).log_prob(th.from_numpy(A)).sum(dim=1, keepdim=True)
+    bounded = BOUNDS[name].fget(SimpleNamespace(log_std=log_std))
+    (slope,) = th.autograd.grad(bounded.sum(), log_std, retain_graph=True)
+    log_prob = th.distributions.Normal(means, bounded.exp()).log_prob(th.from_numpy(A)).sum(dim=1, keepdim=True)
     loss = weighted_regression_loss(log_prob, th.from_numpy(WEIGHTS))
     loss.backward()
-    assert log_std.grad[0] == log_std.grad[2] == 0 != log_std.grad[1]
-    for gradient, reported, written in both("regression", MU, LOG_STD, np.full(3, 9.0), A, WEIGHTS, places=1):
+    arguments = MU, bounded.detach().numpy(), slope.numpy(), np.full(3, 9.0), A, WEIGHTS
+    for gradient, reported, written in both("regression", *arguments, places=1):
         np.testing.assert_allclose(gradient, means.grad, rtol=1e-11)
-        np.testing.assert_allclose(written[2], log_std.grad, rtol=1e-11)
+        np.testing.assert_allclose(written[3], log_std.grad, rtol=1e-11)
         np.testing.assert_allclose(reported, [loss.item()], rtol=1e-12)
 
 

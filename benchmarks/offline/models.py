@@ -19,7 +19,7 @@ CLASSES: dict[str, type[OffPolicyAlgorithm]] = {
     "bn_awac": BNAWAC,
     "bn_bcq": BNBCQ,
 }
-WITH_FAST_UPDATE = ("bn_iql", "bn_td3_bc")
+WITH_FAST_UPDATE = ("bn_iql", "bn_td3_bc", "bn_awac")
 
 
 def build_offline(unit: Unit, device: str) -> OffPolicyAlgorithm | D3rlpyModel:

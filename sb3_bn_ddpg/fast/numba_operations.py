@@ -17,7 +17,16 @@ from sb3_bn_ddpg.fast.numba_categorical import (
     smaller_outputs,
 )
 from sb3_bn_ddpg.fast.numba_compiler import compiled
-from sb3_bn_ddpg.fast.numba_imitation import advantage_weights, expectile_error, imitation, regression
+from sb3_bn_ddpg.fast.numba_imitation import (
+    advantage_weights,
+    clamped_log_std,
+    expectile_error,
+    gaussian_actions,
+    imitation,
+    regression,
+    sigmoid_log_std,
+    softmax_weights,
+)
 from sb3_bn_ddpg.fast.numba_passes import backward, forward, infer, last_inputs_gradient, output
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI
@@ -26,10 +35,12 @@ from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 __all__ = [
     "advantage_weights",
     "backward",
+    "clamped_log_std",
     "cross_entropy",
     "expected",
     "expectile_error",
     "forward",
+    "gaussian_actions",
     "imitation",
     "infer",
     "last_inputs_gradient",
@@ -38,7 +49,9 @@ __all__ = [
     "q_backward",
     "q_of_outputs",
     "regression",
+    "sigmoid_log_std",
     "smaller_outputs",
+    "softmax_weights",
 ]
 """Further operations, which are defined elsewhere"""
 

@@ -7,7 +7,7 @@ import math
 
 import torch as th
 
-from sb3_bn_ddpg.networks.actors import FIXED_LOG_STD_MAX, FIXED_LOG_STD_MIN
+from sb3_bn_ddpg.networks.actors import FIXED_LOG_STD_MAX, FIXED_LOG_STD_MIN, SIGMOID_LOG_STD_MIN
 
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 
@@ -39,9 +39,47 @@ def advantage_weights(advantages: th.Tensor, beta: float, limit: float) -> th.Te
     return (beta * advantages).exp_().clamp_(max=limit)
 
 
+def softmax_weights(advantages: th.Tensor, beta: float) -> th.Tensor:
+    """
+    :param advantages: (n, 1)
+    :param beta: Inverse temperature, >= 0
+    :return: The weights n softmax(beta A)
+    """
+    return th.softmax(beta * advantages, dim=0).mul_(len(advantages))
+
+
+def clamped_log_std(log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param log_std: Logarithm of the standard deviation of IQL's actor, (action_dim,)
+    :return: It within its bounds, and the derivative of that
+    """
+    clamped = log_std.clamp(FIXED_LOG_STD_MIN, FIXED_LOG_STD_MAX)
+    return clamped, (clamped == log_std).to(log_std.dtype)
+
+
+def sigmoid_log_std(log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param log_std: As of :func:`clamped_log_std`, of AWAC's actor
+    :return: Likewise
+    """
+    share = th.sigmoid(-log_std)
+    return SIGMOID_LOG_STD_MIN * share, -SIGMOID_LOG_STD_MIN * share * (1 - share)
+
+
+def gaussian_actions(means: th.Tensor, log_std: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    """
+    :param means: (n, action_dim)
+    :param log_std: Logarithm of the standard deviation, within its bounds, (action_dim,)
+    :param noise: Standard normal noise, (n, action_dim)
+    :return: The actions that it makes, clipped to [-1, 1]
+    """
+    return (log_std.exp() * noise).add_(means).clamp_(-1, 1)
+
+
 def regression(
     means: th.Tensor,
     log_std: th.Tensor,
+    slope: th.Tensor,
     log_std_grad: th.Tensor,
     actions: th.Tensor,
     weights: th.Tensor,
@@ -52,8 +90,9 @@ def regression(
     The loss -mean(w log pi(a)) of a Gaussian that has the same standard deviation in each row, and is not squashed.
 
     :param means: Its means, (n, action_dim)
-    :param log_std: Logarithm of its standard deviation, (action_dim,), not clamped yet
-    :param log_std_grad: Where the gradient of that goes
+    :param log_std: Logarithm of its standard deviation, within its bounds, (action_dim,)
+    :param slope: The derivative of that
+    :param log_std_grad: Where the gradient of what is bounded goes
     :param actions: Actions, of the shape of the means
     :param weights: Their weights, (n, 1)
     :param reports: Takes the loss
@@ -61,15 +100,14 @@ def regression(
     :return: Gradient of the means
     """
     n, action_dim = means.shape
-    clamped = log_std.clamp(FIXED_LOG_STD_MIN, FIXED_LOG_STD_MAX)
-    inverse = th.exp(-clamped)
+    inverse = th.exp(-log_std)
     distances = (actions - means).mul_(inverse)
     squares = distances.square()
-    densities = squares.sum(dim=1, keepdim=True).mul_(0.5).add_(clamped.sum()).add_(action_dim * HALF_LOG_2_PI)
+    densities = squares.sum(dim=1, keepdim=True).mul_(0.5).add_(log_std.sum()).add_(action_dim * HALF_LOG_2_PI)
     reports[place] = weights * densities
     share = weights / -n
     th.sum(squares.sub_(1).mul_(share), dim=0, out=log_std_grad)
-    log_std_grad.mul_(clamped == log_std)
+    log_std_grad.mul_(slope)
     return distances.mul_(inverse).mul_(share)
 
 

@@ -19,20 +19,34 @@ from sb3_bn_ddpg.fast.torch_categorical import (
     q_of_outputs,
     smaller_outputs,
 )
-from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI, advantage_weights, expectile_error, imitation, regression
+from sb3_bn_ddpg.fast.torch_imitation import (
+    HALF_LOG_2_PI,
+    advantage_weights,
+    clamped_log_std,
+    expectile_error,
+    gaussian_actions,
+    imitation,
+    regression,
+    sigmoid_log_std,
+    softmax_weights,
+)
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
 __all__ = [
     "advantage_weights",
+    "clamped_log_std",
     "cross_entropy",
     "expected",
     "expectile_error",
+    "gaussian_actions",
     "imitation",
     "projected_targets",
     "q_backward",
     "q_of_outputs",
     "regression",
+    "sigmoid_log_std",
     "smaller_outputs",
+    "softmax_weights",
 ]
 """Further operations, which are defined elsewhere"""
 

@@ -21,6 +21,9 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 FIXED_LOG_STD_MIN, FIXED_LOG_STD_MAX = -5.0, 2.0
 """Where that of an actor with the same standard deviation in all states is clamped, as in IQL."""
 
+SIGMOID_LOG_STD_MIN = -6.0
+"""Where a sigmoid lets it begin that ends at 0, as in AWAC."""
+
 SQUASH_EPS = 1e-6
 """Added to the derivative of tanh before its logarithm, as in SB3's SAC: where tanh saturates, it is zero."""
 
@@ -219,4 +222,4 @@ class SigmoidStdActor(FixedStdActor):
     @property
     def bounded_log_std(self) -> th.Tensor:
         """Logarithm of the standard deviation, in [-6, 0], of shape ``(action_dim,)``. It starts at -3."""
-        return -6.0 * th.sigmoid(-self.log_std)
+        return SIGMOID_LOG_STD_MIN * th.sigmoid(-self.log_std)

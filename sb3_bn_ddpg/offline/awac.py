@@ -1,6 +1,6 @@
 """AWAC: its parameters and its gradient step."""
 
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
@@ -10,7 +10,9 @@ from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.datasets.dataset_buffer import RewardScaling
 from sb3_bn_ddpg.datasets.transitions import Dataset
+from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.statistics import Statistics, StatisticsSync
+from sb3_bn_ddpg.offline.awac_engine_step import step_on_engine
 from sb3_bn_ddpg.offline.awac_step import gradient_step
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
 from sb3_bn_ddpg.offline.losses import Weighting
@@ -44,6 +46,11 @@ class BNAWAC(BNOfflineAlgorithm):
         of an episode)), or None
     :param critic_learning_rate: Learning rate of the critics (>= 0), a number or a schedule (if None: ``learning_rate``)
     :param critic_weight_decay: L2 weight decay of the critics' weights (>= 0)
+    :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
+        with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
+        uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
+        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        CUDA graph.
     :param target_statistics: Batch-norm statistics of passes whose output is only a target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass (see
         :data:`~sb3_bn_ddpg.networks.statistics.Statistics`)
@@ -91,6 +98,7 @@ class BNAWAC(BNOfflineAlgorithm):
         reward_scaling: RewardScaling = None,
         critic_learning_rate: float | Schedule | None = None,
         critic_weight_decay: float = 0.0,
+        fast_update: bool | Literal["compiled"] = True,
         target_statistics: Statistics = "batch",
         target_statistics_sync: StatisticsSync | None = "copy",
         critic_loss_statistics: Statistics = "batch_update",
@@ -129,3 +137,6 @@ class BNAWAC(BNOfflineAlgorithm):
             self.weighting,
             self.weight_limit,
         )
+
+    def _step_on_engine(self) -> EngineStep:
+        return step_on_engine(self._pass_statistics, float(self.beta), self.weighting, float(self.weight_limit))

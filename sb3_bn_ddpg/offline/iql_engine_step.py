@@ -106,7 +106,8 @@ def gradient_step(
     if update_actor:
         actor = parts.actor
         means = ops.squash(ops.forward(actor.mean, parts.actor_memory, obs, choices.actor_loss_actor))
-        mean_grad = ops.regression(means, actor.log_std, actor.log_std_grad, actions, weights, reports, place + 4)
+        log_std, slope = ops.clamped_log_std(actor.log_std)
+        mean_grad = ops.regression(means, log_std, slope, actor.log_std_grad, actions, weights, reports, place + 4)
         ops.backward(actor.mean, parts.actor_memory, obs, ops.squash_backward(mean_grad, means), 0)
         ops.adam(parts.actor_storage, rates[0])
 
