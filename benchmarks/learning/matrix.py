@@ -314,6 +314,9 @@ RULES = {
     "rule_norm_one": _rule("one step, fixed-norm weights, targets", **_ONE_STEP, **_FIXED_NORM),
     "rule_atoms_one": _rule("one step, atoms", _OF_ATOMS, **_ATOMS, n_steps=1),
     "rule_atoms_three": _rule("three steps, atoms", _OF_ATOMS, **_ATOMS, n_steps=3),
+    # Where a fall ends an episode, a deterministic actor learns within 5,000 steps to stand still, and then tries nothing else
+    "rule_sac_one": _rule("BNSAC, one step", base="bn_sac", **_ONE_STEP),
+    "rule_sac_five": _rule("BNSAC, five steps", base="bn_sac"),
     "rule_sac_atoms_one": _rule(
         "BNSAC, one step, atoms", _OF_ATOMS, "bn_sac", **_ATOMS, n_steps=1, ent_coef="auto_0.01", target_entropy="auto_0.5"
     ),
