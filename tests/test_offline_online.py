@@ -4,10 +4,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from conftest import VectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from test_offline import ALL, BNBCQ, BNIQL, BNTD3BC, Untouchable, data, make, same_parameters
 
 from sb3_bn_ddpg import BNDDPG, dataset_buffer, record_dataset, store_dataset
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg.datasets.transitions import transitions_of
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -27,6 +29,31 @@ def test_rewards_are_scaled_as_the_dataset():
     buffer.add(*np.zeros((2, 1, 4)), np.zeros((1, 2)), np.array([8.0]), np.zeros(1), [{}])
     assert buffer.rewards[3, 0] == 2.0
     assert buffer.dataset.reward_factor == 0.25
+
+
+def test_a_dataset_made_of_what_learned_online_has_the_rewards_as_they_came():
+    """And the transitions that were there before, the dataset's first."""
+    scaled, plain = (make(BNIQL, env=VectorEnv(), reward_scaling=factor) for factor in (0.25, None))
+    expected = plain.replay_buffer.rewards[:, 0]
+    scaled.learn_online(7)
+    new = scaled.replay_buffer.rewards[:7, 0] / 0.25
+    data = transitions_of(scaled.replay_buffer)
+    np.testing.assert_allclose(data.rewards, [*expected, *new], rtol=1e-6)
+    np.testing.assert_array_equal(data.observations[:200], plain.replay_buffer.observations[:, 0])
+    np.testing.assert_array_equal(data.observations[200:], scaled.replay_buffer.observations[:7, 0])
+    assert data.truncations[199] or data.terminations[199]
+    np.testing.assert_allclose(transitions_of(make(BNIQL, reward_scaling=0.25).replay_buffer).rewards, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("training", "norm"), [(True, {}), (True, dict(norm_obs=False)), (False, {})])
+def test_a_normalisation_must_not_adapt(training, norm):
+    env = VecNormalize(DummyVecEnv([VectorEnv]), training=training, **norm)
+    model = make(BNIQL, env=env).learn(2)
+    if training:
+        with pytest.raises(ValueError, match="`env` with a VecNormalize that adapts its statistics is not allowed"):
+            model.learn_online(3)
+    else:
+        assert model.learn_online(3).num_timesteps == 3
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.5, 8), (0.0, 0), (1.0, 16), (0.3, 5)])

@@ -338,15 +338,64 @@ def test_on_into_the_environment(algo, is_noisy, command, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_training_that_ended_offline_goes_on_in_the_environment(command):
+def test_steps_in_the_environment_after_a_training_that_ended(command):
+    """Learning rates are those of the longer training, whose last step is their end."""
     train = ["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--eval-freq", "-1"]
     command(*train, "--dataset", stored("data.npz"), "-n", "5", "-params", "policy_kwargs:dict(net_arch=[8])")
-    for run, n_steps in ((1, 5), (2, 12)):
+    options = [["--online-steps", "7"], ["--online-steps", "4"], ["-n", "3"]]
+    for run, (option, n_steps) in enumerate(zip(options, (12, 16, 19), strict=True), start=1):
+        checkpoint = f"logs/bn_iql/Pendulum-v1_{run}/checkpoint.zip"
         with pytest.raises(SystemExit, match="is not allowed without `-n`: its training has ended"):
-            command(*train, "-i", f"logs/bn_iql/Pendulum-v1_{run}/checkpoint.zip")
-        command(*train, "-i", f"logs/bn_iql/Pendulum-v1_{run}/checkpoint.zip", "--online-steps", "7")
+            command(*train, "-i", checkpoint)
+        output = command(*train, "-i", checkpoint, *option)
+        assert f"for {0 if run == 1 else option[1]} more" in output
         model = BNIQL.load(f"logs/bn_iql/Pendulum-v1_{run + 1}/Pendulum-v1.zip")
-        assert (model.num_timesteps, model.learns_online) == (n_steps + 7, True)
+        assert (model.num_timesteps, model.learns_online, model._schedule_timesteps) == (n_steps, True, n_steps)
+    with pytest.raises(
+        SystemExit, match=r"`--online-steps 3` is not allowed with `-n` and .*checkpoint\.zip, whose training is"
+    ):
+        command(*train, "-i", "logs/bn_iql/Pendulum-v1_4/checkpoint.zip", "-n", "5", "--online-steps", "3")
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_knows_what_follows(command, monkeypatch):
+    """Without saying it again; and at the border too, where the gradient steps have ended and the others not begun."""
+    train = ["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--eval-freq", "-1"]
+    network = ["-params", "policy_kwargs:dict(net_arch=[8])"]
+
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_the_border:
+        at_the_border.setattr(BNIQL, "learn_online", interrupted)
+        command(*train, "--dataset", stored("data.npz"), "-n", "6", "--online-steps", "7", *network)
+    assert BNIQL.load("logs/bn_iql/Pendulum-v1_1/Pendulum-v1.zip").num_timesteps == 6
+    resume = [*train, "-i", "logs/bn_iql/Pendulum-v1_1/checkpoint.zip"]
+    assert "Going on in the environment, for 7 steps" in command(*resume)
+    command(*resume, "-n", "4", "--online-steps", "2")
+    for run, n_steps in ((2, 13), (3, 12)):
+        model = BNIQL.load(f"logs/bn_iql/Pendulum-v1_{run}/Pendulum-v1.zip")
+        assert (model.num_timesteps, model.learns_online, model._schedule_timesteps) == (n_steps, True, n_steps)
+
+
+@pytest.mark.slow
+def test_a_normalisation_that_adapts_is_refused_before_the_first_step(command):
+    train = ["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--dataset", stored("data.npz"), "-n", "5"]
+    with pytest.raises(SystemExit, match="`env` with a VecNormalize that adapts its statistics is not allowed"):
+        command(*train, "--online-steps", "5", "-params", "normalize:True")
+    assert not list(Path("logs").rglob("*.zip"))
+
+
+@pytest.mark.slow
+def test_a_replay_buffer_beside_a_model_does_not_replace_the_dataset(command, monkeypatch):
+    train = ["train", "--algo", "bn_iql", "--env", "Pendulum-v1", "--eval-freq", "-1", "-n", "3"]
+    command(*train, "--dataset", stored("data.npz"), "--save-replay-buffer", "-params", "policy_kwargs:dict(net_arch=[8])")
+    seen, learn = [], BNIQL.learn
+    monkeypatch.setattr(BNIQL, "learn", lambda model, *args, **kwargs: seen.append(model) or learn(model, *args, **kwargs))
+    model = "logs/bn_iql/Pendulum-v1_1/Pendulum-v1.zip"
+    assert Path(model).with_name("replay_buffer.pkl").is_file()
+    command(*train, "-i", model, "--dataset", stored("other.npz", n=40))
+    assert seen[0].replay_buffer.size() == 40
 
 
 @pytest.mark.slow

@@ -28,6 +28,11 @@ class MixedReplayBuffer(ReplayBuffer):
         super().__init__(*args, **kwargs)
         self.dataset, self.dataset_share = dataset, dataset_share
 
+    @property
+    def reward_factor(self) -> float:
+        """What the rewards are multiplied by."""
+        return self.dataset.reward_factor
+
     def add(
         self,
         obs: NDArray[Any],
@@ -47,7 +52,7 @@ class MixedReplayBuffer(ReplayBuffer):
         :param done: Whether the episode ended
         :param infos: Whether by a time limit, among others
         """
-        super().add(obs, next_obs, action, self.dataset.reward_factor * reward, done, infos)
+        super().add(obs, next_obs, action, self.reward_factor * reward, done, infos)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """

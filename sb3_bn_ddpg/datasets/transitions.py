@@ -28,7 +28,7 @@ become vectors, as by ``gymnasium.wrappers.FlattenObservation``.
 
 KEYS = ("observations", "actions", "rewards", "next_observations", "terminations")
 OPTIONAL_KEYS = ("truncations",)
-MINARI_ID = re.compile(r"([\w-]+/)*[\w-]+-v\d+")
+MINARI_ID = re.compile(r"([\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
 ROWS_AT_ONCE = 4096
 """How many observations are compared at once: images would take eight times their memory."""
 
@@ -217,8 +217,8 @@ def _saved_buffer(path: str | pathlib.Path) -> ReplayBuffer:
 def _of_buffer(buffer: ReplayBuffer) -> Transitions:
     """
     :param buffer: A replay buffer
-    :return: Its transitions, the oldest first, those of each environment after each other. Where a reset cut an episode off
-        between two of them, it is truncated.
+    :return: Its transitions, the oldest first, those of each environment after each other, with the rewards as they came. A
+        reset that cut an episode off between two of them truncates it. Those of a dataset beside new ones come first.
     :raises ValueError: if it keeps its observations in a way of its own
     """
     if not isinstance(getattr(buffer, "observations", None), (np.ndarray, dict)):
@@ -245,17 +245,19 @@ def _of_buffer(buffer: ReplayBuffer) -> Transitions:
     truncations = dones & timeouts | starts_elsewhere(observations, next_observations) & ~dones
     if len(rows):  # of each environment, the last episode need not have ended
         truncations.reshape(buffer.n_envs, -1)[:, -1] |= ~dones.reshape(buffer.n_envs, -1)[:, -1]
-    return Transitions(
-        observations,
-        by_environment(buffer.actions[rows]),
-        by_environment(buffer.rewards[rows]),
-        next_observations,
-        dones & ~timeouts,
-        truncations,
-        are_scaled=True,
-        action_space=buffer.action_space,
-        **_about_observations(buffer.observation_space),
+    arrays = dict(
+        observations=observations,
+        actions=by_environment(buffer.actions[rows]),
+        rewards=by_environment(buffer.rewards[rows]) / np.float32(getattr(buffer, "reward_factor", 1.0)),
+        next_observations=next_observations,
+        terminations=dones & ~timeouts,
+        truncations=truncations,
     )
+    if isinstance(stored := getattr(buffer, "dataset", None), ReplayBuffer):  # beside which these are the new ones
+        before = _of_buffer(stored)
+        arrays = {name: np.concatenate([getattr(before, name), array]) for name, array in arrays.items()}
+    about = _about_observations(buffer.observation_space)
+    return Transitions(**arrays, are_scaled=True, action_space=buffer.action_space, **about)
 
 
 def _rows_of(arrays: Any, rows: Array) -> Any:

@@ -304,8 +304,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         buffer = self.replay_buffer
         if not isinstance(buffer, (DatasetBuffer, MixedReplayBuffer)):
             raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
-        if self.env is None:
-            raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        self.check_may_go_online()
         if isinstance(buffer, DatasetBuffer):
             buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
             self.replay_buffer = buffer
@@ -321,6 +320,20 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             progress_bar=progress_bar,
             schedule_timesteps=schedule_timesteps,
         )
+
+    def check_may_go_online(self) -> None:
+        """
+        :raises ValueError: if there is no environment, or one whose observations or rewards would be others than the dataset's
+        """
+        if self.env is None:
+            raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        normalize = self.get_vec_normalize_env()
+        if normalize is not None and normalize.training and (normalize.norm_obs or normalize.norm_reward):
+            raise ValueError(
+                "`env` with a VecNormalize that adapts its statistics is not allowed for learning in an environment: what was "
+                "learned from the dataset would be for other numbers. Set its `training` to False, or leave it out (RL Zoo: "
+                "no `normalize`); `policy_kwargs=dict(normalization='batch')` normalises within the networks"
+            )
 
     @property
     def learns_online(self) -> bool:

@@ -116,6 +116,7 @@ def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
         algorithm=type(model).__name__,
         module=type(model).__module__,
         num_timesteps=int(model.num_timesteps),
+        steps_environment=model._steps_environment,
         total_timesteps=int(model._total_timesteps),  # NumPy's are no JSON
         num_envs=env_state.num_envs,
         environment=[None] * env_state.num_envs

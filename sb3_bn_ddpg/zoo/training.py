@@ -77,6 +77,8 @@ class TrainingManager(HyperparameterManager):
         if self._is_resumed:
             self._check_algorithm()
         self._check_online_steps()
+        args.online_steps = self.online_steps  # the Zoo saves the arguments, and a resumed training reads them
+        self._steps_to_follow = self.online_steps
 
     def _check_online_steps(self) -> None:
         """
@@ -116,14 +118,14 @@ class TrainingManager(HyperparameterManager):
         :raises ValueError: if the training has ended, and the command line does not say for how many more steps it goes on
         """
         if self._is_resumed:
-            manifest = read_manifest(self.trained_agent)
+            manifest, folder = read_manifest(self.trained_agent), Path(self.trained_agent).parent / self.env_name
+            self._set_steps_to_follow(manifest, folder)
             has_ended = manifest["num_timesteps"] >= manifest["total_timesteps"]
-            if has_ended and not self._is_given_steps and self.online_steps == 0:
+            if has_ended and not self._is_given_steps and self._steps_to_follow == 0:
                 raise ValueError(
                     f"`-i {self.trained_agent}` is not allowed without `-n`: its training has ended, after "
                     f"{manifest['num_timesteps']} steps, and for how many more it shall go on is not said"
                 )
-            folder = Path(self.trained_agent).parent / self.env_name
             if (folder / "config.yml").is_file():
                 return self._resumed_hyperparameters(folder)
             warnings.warn(
@@ -132,6 +134,24 @@ class TrainingManager(HyperparameterManager):
                 stacklevel=2,
             )
         return super().read_hyperparameters()
+
+    def _set_steps_to_follow(self, manifest: dict[str, Any], folder: Path) -> None:
+        """
+        Find out how many steps in the environment a resumed training still has to make after its gradient steps.
+
+        :param manifest: The checkpoint's
+        :param folder: Where the training has written its arguments
+        :raises ValueError: if two numbers of such steps are given
+        """
+        if manifest["steps_environment"]:
+            if self.online_steps > 0 and self._is_given_steps:
+                raise ValueError(
+                    f"`--online-steps {self.online_steps}` is not allowed with `-n` and {self.trained_agent}, whose training "
+                    "is in the environment already: `-n` says for how many more steps it goes on there"
+                )
+        elif self.online_steps == 0 and (folder / "args.yml").is_file():
+            self._steps_to_follow = yaml.unsafe_load((folder / "args.yml").read_text()).get("online_steps", 0)
+            self.args.online_steps = self._steps_to_follow
 
     def _resumed_hyperparameters(self, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -232,22 +252,34 @@ class TrainingManager(HyperparameterManager):
         :param n_timesteps: Number of gradient steps, or of those in the environment
         :param kwargs: Further arguments of ``learn``
         """
+        if self._steps_to_follow > 0 or model.learns_online:
+            model.check_may_go_online()
+        steps_to_follow = 0 if model.learns_online else self._steps_to_follow
+        is_longer = self._is_given_steps or self.online_steps > 0 or model.remaining_timesteps == 0
         if self._is_resumed:
-            kwargs |= dict(reset_num_timesteps=False, schedule_timesteps=model._schedule_timesteps)
-        elif self.online_steps > 0:
-            kwargs["schedule_timesteps"] = n_timesteps + self.online_steps
+            end = model.num_timesteps + n_timesteps + steps_to_follow
+            kwargs |= dict(reset_num_timesteps=False, schedule_timesteps=end if is_longer else model._schedule_timesteps)
+        elif steps_to_follow > 0:
+            kwargs["schedule_timesteps"] = n_timesteps + steps_to_follow
         if self._is_resumed and model.learns_online:
-            model.go_on_online(n_timesteps or self.online_steps, **kwargs)
+            model.go_on_online(n_timesteps, **kwargs)
             return
         model.learn(n_timesteps, **kwargs)
-        if self.online_steps > 0 and model.remaining_timesteps == 0:  # no callback has ended it
-            print(f"Going on in the environment, for {self.online_steps} steps")
+        if steps_to_follow > 0 and model.remaining_timesteps == 0:  # no callback has ended it
+            print(f"Going on in the environment, for {steps_to_follow} steps")
             kwargs |= dict(reset_num_timesteps=False)
-            model.learn_online(self.online_steps, **kwargs, action_noise=None if model.acts_at_random else "normal")
+            model.learn_online(steps_to_follow, **kwargs, action_noise=None if model.acts_at_random else "normal")
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self._is_resumed:
-            return super()._load_pretrained_agent(hyperparams, env)
+            row = ALGORITHMS.get(self.algo)
+            if row is None or not row.needs_dataset:
+                return super()._load_pretrained_agent(hyperparams, env)
+            # As the Zoo does, but for a replay buffer beside the model, which would replace the dataset that is named
+            print("Loading pretrained agent")
+            changed = {name: value for name, value in hyperparams.items() if name not in ("policy", "policy_kwargs")}
+            changed |= dict(tensorboard_log=self.tensorboard_log, verbose=self.verbose, seed=self.seed)
+            return row.algorithm.load(self.trained_agent, env=env, device=self.device, **changed)
         algorithm = ALGORITHMS[self.algo].algorithm
         model = algorithm.resume(self.trained_agent, env, device=self.device, new_episode=self.new_episode)
         model.verbose = self.verbose
@@ -256,6 +288,8 @@ class TrainingManager(HyperparameterManager):
         self.normalize = model.get_vec_normalize_env() is not None
         if not self._is_given_steps:
             self.n_timesteps = model.remaining_timesteps
+            if isinstance(model, BNOfflineAlgorithm) and model.learns_online and self.n_timesteps == 0:
+                self.n_timesteps = self.online_steps
         # The record that evaluations have to beat is the checkpoint's, so the model that set it comes with it
         best_model = Path(self.trained_agent).parent / BEST_MODEL_NAME
         if best_model.is_file():
