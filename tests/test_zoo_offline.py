@@ -394,8 +394,11 @@ def test_a_replay_buffer_beside_a_model_does_not_replace_the_dataset(command, mo
     monkeypatch.setattr(BNIQL, "learn", lambda model, *args, **kwargs: seen.append(model) or learn(model, *args, **kwargs))
     model = "logs/bn_iql/Pendulum-v1_1/Pendulum-v1.zip"
     assert Path(model).with_name("replay_buffer.pkl").is_file()
-    command(*train, "-i", model, "--dataset", stored("other.npz", n=40))
-    assert seen[0].replay_buffer.size() == 40
+    for run in (2, 3):  # the second time of a model that was in the environment last
+        command(*train, "-i", model, "--dataset", stored("other.npz", n=40), "--online-steps", "2")
+        assert seen.pop().replay_buffer.dataset.size() == 40
+        model = f"logs/bn_iql/Pendulum-v1_{run}/Pendulum-v1.zip"
+        assert (BNIQL.load(model).num_timesteps, BNIQL.load(model).learns_online) == (5, True)
 
 
 @pytest.mark.slow

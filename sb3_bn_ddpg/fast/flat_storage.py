@@ -94,7 +94,7 @@ class FlatStorage:
             end = start + sum(_aligned(param.numel()) for param in group["params"])
             # One counter a slice, where fused Adam reads it: one of the optimizer's own if that is on the same device
             shares = self.steps.device == self.values.device
-            step = self.steps[first] if shares else th.tensor(steps[first], device=self.values.device)
+            step = self.steps[first] if shares else self.steps[first].to(self.values.device)
             # A CUDA block takes a whole piece of up to 65,536 numbers, so that a small network in one piece keeps it waiting
             size = _aligned(-(-(end - start) // BLOCKS)) if self.values.is_cuda else end - start
             flats = (self.values, self.grads, self.exp_avg, self.exp_avg_sq)

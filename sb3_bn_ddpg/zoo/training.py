@@ -252,16 +252,17 @@ class TrainingManager(HyperparameterManager):
         :param n_timesteps: Number of gradient steps, or of those in the environment
         :param kwargs: Further arguments of ``learn``
         """
-        if self._steps_to_follow > 0 or model.learns_online:
+        is_online = self._is_resumed and model.learns_online
+        if self._steps_to_follow > 0 or is_online:
             model.check_may_go_online()
-        steps_to_follow = 0 if model.learns_online else self._steps_to_follow
+        steps_to_follow = 0 if is_online else self._steps_to_follow
         is_longer = self._is_given_steps or self.online_steps > 0 or model.remaining_timesteps == 0
         if self._is_resumed:
             end = model.num_timesteps + n_timesteps + steps_to_follow
             kwargs |= dict(reset_num_timesteps=False, schedule_timesteps=end if is_longer else model._schedule_timesteps)
         elif steps_to_follow > 0:
             kwargs["schedule_timesteps"] = n_timesteps + steps_to_follow
-        if self._is_resumed and model.learns_online:
+        if is_online:
             model.go_on_online(n_timesteps, **kwargs)
             return
         model.learn(n_timesteps, **kwargs)
