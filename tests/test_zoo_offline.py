@@ -475,6 +475,7 @@ def test_record_dataset(command, tmp_path, monkeypatch):
     for bad, message in {
         ("--name", "pendulum/tiny-v0"): "`dataset_id='pendulum/tiny-v0'` is not allowed: there is such a dataset",
         ("--name", "tiny"): "`dataset_id='tiny'` is not allowed: it must be a name with a version",
+        ("--name", "x/tiny-v0"): "`dataset_id='x/tiny-v0'` is not allowed: it must be .* at least two of them before the last",
         ("--name", "tiny-v0", "--exp-id", "9"): "`--folder logs` is not allowed: .*Pendulum-v1_9 folder was not found",
         ("--name", "tiny-v0", "--model", "no.zip"): "`--model no.zip` is not allowed: there is no such file",
         ("--name", "tiny-v0", "-n", "0"): "`n_steps=0` is not allowed",

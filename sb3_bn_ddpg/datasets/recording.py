@@ -241,7 +241,7 @@ def _check_new(dataset_id: str) -> None:
     if MINARI_ID.fullmatch(dataset_id) is None:
         raise ValueError(
             f"`dataset_id={dataset_id!r}` is not allowed: it must be a name with a version, as 'hopper/medium-v0', of "
-            "letters, digits, '-', '_' and '/'"
+            "letters, digits, '-', '_' and '/', at least two of them before the last '/'"
         )
     if dataset_id in minari.list_local_datasets():
         raise ValueError(
