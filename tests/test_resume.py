@@ -337,8 +337,8 @@ def test_what_a_checkpoint_is_not(make_model, tmp_path):
     with pytest.raises(FileNotFoundError):
         BNDDPG.resume(tmp_path / "nothing")
     content = (tmp_path / "checkpoint").read_bytes()
-    (tmp_path / "earlier").write_bytes(content.replace(b"checkpoint 4 ", b"checkpoint 3 ", 1))
-    with pytest.raises(FileError, match="of version 3: only version 4 is known"):
+    (tmp_path / "earlier").write_bytes(content.replace(b"checkpoint 5 ", b"checkpoint 4 ", 1))
+    with pytest.raises(FileError, match="of version 4: only version 5 is known"):
         BNDDPG.resume(tmp_path / "earlier", VectorEnv())
 
 

@@ -34,7 +34,7 @@ from sb3_bn_ddpg.saving.pickling import OwnsOutsideError, Pickler, RefusedError,
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes, read_buffer, readable_buffer, write_buffer
 
 FIRST_LINE = b"bn-ddpg checkpoint %d sha256 %s\n"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MEMBERS = ("manifest.json", "model.zip", "replay_buffer.pkl", "state.pkl")
 PACKAGES = ("gymnasium", "numpy", "sb3-bn-ddpg", "stable-baselines3", "torch")
 """Those whose versions can change a resumed run's numbers."""
