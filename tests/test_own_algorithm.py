@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import SMALL, VectorEnv
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy
+from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.deterministic.step import gradient_step
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
@@ -95,6 +95,15 @@ def test_a_model_of_another_class_acts_as_it_did_with_a_warning(saved_by, loaded
         warnings.simplefilter("error")
         saved_by.load(tmp_path / "model")
         loaded_by.load(tmp_path / "again")  # it is one of these now
+
+
+@pytest.mark.parametrize("with_env", [False, True])
+def test_a_model_of_a_class_with_other_networks_names_that_class(with_env, tmp_path):
+    toy(BNDDPG).save(tmp_path / "model")
+    with pytest.raises(
+        FileError, match=r"was saved by BNDDPG, for `BNDDPG\.load`; as a BNTD3 it cannot be loaded: ValueError"
+    ):
+        BNTD3.load(tmp_path / "model", env=VectorEnv() if with_env else None)
 
 
 @pytest.mark.parametrize(("kwargs", "name"), [({}, "Toy_1"), ({"tb_log_name": "trial"}, "trial_1")])

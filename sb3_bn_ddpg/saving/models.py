@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pathlib
 import pickle
 import re
@@ -180,15 +181,19 @@ class SavingAlgorithm(StepLifeCycle):
         """
         get_device(device)  # an unknown one is no fault of the file
         path = existing_file(path, "zip")
-        _check_model_file(path)
+        saved_by = _check_model_file(path)
+        is_another = saved_by not in (None, cls.__name__)
+        what = "is whole but cannot be loaded"
+        if is_another:
+            what = f"was saved by {saved_by}, for `{saved_by}.load`; as a {cls.__name__} it cannot be loaded"
         # A value that is not allowed can be the caller's, if there is one
-        has_values = kwargs or env is not None or custom_objects is not None
-        with clear_errors(path, but=(ValueError, TypeError) if has_values else (), what="is whole but cannot be loaded"):
+        has_values = not is_another and (kwargs or env is not None or custom_objects is not None)
+        with clear_errors(path, but=(ValueError, TypeError) if has_values else (), what=what):
             model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-        if model._saved_by not in (None, cls.__name__):
+        if is_another:
             warnings.warn(
-                f"{path} was saved by {model._saved_by}: loaded as a {cls.__name__} it acts as it did, but learns as "
-                f"{cls.__name__} does; `{model._saved_by}.load` has both",
+                f"{path} was saved by {saved_by}: loaded as a {cls.__name__} it acts as it did, but learns as "
+                f"{cls.__name__} does; `{saved_by}.load` has both",
                 stacklevel=2,
             )
         if kwargs.get("seed") is not None:
@@ -359,11 +364,12 @@ def _errors_of_the_file() -> Iterator[None]:
         raise
 
 
-def _check_model_file(path: Any) -> None:
+def _check_model_file(path: Any) -> str | None:
     """
     Read all of a model's file once, so that a change of any byte in its members is found by their checksums.
 
     :param path: The file, or an open one, which is left where it was
+    :return: The name of the class that saved it, None for an algorithm of SB3's
     :raises FileError: if it is truncated, was altered, or is no model
     """
     if isinstance(path, pathlib.Path) and checkpoint.is_checkpoint(path):
@@ -378,6 +384,8 @@ def _check_model_file(path: Any) -> None:
             missing = {"data", "policy.pth"} - set(archive.namelist())
             if missing:
                 raise FileError(path, f"is no model of Stable-Baselines3: it has no {' and no '.join(sorted(missing))}")
+            saved_by: str | None = json.loads(archive.read("data")).get("_saved_by")  # plain text: nothing is unpickled
+            return saved_by
     finally:
         if position is not None:
             path.seek(position)
