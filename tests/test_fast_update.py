@@ -594,6 +594,31 @@ def test_a_line_says_that_a_step_is_compiled_once_a_machine(tmp_path):
     assert "Compiling" not in stderr()
 
 
+@needs_numba
+@pytest.mark.slow
+def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(tmp_path):
+    """Else a training whose first process compiled would be resumed to other numbers: with Numba 0.61 one sum was another."""
+    code = """
+        import hashlib
+        import gymnasium as gym
+        from sb3_bn_ddpg import BNDDPG
+        model = BNDDPG("MlpPolicy", "Pendulum-v1", seed=0, learning_starts=80, batch_size=64, fast_update="compiled")
+        model.learn(120)
+        digest = hashlib.sha256()
+        for tensor in model.policy.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        print(digest.hexdigest())
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    compiling, reading = (
+        subprocess.run(command, check=True, env=environment, capture_output=True, text=True) for _ in range(2)
+    )
+    assert "Compiling" in compiling.stderr
+    assert "Compiling" not in reading.stderr
+    assert reading.stdout == compiling.stdout
+
+
 @pytest.mark.parametrize("path", [True, CUDA])
 def test_switching_between_the_paths(double_pair, path):
     """Ten steps fast, ten by autograd, ten fast: as thirty by autograd. Each path finds the other's optimizer state."""
