@@ -46,7 +46,7 @@ def compiled(function: Callable[..., Any], is_step: bool = False, options: dict[
 
 def compiled_in_order(function: Callable[..., Any]) -> Callable[..., Any]:
     """
-    As :func:`compiled`, for sums over what may be a single column. With Numba 0.61 such a sum was reordered in the process that
+    As :func:`compiled`, for sums over what may be a single column. With Numba 0.61 one was reordered in the process that
     compiles, and not in those that read what it kept: a resumed training would not have gone on to the same numbers.
 
     :param function: The function
