@@ -9,6 +9,7 @@ import torch as th
 from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
 from stable_baselines3 import DDPG
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import SimpleMultiObsEnv
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
@@ -49,6 +50,8 @@ BOX = spaces.Box(-1, 1, (2,))
         ("train_freq", (1, "minute"), "'step', 'episode'"),
         ("gradient_steps", -2, ">= -1"),
         ("n_steps", 0, ">= 1"),
+        ("n_steps_final", 0, ">= 1"),
+        ("n_steps_final", 2, "<= 1"),
         ("policy_delay", 0, ">= 1"),
         ("policy_delay", 1.5, "an integer"),
         ("action_noise", "pink", "'ou'"),
@@ -505,6 +508,15 @@ def test_dictionary_observation():
 def test_policy_class_for_vectors_with_dictionaries():
     with pytest.raises(ValueError, match=r"`features_extractor_class=FlattenExtractor` is not allowed .*MultiInputPolicy"):
         BNDDPG(MlpPolicy, SimpleMultiObsEnv(discrete_actions=False))
+
+
+def test_final_steps_of_a_replay_buffer_of_ones_own(make_model):
+    with pytest.raises(ValueError, match="`n_steps_final=1` is not allowed with `replay_buffer_class=NStepReplayBuffer`"):
+        make_model(n_steps=3, n_steps_final=1, replay_buffer_class=NStepReplayBuffer)
+    model = make_model(n_steps=3, n_steps_final=2)
+    model.n_steps_final = 4
+    with pytest.raises(ValueError, match="`n_steps_final=4` is not allowed: it must be an integer >= 1 and <= 3"):
+        model._check_arguments()
 
 
 def test_n_steps_of_dictionaries():

@@ -1,5 +1,7 @@
 """Demonstrations in the minibatches of the algorithms that act: which transitions they are, files, and what is refused."""
 
+import warnings
+
 import numpy as np
 import pytest
 from conftest import SMALL, SpaceEnv, VectorEnv
@@ -68,7 +70,9 @@ def test_the_networks_see_them(cls, monkeypatch):
 def test_returns_of_several_steps(cls):
     """Of demonstrations too, not beyond the end of an episode, and bootstrapped where it was cut off."""
     rewards = np.arange(200.0) + 1000
-    model = make(cls, demonstrations=paid(rewards=rewards), n_steps=3, gamma=0.9).learn(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # SB3 knows nothing of the replay buffer that is chosen for demonstrations
+        model = make(cls, demonstrations=paid(rewards=rewards), n_steps=3, gamma=0.9).learn(20)
     assert type(model.replay_buffer) is MixedNStepReplayBuffer
     batch = model.replay_buffer.sample(4000)
     first = {row.tobytes(): number for number, row in enumerate(model.replay_buffer.dataset.observations[:, 0])}
@@ -82,6 +86,9 @@ def test_returns_of_several_steps(cls):
         assert batch.discounts[row].item() == pytest.approx(0.9 ** (last - number + 1), rel=1e-5)
         assert batch.dones[row].item() == data()["terminations"][last]
         np.testing.assert_allclose(batch.next_observations[row], data()["next_observations"][last], rtol=1e-5)
+    # They shorten with those of the environment
+    model = make(cls, demonstrations=paid(rewards=rewards), n_steps=3, n_steps_final=1).learn(20)
+    assert (model.replay_buffer.n_steps, model.replay_buffer.dataset.n_steps) == (1, 1)
 
 
 def test_several_environments_and_vec_normalize():

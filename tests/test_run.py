@@ -122,6 +122,29 @@ def test_n_steps(make_model):
     assert batch.discounts.min().item() == pytest.approx(0.99**3)
 
 
+def test_returns_that_shorten(make_model, monkeypatch):
+    """5 (1 / 5)^p, p the progress, rounded: 4 from p = 0.07 on, 3 from 0.22, 2 from 0.43, 1 from 0.75."""
+    model, lengths = make_model(n_steps=5, n_steps_final=1, learning_starts=0), []
+    sample = model.replay_buffer.sample
+    monkeypatch.setattr(
+        model.replay_buffer,
+        "sample",
+        lambda *args, **kwargs: lengths.append(model.replay_buffer.n_steps) or sample(*args, **kwargs),
+    )
+    model.set_logger(logger := configure(None, []))
+    model.learn(100, log_interval=1_000)
+    assert lengths == [5] * (len(lengths) - 94) + [4] * 16 + [3] * 21 + [2] * 31 + [1] * 26
+    assert logger.name_to_value["train/n_steps"] == 1
+    model.learn(5, reset_num_timesteps=False, schedule_timesteps=210)  # a part of a longer training
+    assert lengths[-1] == 2
+
+
+def test_returns_that_end_as_they_begin(make_model):
+    whole, other = (make_model(n_steps=3, n_steps_final=final).learn(60) for final in (None, 3))
+    for one, two in zip(whole.policy.parameters(), other.policy.parameters(), strict=True):
+        np.testing.assert_array_equal(one.detach(), two.detach())
+
+
 def test_memory_efficient_replay_buffer(make_model):
     make_model(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)).learn(60)
 

@@ -94,7 +94,7 @@ TRAININGS = {
     "three environments": Training(_envs(3), dict(gradient_steps=-1)),
     "three environments by autograd": Training(_envs(3), dict(gradient_steps=-1, fast_update=False)),
     "three worker processes": Training(_envs(3, vec_env_cls=SubprocVecEnv), dict(gradient_steps=-1)),
-    "n-step": Training(lambda: PENDULUM, dict(n_steps=3)),
+    "n-step": Training(lambda: PENDULUM, dict(n_steps=3, n_steps_final=1)),
     "n-step by autograd": Training(lambda: PENDULUM, dict(n_steps=3, fast_update=False)),
     "OU noise with a schedule": Training(
         lambda: PENDULUM,

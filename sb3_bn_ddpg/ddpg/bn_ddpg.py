@@ -71,6 +71,9 @@ class BNDDPG(BNOffPolicyAlgorithm):
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
         warning, where the features extractor makes finite numbers of it, and ends the training elsewhere.
+    :param n_steps_final: Number of steps of the returns at the end of ``learn``, in [1, ``n_steps``]: with the progress p they
+        have ``n_steps * (n_steps_final / n_steps) ** p`` steps, rounded, as in `BBF <https://arxiv.org/abs/2305.19452>`_. If
+        None, ``n_steps`` all along. Not with a ``replay_buffer_class``.
     :param demonstrations: Transitions that somebody stored, from which a part of each minibatch comes, as in
         `RLPD <https://arxiv.org/abs/2302.02948>`_: a ``minari.MinariDataset`` or its id (extra ``offline``), an SB3
         ``ReplayBuffer`` or the path of a saved one, a dictionary of arrays or the path of an ``.npz`` file of arrays
@@ -137,6 +140,7 @@ class BNDDPG(BNOffPolicyAlgorithm):
         reward_scaling: Literal["return_std"] | None = None,
         fast_update: bool | Literal["compiled"] = True,
         allow_nan_observations: bool | None = None,
+        n_steps_final: int | None = None,
         demonstrations: Dataset = None,
         demonstration_ratio: float | None = 0.5,
         target_statistics: TargetStatistics = "batch",

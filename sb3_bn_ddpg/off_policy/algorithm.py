@@ -4,6 +4,7 @@ between the definition of its gradient step and faster ways, files.
 """
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -93,7 +94,9 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
             self.replay_buffer_class, of_demonstrations = demonstrated_buffer(self)
             self.replay_buffer_kwargs |= of_demonstrations
             self.demonstrations, self._had_demonstrations = None, True  # or they would be in memory twice
-        with value_errors():
+        with value_errors(), warnings.catch_warnings():
+            if self._had_demonstrations:  # whose replay buffer has been told n_steps
+                warnings.filterwarnings("ignore", "`n_steps=.*is ignored", UserWarning)
             super()._setup_model()
         if was_loaded:
             self._attach_replay_buffer()
@@ -291,6 +294,8 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/learning_rate", self.actor.optimizer.param_groups[0]["lr"])
         self.logger.record("train/critic_learning_rate", self.critic.optimizer.param_groups[0]["lr"])
+        if self.n_steps_final is not None:
+            self.logger.record("train/n_steps", self._current_n_steps())
         if self.reward_scaler is not None:
             self.logger.record("train/reward_scale", self.reward_scaler.scale)
         means = averages(infos)

@@ -18,6 +18,7 @@ class CheckedArguments(SavingAlgorithm):
     has_target_actor: ClassVar[bool] = True
     """Whether the TD target's actions come from a target network"""
 
+    n_steps_final: int | None = None
     demonstrations: Dataset = None
     demonstration_ratio: float | None = 0.5
     policy_delay: int
@@ -68,6 +69,7 @@ class CheckedArguments(SavingAlgorithm):
                 f"`n_steps={self.n_steps}` is not allowed: it must be 1 where observations are dictionaries, "
                 "as SB3 has no replay buffer for several steps of them"
             )
+        self._check_final_steps()
         if self.demonstration_ratio is not None:
             check_number("demonstration_ratio", self.demonstration_ratio, low=0, high=1)
         check_number("policy_delay", self.policy_delay, low=1, integer=True)
@@ -109,6 +111,19 @@ class CheckedArguments(SavingAlgorithm):
             self.actor_loss_actor_statistics,
             self.actor_loss_critic_statistics,
         )
+
+    def _check_final_steps(self) -> None:
+        """
+        :raises ValueError: if ``n_steps_final`` is out of its range, or the replay buffer is not the model's to shorten
+        """
+        if self.n_steps_final is None:
+            return
+        check_number("n_steps_final", self.n_steps_final, low=1, high=self.n_steps, integer=True)
+        if self.replay_buffer_class is not None:
+            raise ValueError(
+                f"`n_steps_final={self.n_steps_final}` is not allowed with `replay_buffer_class="
+                f"{self.replay_buffer_class.__name__}`: it must be None, as `n_steps` then counts for nothing"
+            )
 
     def _check_reward_scaling(self) -> None:
         """
