@@ -168,7 +168,7 @@ class SuccessfulEnv(gym.Wrapper):
 
 
 def test_logged_values_are_those_that_the_page_explains(make_model, tmp_path: Path):
-    model = make_model(SuccessfulEnv(VectorEnv(ep_length=10)), reward_scaling="return_std")
+    model = make_model(SuccessfulEnv(VectorEnv(ep_length=10)), reward_scaling="return_std", n_steps=2, n_steps_final=1)
     model.set_logger(configure(str(tmp_path), ["csv"]))
     evaluation = EvalCallback(SuccessfulEnv(VectorEnv()), eval_freq=50, n_eval_episodes=1, verbose=0, warn=False)
     model.learn(120, callback=evaluation, log_interval=1)

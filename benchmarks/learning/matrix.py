@@ -297,6 +297,7 @@ _ONE_STEP: dict[str, Any] = dict(n_steps=1, learning_rate=1e-3)
 _FIXED_NORM: dict[str, Any] = dict(use_target_networks=True, tau=0.005, weight_normalization="both")
 # As XQC: a bounded critic, rewards in units of the return's spread
 _ATOMS: dict[str, Any] = _FIXED_NORM | dict(reward_scaling="return_std")
+_QUICK: dict[str, Any] = dict(learning_rate=1e-3, ent_coef="auto_0.1")
 _OF_ATOMS: dict[str, Any] = dict(n_atoms=101, v_min=-5.0, v_max=5.0)
 
 
@@ -317,6 +318,9 @@ RULES = {
     # Where a fall ends an episode, a deterministic actor learns within 5,000 steps to stand still, and then tries nothing else
     "rule_sac_one": _rule("BNSAC, one step", base="bn_sac", **_ONE_STEP),
     "rule_sac_five": _rule("BNSAC, five steps", base="bn_sac"),
+    # Five steps with CrossQ's rate, and an entropy coefficient that need not fall from 1 for a third of the run
+    "rule_sac_quick": _rule("BNSAC, five steps, rate 1e-3", base="bn_sac", **_QUICK),
+    "rule_sac_short": _rule("BNSAC, five steps to one, rate 1e-3", base="bn_sac", **_QUICK, n_steps_final=1),
     "rule_sac_atoms_one": _rule(
         "BNSAC, one step, atoms", _OF_ATOMS, "bn_sac", **_ATOMS, n_steps=1, ent_coef="auto_0.01", target_entropy="auto_0.5"
     ),
