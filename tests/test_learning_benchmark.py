@@ -30,7 +30,19 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_fast_update import needs_cuda
 
-from benchmarks.learning import algorithms, figures, local, long_runs, matrix, overview, plots, report, step_time, store
+from benchmarks.learning import (
+    algorithms,
+    exploration,
+    figures,
+    local,
+    long_runs,
+    matrix,
+    overview,
+    plots,
+    report,
+    step_time,
+    store,
+)
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
 from benchmarks.learning.crossq_graph import GraphedCrossQ
@@ -49,6 +61,7 @@ from benchmarks.learning.matrix import (
     TASKS,
     TUNING,
     VARIANTS,
+    WALKER,
     Budget,
     Unit,
     Variant,
@@ -57,7 +70,7 @@ from benchmarks.learning.matrix import (
 from benchmarks.learning.recorder import MeanLogger, Recorder, weight_statistics
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
 from benchmarks.learning.unit import run
-from benchmarks.markdown import BEGIN, END
+from benchmarks.markdown import BEGIN, END, number
 from sb3_bn_ddpg import BNDDPG
 
 PENDULUM = "InvertedDoublePendulum-v5"
@@ -712,6 +725,20 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few_repetitions")
+def test_the_table_of_the_search_for_one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert exploration.section(tmp_path, SHORT) == []
+    units = [Unit(WALKER, "rule_five", seed) for seed in range(2)] + [Unit("HalfCheetah-v5", "crossq_256", 3)]
+    synthetic(tmp_path, units, SHORT)
+    monkeypatch.setattr(exploration, "ABLATION_STEPS", 7_500)  # CrossQ's run was longer
+    lines = exploration.section(tmp_path, SHORT)[-1].splitlines()
+    ranks = [list(VARIANTS).index(variant) for variant in ("rule_five", "crossq_256")]
+    rule, crossq = 10 + ranks[0] * 625, 13 + ranks[1] * 375  # the means of four steps by hand
+    assert lines[2:] == [
+        f"| five steps | {number(rule)}; {number(rule + 1)} | - | - |",
+        f"| CrossQ, critics of 256 | - | - | {number(crossq)} |",
+    ]
+
+
 def test_the_report_of_an_unfinished_matrix_says_what_is_missing_and_repeats_to_the_byte(tmp_path: Path):
     figure2 = list(GROUPS["figure2"].units())
     units = [*GROUPS["random"].units(), *figure2[:9]]

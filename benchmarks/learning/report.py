@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.learning import plots, step_time
+from benchmarks.learning import exploration, plots, step_time
 from benchmarks.learning.figures import (
     SEEDS_FOR_INTERVALS,
     Comparison,
@@ -126,6 +126,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         parts += some_tasks(rows, "BNTD3's and BNSAC's first profiles", FAMILY_COMPARISONS, TUNING, "tuning")
         parts += split(rows)
         parts += ablation(rows, pictures)
+        parts += exploration.section(folder, budget)
         parts += ["## Machine and versions", header_text(folder, all_units(), budget)]
     replace_results(page, parts)
 

@@ -1,0 +1,40 @@
+"""What the runs that look for a profile have come to so far: a table of their returns, seed by seed."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.learning.figures import final, read
+from benchmarks.learning.matrix import ABLATION_STEPS, EXPLORATION, RULE_TASKS, RULES, VARIANTS, Budget, Unit
+from benchmarks.markdown import MISSING, number, table
+
+BESIDE = ("td3_prototype", "sac_crossq", "crossq_256")
+"""Whose runs are longer; here they count up to the same step."""
+SEEDS = 5
+
+
+def section(folder: Path, budget: Budget) -> list[str]:
+    """
+    :param folder: The results
+    :param budget: The extent of the runs
+    :return: A heading and the table; nothing if nothing is stored
+    """
+    explored = [unit for group in EXPLORATION.values() for unit in group.units()]
+    beside = [Unit(task, variant, seed) for variant in BESIDE for task in RULE_TASKS for seed in range(SEEDS)]
+    rows = read(folder, budget, explored)
+    if not len(rows):
+        return []
+    longer = read(folder, budget, beside)
+    returns = final(pd.concat([rows, longer[longer["step"] <= ABLATION_STEPS]]), "return_mean")
+    cells = returns.groupby(["variant", "task"]).agg(lambda of_seeds: "; ".join(map(number, of_seeds)))
+    lines = [
+        [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in RULE_TASKS)]
+        for variant in (*RULES, *BESIDE)
+        if variant in cells
+    ]
+    return [
+        "## The search for one rule",
+        f"Mean returns of the last four evaluations up to {ABLATION_STEPS:,} steps, a number for each seed. The settings were "
+        "declared before they ran; one or two seeds are leads and no comparison.",
+        table(["Return", *RULE_TASKS], lines),
+    ]
