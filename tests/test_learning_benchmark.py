@@ -362,7 +362,7 @@ def test_a_long_unit_that_is_killed_goes_on_to_the_same_numbers(task: str, tmp_p
         return 0
 
     command = unit_command(unit, budget, tmp_path / "resumed")
-    for number in (signal.SIGKILL, signal.SIGTERM):
+    for signal_number in (signal.SIGKILL, signal.SIGTERM):
         before, deadline = checkpoint_time(), time.monotonic() + 600
         process = subprocess.Popen(command, cwd=REPOSITORY, env=unit_environment(), stdout=subprocess.DEVNULL)
         while checkpoint_time() == before:
@@ -370,8 +370,8 @@ def test_a_long_unit_that_is_killed_goes_on_to_the_same_numbers(task: str, tmp_p
             assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(np.random.default_rng().uniform(0, 0.5))
-        process.send_signal(number)
-        assert process.wait(600) == (-9 if number == signal.SIGKILL else 143)
+        process.send_signal(signal_number)
+        assert process.wait(600) == (-9 if signal_number == signal.SIGKILL else 143)
     assert not path.exists()
     subprocess.run(command, cwd=REPOSITORY, env=unit_environment(), check=True)
     run(unit, budget, tmp_path / "whole")
