@@ -596,13 +596,14 @@ def test_a_line_says_that_a_step_is_compiled_once_a_machine(tmp_path):
 
 @needs_numba
 @pytest.mark.slow
-def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(tmp_path):
-    """Else a training whose first process compiled would be resumed to other numbers: with Numba 0.61 one sum was another."""
+@pytest.mark.parametrize("algorithm", ["BNDDPG", "BNSAC"])
+def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(algorithm, tmp_path):
+    """Else a training whose first process compiled would be resumed to other numbers, as once by the order of its sums."""
     code = """
-        import hashlib
-        import gymnasium as gym
-        from sb3_bn_ddpg import BNDDPG
-        model = BNDDPG("MlpPolicy", "Pendulum-v1", seed=0, learning_starts=80, batch_size=64, fast_update="compiled")
+        import hashlib, sys
+        import sb3_bn_ddpg
+        algorithm = getattr(sb3_bn_ddpg, sys.argv[1])
+        model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, learning_starts=80, batch_size=64, fast_update="compiled")
         model.learn(120)
         digest = hashlib.sha256()
         for tensor in model.policy.state_dict().values():
@@ -610,7 +611,7 @@ def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(tmp_path):
         print(digest.hexdigest())
     """
     environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
-    command = [sys.executable, "-c", textwrap.dedent(code)]
+    command = [sys.executable, "-c", textwrap.dedent(code), algorithm]
     compiling, reading = (
         subprocess.run(command, check=True, env=environment, capture_output=True, text=True) for _ in range(2)
     )

@@ -15,21 +15,23 @@ from numba.extending import register_jitable
 
 from sb3_bn_ddpg.fast.parts import Transitions
 
-OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"reassoc", "contract", "arcp", "nsz"})
-IN_ORDER: dict[str, Any] = OPTIONS | dict(fastmath=OPTIONS["fastmath"] - {"reassoc"})
+OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "arcp", "nsz"})
+"""
+Sums are not reordered ("reassoc"): how they are depends on what a function is compiled into; the process that compiles then
+has other last digits than those that read what it kept. A resumed training would not go on to the same numbers.
+"""
 _has_warned = False
 
 
-def compiled(function: Callable[..., Any], is_step: bool = False, options: dict[str, Any] = OPTIONS) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..., Any]:
     """
-    Compile at the first call, once a machine. Sums may be reordered; NaN and infinity stay what they are.
+    Compile at the first call, once a machine. Sums keep their order; NaN and infinity stay what they are.
 
     :param function: The function
     :param is_step: Whether Python calls it, not only other compiled functions
-    :param options: Numba's; with :data:`IN_ORDER` sums are not reordered
     :return: The same, compiled
     """
-    kernel: Any = numba.njit(**options, no_cpython_wrapper=not is_step, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
+    kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not is_step, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
     try:
         kernel.enable_caching()
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
@@ -42,17 +44,6 @@ def compiled(function: Callable[..., Any], is_step: bool = False, options: dict[
         kernel._cache.load_overload = _announced(load) if is_step else load
         kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
     return cast(Callable[..., Any], kernel)
-
-
-def compiled_in_order(function: Callable[..., Any]) -> Callable[..., Any]:
-    """
-    As :func:`compiled`, for sums over what may be a single column. With Numba 0.61 one was reordered in the process that
-    compiles, and not in those that read what it kept: a resumed training would not have gone on to the same numbers.
-
-    :param function: The function
-    :return: The same, compiled
-    """
-    return compiled(function, options=IN_ORDER)
 
 
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sb3_bn_ddpg.fast.numba_compiler import compiled, compiled_in_order
+from sb3_bn_ddpg.fast.numba_compiler import compiled
 from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, RUNNING
 
 MOMENTUM, EPS, IS_RENORM, WARMUP, RMAX, DMAX = range(6)
@@ -202,7 +202,7 @@ def shift(x, bias, relu, y):  # type: ignore[no-untyped-def]
             y[i, j] = zero if relu and value <= zero else value
 
 
-@compiled_in_order
+@compiled
 def shift_backward(grad, y, relu, bias_grad):  # type: ignore[no-untyped-def]
     """The gradient of y becomes that of x; that of the bias, if there is one."""
     zero = grad.dtype.type(0)

@@ -32,6 +32,8 @@ from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
+N_SUMS = 16
+
 __all__ = [
     "advantage_weights",
     "backward",
@@ -282,6 +284,21 @@ def report_number(reports, place, number, column):  # type: ignore[no-untyped-de
 
 
 @compiled
+def sum_of_squares(x):  # type: ignore[no-untyped-def]
+    """In as many sums side by side as a processor adds at a time."""
+    sums, n_whole = np.zeros(N_SUMS), x.size - x.size % N_SUMS
+    for i in range(0, n_whole, N_SUMS):
+        for k in range(N_SUMS):
+            sums[k] += x[i + k] * x[i + k]
+    for i in range(n_whole, x.size):
+        sums[0] += x[i] * x[i]
+    total = 0.0
+    for k in range(N_SUMS):
+        total += sums[k]
+    return total
+
+
+@compiled
 def adam(storage, rates):  # type: ignore[no-untyped-def]
     """
     :param rates: Of each group: lr / (1 - beta1^t), 1 / sqrt(1 - beta2^t), beta1, beta2, eps, weight decay
@@ -304,10 +321,7 @@ def adam(storage, rates):  # type: ignore[no-untyped-def]
     for k in range(storage.fixed_norms.shape[0]):
         start, size, n_rows = storage.fixed_norms[k, 0], storage.fixed_norms[k, 1], storage.fixed_norms[k, 2]
         weight = storage.values[start : start + size]
-        squares = 0.0
-        for i in range(size):
-            squares += weight[i] * weight[i]
-        scale = dtype(np.sqrt(n_rows / 3) / np.sqrt(squares))
+        scale = dtype(np.sqrt(n_rows / 3) / np.sqrt(sum_of_squares(weight)))
         for i in range(size):
             weight[i] *= scale
 
