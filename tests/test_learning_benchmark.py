@@ -723,8 +723,6 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     assert {path.name for path in (tmp_path / "overview").glob("*")} == {"overview.png", "overview.svg"}
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("few_repetitions")
 def test_the_table_of_the_search_for_one_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert exploration.section(tmp_path, SHORT) == []
     units = [Unit(WALKER, "rule_five", seed) for seed in range(2)] + [Unit("HalfCheetah-v5", "crossq_256", 3)]
@@ -739,6 +737,8 @@ def test_the_table_of_the_search_for_one_rule(tmp_path: Path, monkeypatch: pytes
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("few_repetitions")
 def test_the_report_of_an_unfinished_matrix_says_what_is_missing_and_repeats_to_the_byte(tmp_path: Path):
     figure2 = list(GROUPS["figure2"].units())
     units = [*GROUPS["random"].units(), *figure2[:9]]

@@ -5,12 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning.figures import final, read
-from benchmarks.learning.matrix import ABLATION_STEPS, EXPLORATION, RULE_TASKS, RULES, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ABLATION_STEPS, EXPLORATION, GROUPS, RULE_TASKS, RULES, VARIANTS, Budget, Unit
 from benchmarks.markdown import MISSING, number, table
 
 BESIDE = ("td3_prototype", "sac_crossq", "crossq_256")
 """Whose runs are longer; here they count up to the same step."""
-SEEDS = 5
 
 
 def section(folder: Path, budget: Budget) -> list[str]:
@@ -20,7 +19,7 @@ def section(folder: Path, budget: Budget) -> list[str]:
     :return: A heading and the table; nothing if nothing is stored
     """
     explored = [unit for group in EXPLORATION.values() for unit in group.units()]
-    beside = [Unit(task, variant, seed) for variant in BESIDE for task in RULE_TASKS for seed in range(SEEDS)]
+    beside = [Unit(task, variant, seed) for variant in BESIDE for task in RULE_TASKS for seed in range(GROUPS["peers"].seeds)]
     rows = read(folder, budget, explored)
     if not len(rows):
         return []

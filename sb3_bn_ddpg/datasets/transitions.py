@@ -15,7 +15,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 
 from sb3_bn_ddpg.common.atomic_files import FileError, clear_errors, existing_file
 from sb3_bn_ddpg.common.checks import check_installed
-from sb3_bn_ddpg.saving.models import check_pickle
+from sb3_bn_ddpg.saving.whole_files import check_pickle
 
 Array = NDArray[Any]
 Dataset = Any

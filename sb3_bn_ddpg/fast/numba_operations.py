@@ -33,6 +33,7 @@ from sb3_bn_ddpg.fast.torch_imitation import HALF_LOG_2_PI
 from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
 N_SUMS = 16
+"""How many sums :func:`sum_of_squares` takes side by side, as many as a processor adds at a time."""
 
 __all__ = [
     "advantage_weights",
@@ -285,7 +286,7 @@ def report_number(reports, place, number, column):  # type: ignore[no-untyped-de
 
 @compiled
 def sum_of_squares(x):  # type: ignore[no-untyped-def]
-    """In as many sums side by side as a processor adds at a time."""
+    """Of all entries, in sums side by side, since the order of a single one is kept."""
     sums, n_whole = np.zeros(N_SUMS), x.size - x.size % N_SUMS
     for i in range(0, n_whole, N_SUMS):
         for k in range(N_SUMS):

@@ -75,7 +75,8 @@ def _scipys_kernels() -> list[str]:
 
 IS_PYTORCHS: bool = th.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 """Whether the products are PyTorch's."""
-if has_faster_kernels(llvmlite.binding.get_host_cpu_name(), os.environ.get("OPENBLAS_CORETYPE", ""), _scipys_kernels()):
+_asked = os.environ.get("OPENBLAS_CORETYPE")  # to look through the libraries takes time
+if _asked and has_faster_kernels(llvmlite.binding.get_host_cpu_name(), _asked, _scipys_kernels()):
     IS_PYTORCHS = False
 try:
     _addresses = [address(name, IS_PYTORCHS) for name in GEMM.values()]

@@ -124,10 +124,9 @@ class SteppingAlgorithm(CheckedArguments):
 
     def _current_n_steps(self) -> int:
         """
-        :return: Number of steps of the returns at this moment of ``learn``
+        :return: Number of steps of the returns at this moment of ``learn``, with ``n_steps_final``
         """
-        if self.n_steps_final is None:
-            return self.n_steps
+        assert self.n_steps_final is not None
         progress: float = min(1.0, max(0.0, 1 - self._current_progress_remaining))
         share: float = (self.n_steps_final / self.n_steps) ** progress
         return round(self.n_steps * share)

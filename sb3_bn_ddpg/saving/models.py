@@ -2,12 +2,9 @@
 
 import copy
 import io
-import json
 import pathlib
 import pickle
-import re
 import warnings
-import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,22 +18,18 @@ from stable_baselines3.common.vec_env import VecNormalize
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg.common.atomic_files import (
-    FileError,
     HashingFile,
     PathOrFile,
     atomic_sb3_file,
     clear_errors,
     existing_file,
-    sha256,
 )
 from sb3_bn_ddpg.common.guards import check_no_answer_is_due
 from sb3_bn_ddpg.export import files as export
 from sb3_bn_ddpg.saving import checkpoint, environment_state
 from sb3_bn_ddpg.saving.life_cycle import StepLifeCycle
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
-
-SHA256_LINE = b"sha256 %s\n"
-"""The last line of a replay buffer's file"""
+from sb3_bn_ddpg.saving.whole_files import SHA256_LINE, check_model_file, check_pickle
 
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
 
@@ -181,7 +174,7 @@ class SavingAlgorithm(StepLifeCycle):
         """
         get_device(device)  # an unknown one is no fault of the file
         path = existing_file(path, "zip")
-        saved_by = _check_model_file(path)
+        saved_by = check_model_file(path)
         is_another = saved_by not in (None, cls.__name__)
         what = "is whole but cannot be loaded"
         if is_another:
@@ -213,7 +206,7 @@ class SavingAlgorithm(StepLifeCycle):
         """
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = existing_file(load_path_or_dict, "zip")
-            _check_model_file(load_path_or_dict)
+            check_model_file(load_path_or_dict)
         before: Any = copy.deepcopy(self.get_parameters())
         try:
             super().set_parameters(load_path_or_dict, exact_match, device)
@@ -362,44 +355,3 @@ def _errors_of_the_file() -> Iterator[None]:
                 raise cause from None
             cause = cause.__context__
         raise
-
-
-def _check_model_file(path: Any) -> str | None:
-    """
-    Read all of a model's file once, so that a change of any byte in its members is found by their checksums.
-
-    :param path: The file, or an open one, which is left where it was
-    :return: The name of the class that saved it, None for an algorithm of SB3's
-    :raises FileError: if it is truncated, was altered, or is no model
-    """
-    if isinstance(path, pathlib.Path) and checkpoint.is_checkpoint(path):
-        algorithm = checkpoint.read_manifest(path)["algorithm"]
-        raise FileError(path, f"is a checkpoint: it takes `{algorithm}.resume`, not `load`")
-    position = None if isinstance(path, pathlib.Path) else path.tell()
-    try:
-        with clear_errors(path), zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            if damaged is not None:
-                raise FileError(path, f"is damaged: the checksum of its member {damaged!r} is wrong")
-            missing = {"data", "policy.pth"} - set(archive.namelist())
-            if missing:
-                raise FileError(path, f"is no model of Stable-Baselines3: it has no {' and no '.join(sorted(missing))}")
-            saved_by: str | None = json.loads(archive.read("data")).get("_saved_by")  # plain text: nothing is unpickled
-            return saved_by
-    finally:
-        if position is not None:
-            path.seek(position)
-
-
-def check_pickle(path: pathlib.Path) -> None:
-    """
-    :param path: The file of a replay buffer
-    :raises FileError: if it was altered. Files that SB3 wrote have no checksum and pass.
-    """
-    n_bytes = path.stat().st_size - len(SHA256_LINE % (b"0" * 64))
-    with open(path, "rb") as file:
-        file.seek(max(n_bytes, 0))
-        match = re.fullmatch(rb"sha256 ([0-9a-f]{64})\n", file.read())
-        file.seek(0)
-        if match and sha256(file, n_bytes) != match[1].decode():
-            raise FileError(path, "was altered: its content does not match its SHA-256")
