@@ -3,15 +3,15 @@
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import textwrap
 from functools import cache
-from pathlib import Path
 
 import pytest
 from kernel_sets import AVAILABLE, KERNEL_SETS, OWN
+
+from sb3_bn_ddpg.fast.processor import is_amds
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="the extra `compiled` is not installed")
 
@@ -54,14 +54,6 @@ def report(name: str | None) -> dict:
     output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
     result: dict = json.loads(output)
     return result
-
-
-def is_amds() -> bool:
-    """
-    :return: Whether AMD made the processor
-    """
-    linux = Path("/proc/cpuinfo")
-    return "AuthenticAMD" in (linux.read_text() if linux.exists() else platform.processor())
 
 
 @pytest.mark.skipif(not AVAILABLE, reason=f"PyTorch's kernels here are {OWN}")

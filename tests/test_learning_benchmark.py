@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
 from test_fast_update import needs_cuda
 
+import sb3_bn_ddpg
 from benchmarks.learning import (
     algorithms,
     exploration,
@@ -189,7 +191,7 @@ def test_a_changed_variant_is_another_configuration_and_an_unchanged_one_is_not(
 
 def test_the_stored_results_that_are_committed_belong_to_the_matrix():
     stored = [unit for unit in figures.all_units() if unit_path(REPOSITORY / "benchmarks/learning/results", unit).exists()]
-    assert sum(unit.variant == "random" for unit in stored) == 5 * len(TASKS)
+    assert sum(unit.variant == "random" and unit.task in TASKS for unit in stored) == 5 * len(TASKS)
     assert all(is_done(REPOSITORY / "benchmarks/learning/results", unit, Budget()) for unit in stored)
 
 
@@ -321,6 +323,21 @@ def test_a_long_unit_goes_on_to_the_same_numbers(where: str, tmp_path: Path, mon
     clocks = [float(row["cpu_seconds"]) for row in resumed.rows]
     assert clocks == sorted(clocks)
     assert [path for path in (tmp_path / "resumed").rglob("*") if path.is_file()] == [path]
+
+
+@pytest.mark.parametrize(
+    ("changed", "counts"), [("ddpg/bn_ddpg.py", True), ("fast/mlp.py", True), ("cli.py", False), ("zoo/search.py", False)]
+)
+def test_the_digest_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str, counts: bool):
+    """It is of all files of the package but the command line's."""
+    package = tmp_path / "sb3_bn_ddpg"
+    shutil.copytree(Path(sb3_bn_ddpg.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    before = store.source_hash()
+    monkeypatch.setattr(sb3_bn_ddpg, "__file__", str(package / "__init__.py"))
+    assert store.source_hash() == before
+    with (package / changed).open("a") as file:
+        file.write("# changed")
+    assert (store.source_hash() != before) is counts
 
 
 def test_what_other_sources_left_unfinished_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

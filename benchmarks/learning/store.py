@@ -213,7 +213,7 @@ def header(unit: Unit, budget: Budget, device: str) -> dict[str, Any]:
         "config": config_hash(unit, budget),
         "algorithm": variant.algorithm,
         "kwargs": variant.kwargs,
-        "source": source_hash() if variant.algorithm == "bn_ddpg" else "",
+        "source": source_hash() if variant.algorithm.startswith("bn_") else "",
         "versions": versions(),
         "machine": machine(device),
     }
@@ -225,6 +225,10 @@ def machine(device: str) -> str:
     :return: What of the machine makes a difference to numbers
     """
     parts = [processor(), f"{platform.system()} {platform.machine()}"]
+    with suppress(ImportError):  # the extra `compiled`
+        from sb3_bn_ddpg.fast.numba_products import IS_PYTORCHS
+
+        parts += [] if IS_PYTORCHS else ["products by SciPy's BLAS"]
     if device == "cuda":
         parts.append(th.cuda.get_device_name())
     return ", ".join(parts)
@@ -243,13 +247,14 @@ def versions() -> dict[str, str]:
 
 def source_hash() -> str:
     """
-    :return: Digest of this package's own sources without its command line, whose version number does not follow every commit
+    :return: Digest of this package's own sources, whose version number does not follow every commit, without its command line
     """
     import sb3_bn_ddpg
 
     digest = hashlib.sha256()
-    for path in sorted(Path(sb3_bn_ddpg.__file__).parent.glob("*.py")):
-        if path.name not in ("cli.py", "__main__.py"):
+    package = Path(sb3_bn_ddpg.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        if path.name not in ("cli.py", "__main__.py") and package / "zoo" not in path.parents:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -250,8 +250,8 @@ def network_arrays(mlp: Mlp, storage: FlatStorage, input_dim: int, is_target: bo
 
     layers: list[tuple[int, th.Tensor | None, th.Tensor | None, NormReLU | None]] = [(input_dim, None, None, mlp.input_norm)]
     layers += [
-        (len(weight), weight, bias, follower)
-        for weight, bias, follower in zip(mlp.weights, mlp.biases, mlp.followers, strict=True)
+        (len(linear.weight), linear.weight, linear.bias, follower)
+        for linear, follower in zip(mlp.linears, mlp.followers, strict=True)
     ]
     places = [first(count, counts) for count in mlp.counts]
     first_count = min(places, default=0)

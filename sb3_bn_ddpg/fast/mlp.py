@@ -8,6 +8,7 @@ from torch import nn
 from sb3_bn_ddpg.fast.norms import Moments, Norm, NormReLU
 from sb3_bn_ddpg.fast.parts import BATCH_UPDATE, NO_RELU, RELU_FIRST, RELU_LAST
 from sb3_bn_ddpg.fast.step import UnsupportedError
+from sb3_bn_ddpg.fast.torch_linear import fastest_linear
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm1d, BatchRenorm1d
 
 Layer = tuple[nn.Linear, Norm | None, int]
@@ -48,18 +49,14 @@ class Mlp:
     def __init__(self, input_norm: Norm | None, layers: list[Layer]) -> None:
         self.input_norm = None if input_norm is None else NormReLU(input_norm, NO_RELU)
         self.followers = [NormReLU(norm, relu) for _, norm, relu in layers]
-        self.weights = [linear.weight.detach() for linear, _, _ in layers]
-        self.transposed = [weight.t() for weight in self.weights]
-        self.weight_grads = [linear.weight.grad for linear, _, _ in layers]
-        self.biases = [None if linear.bias is None else linear.bias.detach() for linear, _, _ in layers]
-        self.bias_grads = [None if linear.bias is None else linear.bias.grad for linear, _, _ in layers]
+        self.linears = [fastest_linear(linear) for linear, _, _ in layers]
         norms = [norm for norm in (self.input_norm, *self.followers) if norm is not None and norm.has_norm]
         self.counts = [norm.count for norm in norms if norm.count is not None]
 
     @property
     def is_empty(self) -> bool:
         """Whether its output is its input."""
-        return self.input_norm is None and not self.weights
+        return self.input_norm is None and not self.linears
 
     def forward(self, memory: Memory, x: th.Tensor, mode: int) -> th.Tensor:
         """
@@ -72,9 +69,9 @@ class Mlp:
         if self.input_norm is not None:
             x, moments = self.input_norm.forward(x, mode)
         all_moments = [moments]
-        for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
+        for linear, follower in zip(self.linears, self.followers, strict=True):
             inputs.append(x)
-            x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)
+            x = linear.forward(x)
             linear_outputs.append(x)
             x, moments = follower.forward(x, mode)
             all_moments.append(moments)
@@ -92,9 +89,8 @@ class Mlp:
         """
         if self.input_norm is not None:
             x, _ = self.input_norm.forward(x, mode)
-        for weight, bias, follower in zip(self.transposed, self.biases, self.followers, strict=True):
-            x = th.mm(x, weight) if bias is None else th.addmm(bias, x, weight)
-            x, _ = follower.forward(x, mode)
+        for linear, follower in zip(self.linears, self.followers, strict=True):
+            x, _ = follower.forward(linear.forward(x), mode)
         self._count(mode)
         return x
 
@@ -113,18 +109,15 @@ class Mlp:
         """
         # The output of a layer is the input of the next
         outputs = [*memory.inputs[2:], memory.output]
-        for index in reversed(range(len(self.weights))):
+        for index, linear in reversed(list(enumerate(self.linears))):
             grad = self.followers[index].backward(
                 grad, outputs[index], memory.linear_outputs[index], memory.moments[index + 1]
             )
-            bias_grad = self.bias_grads[index]
-            if bias_grad is not None:
-                th.sum(grad, dim=0, out=bias_grad)
-            th.mm(grad.t(), memory.inputs[index + 1], out=self.weight_grads[index])
+            linear.fill_gradients(grad, memory.inputs[index + 1])
             if index or self.input_norm is not None:
-                grad = th.mm(grad, self.weights[index])
+                grad = linear.input_gradient(grad)
             elif n_wanted:
-                grad = th.mm(grad, self.weights[index][:, :n_wanted])
+                grad = th.mm(grad, linear.weight[:, :n_wanted])
         if self.input_norm is not None:
             x = memory.inputs[0]
             # (nothing reads the output of a normalisation without a ReLU)
@@ -143,10 +136,10 @@ class Mlp:
         :return: Gradient of these inputs
         """
         outputs = [*memory.inputs[2:], memory.output]
-        for index in reversed(range(len(self.weights))):
+        for index, linear in reversed(list(enumerate(self.linears))):
             linear_output, moments = memory.linear_outputs[index], memory.moments[index + 1]
             grad = self.followers[index].backward(grad, outputs[index], linear_output, moments, is_batch=is_batch, fill=False)
-            grad = th.mm(grad, self.weights[index] if index else self.weights[index][:, -n_wanted:])
+            grad = linear.input_gradient(grad) if index else th.mm(grad, linear.weight[:, -n_wanted:])
         if self.input_norm is not None:
             grad = self.input_norm.last_gradient(grad, memory.inputs[0], memory.moments[0], is_batch)
         memory.clear()

@@ -3,14 +3,13 @@ Matrix products in compiled code: by the BLAS that PyTorch itself multiplies wit
 
 On the products of a gradient step, MKL took between a third less time than the OpenBLAS in SciPy and as much, by processor. It
 also has PyTorch's number of threads. But on AMD's processors it leaves AVX-512 alone, and OpenBLAS with such kernels took half
-of its time on one (Zen 5): there SciPy's serves where the environment variable ``OPENBLAS_CORETYPE`` asks for them.
+of its time on one (Zen 5): there SciPy's serves, unless it was told to do without them (``OPENBLAS_CORETYPE=Haswell``).
 
 Compiled code names a product by a symbol, which each process binds anew: kept code holds no address.
 """
 
 import ctypes
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,12 @@ from scipy.linalg import cython_blas
 from threadpoolctl import ThreadpoolController
 
 from sb3_bn_ddpg.fast.numba_compiler import compiled
+from sb3_bn_ddpg.fast.processor import mkl_leaves_avx512_alone
 
 GEMM = {"float32": "sgemm", "float64": "dgemm"}
 """Fortran's names of a product, by type."""
 WITH_AVX512 = {"skylakex", "cooperlake", "sapphirerapids"}
+"""OpenBLAS's names of kernels that use it."""
 N_ARGUMENTS = 13
 _FLAGS = np.frombuffer(b"NT", np.uint8)
 
@@ -58,25 +59,14 @@ def external(symbol: str, of_address: int) -> Any:
     return types.ExternalFunction(symbol, types.void(*[types.uintp] * N_ARGUMENTS))
 
 
-def has_faster_kernels(processor: str, asked: str, taken: Iterable[str]) -> bool:
-    """
-    :param processor: LLVM's name of the processor
-    :param asked: The kernels that somebody asked OpenBLAS for, by its name of a processor
-    :param taken: Those that SciPy's OpenBLAS took
-    :return: Whether they use AVX-512 where MKL does not
-    """
-    return processor.startswith("znver") and asked.lower() in WITH_AVX512 & {name.lower() for name in taken}
-
-
 def _scipys_kernels() -> list[str]:
     found = ThreadpoolController().select(internal_api="openblas").info()
-    return [library["architecture"] for library in found if "scipy" in Path(library["filepath"]).parent.name]
+    return [library["architecture"].lower() for library in found if "scipy" in Path(library["filepath"]).parent.name]
 
 
 IS_PYTORCHS: bool = th.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 """Whether the products are PyTorch's."""
-_asked = os.environ.get("OPENBLAS_CORETYPE")  # to look through the libraries takes time
-if _asked and has_faster_kernels(llvmlite.binding.get_host_cpu_name(), _asked, _scipys_kernels()):
+if mkl_leaves_avx512_alone() and WITH_AVX512 & set(_scipys_kernels()):
     IS_PYTORCHS = False
 try:
     _addresses = [address(name, IS_PYTORCHS) for name in GEMM.values()]
