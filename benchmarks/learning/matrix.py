@@ -327,6 +327,8 @@ RULES = {
     "rule_sac_short": _rule("BNSAC, five steps to one, rate 1e-3", base="bn_sac", **_QUICK, n_steps_final=1),
     # The same from 1, as CrossQ's: more entropy while returns are long
     "rule_sac_warm": _rule("BNSAC, five steps to one, rate 1e-3, entropy from 1", base="bn_sac", **_WARM, n_steps_final=1),
+    # BNTD3's first profile with a stochastic actor, whose entropy coefficient begins low
+    "rule_sac_low": _rule("BNSAC, five steps, entropy from 0.1", base="bn_sac", ent_coef="auto_0.1"),
     # No shortening to one step, at which Q ran away on the walker
     "rule_sac_three": _rule("BNSAC, three steps, rate 1e-3", base="bn_sac", **_QUICK | dict(n_steps=3)),
     "rule_sac_two": _rule("BNSAC, five steps to two, rate 1e-3", base="bn_sac", **_QUICK, n_steps_final=2),
