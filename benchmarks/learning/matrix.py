@@ -411,6 +411,17 @@ OFFLINE: dict[str, Group] = {
 ALL_GROUPS = GROUPS | LONG_GROUPS | EXPLORATION | OFFLINE
 
 
+def kwargs_of(unit: Unit) -> dict[str, Any]:
+    """
+    :param unit: A unit
+    :return: Its variant's arguments, with the task's teacher where it learns from a dataset
+    """
+    kwargs = VARIANTS[unit.variant].kwargs
+    if "recipe" in kwargs and unit.task in offline.TEACHERS:
+        kwargs = kwargs | dict(recipe=kwargs["recipe"] | dict(teacher=offline.TEACHERS[unit.task]))
+    return kwargs
+
+
 def config_hash(unit: Unit, budget: Budget) -> str:
     """
     Changes if and only if the unit would have to be run anew.
@@ -420,5 +431,5 @@ def config_hash(unit: Unit, budget: Budget) -> str:
     :return: 12 hexadecimal digits
     """
     variant = VARIANTS[unit.variant]
-    config = [PROTOCOL, unit, variant.algorithm, variant.kwargs, LEARNING_STARTS, asdict(budget.of(unit.variant))]
+    config = [PROTOCOL, unit, variant.algorithm, kwargs_of(unit), LEARNING_STARTS, asdict(budget.of(unit.variant))]
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

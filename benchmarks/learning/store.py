@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TextIO
 
 import torch as th
 
-from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash
+from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash, kwargs_of
 from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
@@ -212,7 +212,7 @@ def header(unit: Unit, budget: Budget, device: str) -> dict[str, Any]:
     return {
         "config": config_hash(unit, budget),
         "algorithm": variant.algorithm,
-        "kwargs": variant.kwargs,
+        "kwargs": kwargs_of(unit),
         "source": source_hash() if variant.algorithm.startswith("bn_") else "",
         "versions": versions(),
         "machine": machine(device),

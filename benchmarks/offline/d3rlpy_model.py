@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from benchmarks.learning.matrix import VARIANTS, Unit
+from benchmarks.learning.matrix import VARIANTS, Unit, kwargs_of
 from benchmarks.offline.data import dataset
 from benchmarks.offline.variants import PEER, Recipe
 from benchmarks.speed.worker import thread_variables
@@ -35,7 +35,8 @@ class D3rlpyModel:
         if not PYTHON.exists():
             sys.exit(f"There is no {PYTHON.relative_to(ROOT)}: `make bench-offline` builds it")
         variant = VARIANTS[unit.variant]
-        kind, recipe = variant.kwargs["dataset"], Recipe(**variant.kwargs["recipe"])
+        kwargs = kwargs_of(unit)
+        kind, recipe = kwargs["dataset"], Recipe(**kwargs["recipe"])
         data = transitions_of(dataset(unit.task, kind, recipe))
         names = ("observations", "actions", "rewards", "terminations", "truncations")
         self.every, self.num_timesteps, self.cpu = variant.every, 0, 0.0

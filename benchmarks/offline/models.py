@@ -7,7 +7,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import VARIANTS, Unit
+from benchmarks.learning.matrix import VARIANTS, Unit, kwargs_of
 from benchmarks.offline.d3rlpy_model import D3rlpyModel
 from benchmarks.offline.data import dataset
 from benchmarks.offline.variants import PEERS, Recipe
@@ -32,7 +32,7 @@ def build_offline(unit: Unit, device: str) -> OffPolicyAlgorithm | D3rlpyModel:
     if variant.algorithm in PEERS:
         return D3rlpyModel(unit)
     th.set_num_threads(1)
-    kwargs = dict(variant.kwargs)
+    kwargs = dict(kwargs_of(unit))
     kind, recipe = kwargs.pop("dataset"), Recipe(**kwargs.pop("recipe"))
     if variant.algorithm in WITH_FAST_UPDATE and device == "cpu":
         kwargs["fast_update"] = "compiled"
