@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
 
 RECIPE = Recipe()
 TEACHERS = {"Hopper-v5": "sac_crossq"}
-"""Other teachers than the recipe's. On Hopper that one stands still, for which the task pays: its datasets hold little else."""
+"""Other teachers than the recipe's. On Hopper that one stands still, for which the task pays: its data hold little else."""
 KINDS = {"medium": "a half-trained policy", "replay": "the replay buffer of a training"}
 NORMALIZATIONS: dict[str, str | None] = {"none": None, "batch": "batch", "layer": "layer"}
 LABELS = {"bn_iql": "IQL", "bn_td3_bc": "TD3+BC", "bn_awac": "AWAC", "bn_bcq": "BCQ"}
