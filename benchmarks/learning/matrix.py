@@ -302,6 +302,7 @@ _FIXED_NORM: dict[str, Any] = dict(use_target_networks=True, tau=0.005, weight_n
 _ATOMS: dict[str, Any] = _FIXED_NORM | dict(reward_scaling="return_std")
 _QUICK: dict[str, Any] = dict(learning_rate=1e-3, ent_coef="auto_0.1")
 _WARM: dict[str, Any] = _QUICK | dict(ent_coef="auto")
+_TWICE: dict[str, Any] = dict(batch_size=128, gradient_steps=2)
 _OF_ATOMS: dict[str, Any] = dict(n_atoms=101, v_min=-5.0, v_max=5.0)
 
 
@@ -329,6 +330,14 @@ RULES = {
     "rule_sac_warm": _rule("BNSAC, five steps to one, rate 1e-3, entropy from 1", base="bn_sac", **_WARM, n_steps_final=1),
     # BNTD3's first profile with a stochastic actor, whose entropy coefficient begins low
     "rule_sac_low": _rule("BNSAC, five steps, entropy from 0.1", base="bn_sac", ent_coef="auto_0.1"),
+    # Twice the updates for about the same time
+    "rule_sac_twice": _rule(
+        "BNSAC, five steps, entropy from 0.1, two minibatches of 128", base="bn_sac", **_TWICE, ent_coef="auto_0.1"
+    ),
+    "rule_twice": _rule("five steps, two minibatches of 128", **_TWICE),
+    "rule_sac_atoms_five": _rule(
+        "BNSAC, five steps, atoms", _OF_ATOMS, "bn_sac", **_ATOMS, ent_coef="auto_0.01", target_entropy="auto_0.5"
+    ),
     # No shortening to one step, at which Q ran away on the walker
     "rule_sac_three": _rule("BNSAC, three steps, rate 1e-3", base="bn_sac", **_QUICK | dict(n_steps=3)),
     "rule_sac_two": _rule("BNSAC, five steps to two, rate 1e-3", base="bn_sac", **_QUICK, n_steps_final=2),
