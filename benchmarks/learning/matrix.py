@@ -303,6 +303,7 @@ _ATOMS: dict[str, Any] = _FIXED_NORM | dict(reward_scaling="return_std")
 _QUICK: dict[str, Any] = dict(learning_rate=1e-3, ent_coef="auto_0.1")
 _WARM: dict[str, Any] = _QUICK | dict(ent_coef="auto")
 _TWICE: dict[str, Any] = dict(batch_size=128, gradient_steps=2)
+_WIDE: dict[str, Any] = dict(ent_coef="auto_0.1", target_entropy="auto_0.5")
 _OF_ATOMS: dict[str, Any] = dict(n_atoms=101, v_min=-5.0, v_max=5.0)
 
 
@@ -330,6 +331,8 @@ RULES = {
     "rule_sac_warm": _rule("BNSAC, five steps to one, rate 1e-3, entropy from 1", base="bn_sac", **_WARM, n_steps_final=1),
     # BNTD3's first profile with a stochastic actor, whose entropy coefficient begins low
     "rule_sac_low": _rule("BNSAC, five steps, entropy from 0.1", base="bn_sac", ent_coef="auto_0.1"),
+    # As random as BNTD3's exploration noise makes it: a standard deviation of some 0.15, where dim(A) leaves 0.09
+    "rule_sac_wide": _rule("BNSAC, five steps, entropy from 0.1 to dim(A) / 2", base="bn_sac", **_WIDE),
     # Twice the updates for about the same time
     "rule_sac_twice": _rule(
         "BNSAC, five steps, entropy from 0.1, two minibatches of 128", base="bn_sac", **_TWICE, ent_coef="auto_0.1"
