@@ -334,7 +334,9 @@ RULES = {
     # As random as BNTD3's exploration noise makes it: a standard deviation of some 0.15, where dim(A) leaves 0.09
     "rule_sac_wide": _rule("BNSAC, five steps, entropy from 0.1 to dim(A) / 2", base="bn_sac", **_WIDE),
     # BNSAC's networks have 256 and 256 units by default, BNTD3's 400 and 300
-    "rule_sac_wide_400": _rule("the same with 400 and 300 units", dict(net_arch=[400, 300]), base="bn_sac", **_WIDE),
+    "rule_sac_low_400": _rule(
+        "BNSAC, five steps, entropy from 0.1, 400 and 300 units", dict(net_arch=[400, 300]), "bn_sac", ent_coef="auto_0.1"
+    ),
     # Twice the updates for about the same time
     "rule_sac_twice": _rule(
         "BNSAC, five steps, entropy from 0.1, two minibatches of 128", base="bn_sac", **_TWICE, ent_coef="auto_0.1"
