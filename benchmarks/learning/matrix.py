@@ -254,8 +254,12 @@ def _profile(algorithm: str) -> dict[str, Any]:
 
 
 VARIANTS["tuned"] = Variant("BNDDPG, tuned", "bn_ddpg", _profile("bn_ddpg"))
+_TWICE: dict[str, Any] = dict(batch_size=128, gradient_steps=2)
 # The family's first profiles, as they are shipped: nothing in them was chosen by a run of this benchmark
 VARIANTS["td3_prototype"] = Variant("BNTD3, prototype", "bn_td3", _profile("bn_td3"))
+VARIANTS["td3_twice"] = Variant(
+    "BNTD3, two minibatches of 128", "bn_td3", VARIANTS["td3_prototype"].kwargs | _TWICE
+)  # the exploration's best
 VARIANTS["sac_crossq"] = Variant("BNSAC, CrossQ's settings", "bn_sac", _profile("bn_sac"))
 
 
@@ -302,7 +306,6 @@ _FIXED_NORM: dict[str, Any] = dict(use_target_networks=True, tau=0.005, weight_n
 _ATOMS: dict[str, Any] = _FIXED_NORM | dict(reward_scaling="return_std")
 _QUICK: dict[str, Any] = dict(learning_rate=1e-3, ent_coef="auto_0.1")
 _WARM: dict[str, Any] = _QUICK | dict(ent_coef="auto")
-_TWICE: dict[str, Any] = dict(batch_size=128, gradient_steps=2)
 _WIDE: dict[str, Any] = dict(ent_coef="auto_0.1", target_entropy="auto_0.5")
 _OF_ATOMS: dict[str, Any] = dict(n_atoms=101, v_min=-5.0, v_max=5.0)
 
@@ -393,6 +396,11 @@ GROUPS: dict[str, Group] = {
     "family": Group("How do BNTD3's and BNSAC's first profiles learn where BNDDPG's was tuned?", _cells(FAMILY, TUNING), 3),
     "family_crossq": Group("Is BNSAC as CrossQ behind sb3-contrib's?", _cells(["sac_crossq"], TUNING), 5),
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
+    "family_twice": Group(
+        "Do two minibatches of 128 a step learn more than one of 256, for about the same time?",
+        (*_cells(["td3_twice"], (*TUNING, WALKER)), (WALKER, "td3_prototype")),
+        3,
+    ),
     "random_new": Group("What does a random policy score on the three new tasks?", _cells(["random"], tuple(NEW_TASKS)), 5),
     "crossq_new": Group("And CrossQ?", _cells(["crossq_256"], tuple(NEW_TASKS)), 5),
 }
