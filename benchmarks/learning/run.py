@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.learning import local
-from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, OFFLINE, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, GROUPS, LONG_GROUPS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, is_done
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
@@ -23,9 +23,9 @@ def main() -> None:
         "--group",
         nargs="+",
         choices=ALL_GROUPS,
-        default=[name for name in ALL_GROUPS if name not in OFFLINE],
+        default=[*GROUPS, *LONG_GROUPS],
         metavar="GROUP",
-        help=f"{', '.join(ALL_GROUPS)} (default: all but those that learn offline)",
+        help=f"{', '.join(ALL_GROUPS)} (default: all but those that learn offline or look for a profile)",
     )
     parser.add_argument("--task", nargs="+", choices=ALL_TASKS, default=list(ALL_TASKS), metavar="TASK")
     parser.add_argument("--variant", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
