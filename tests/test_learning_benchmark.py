@@ -800,8 +800,9 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     random = [Unit(task, "random", seed) for task in (cartpole, half_cheetah) for seed in range(5)]
     units = [Unit(cartpole, "long_paper", 0), Unit(cartpole, "long_paper", 1), Unit(cartpole, "long_paper_no_targets", 0)]
     units += [Unit(half_cheetah, "long_paper_no_norm", 2), Unit(cheetah, "long_paper_no_norm", 0)]
-    text = long_runs_page(tmp_path, [*random, *units, Unit(cartpole, "long_ou_slow", 0)])
-    assert "5 of 27 runs of `figure2_long`, 1 of 6 runs of `silent_long`" in text
+    changed = [Unit(cartpole, "long_ou_slow", 0), Unit(half_cheetah, "long_no_decay", 0)]
+    text = long_runs_page(tmp_path, [*random, *units, *changed])
+    assert "5 of 27 runs of `figure2_long`, 1 of 6 runs of `silent_long`, 1 of 3 runs of `change_long`" in text
     last = 2 * np.mean([462.5, 475, 487.5, 500])
     scores = [(last + seed - 2) / (1_000 - 2) for seed in (0, 1)]  # a random policy's return is 2
     line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | cartpole: .844 / 1.115 |"))
@@ -815,9 +816,10 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     assert line.endswith("".join(f"| {cell} " for cell in cells) + "|")
     assert "| OU noise with dt 0.01 | 962 | - |" in text
     assert "| 10,000 random steps first | - | - |" in text
+    assert "| no weight decay | - | - | 962 |" in text
     assert "nan" not in text
     pictures = {path.name for path in (tmp_path / "page").glob("*.png")}
-    assert pictures == {"figure2_long.png", "figure2_long_logged.png", "silent_long.png"}
+    assert pictures == {"figure2_long.png", "figure2_long_logged.png", "silent_long.png", "change_long.png"}
     assert all(f"](page/{name})" in text for name in pictures)
 
 

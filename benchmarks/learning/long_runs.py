@@ -12,6 +12,7 @@ import pandas as pd
 from benchmarks.learning import plots
 from benchmarks.learning.figures import final, read
 from benchmarks.learning.matrix import (
+    CHANGE_LONG,
     CHEETAH,
     FIGURE2_LONG,
     GROUPS,
@@ -52,6 +53,8 @@ times the discounted number of steps left, so a rough one. A weight counts as va
 SILENT_CAPTION = """\
 Returns at the end of one seed each, which is no more than a hint, beside the same seed of the first line, which has the
 minibatch's statistics in the target, a `dt` of 1 and 1,000 random steps."""
+CHANGE_CAPTION = """\
+Returns at the end of one seed each, beside the same seed of the first line, which has a weight decay of 1e-2 on the critic."""
 
 
 def main() -> None:
@@ -96,15 +99,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
                 LOGGED_CAPTION,
                 plots.save(plots.plot_statistics(trained, figure2), pictures, "figure2_long_logged"),
             ]
-        if set(SILENT_LONG) & set(trained["variant"]):
-            first = rows[(rows["seed"] == 0) | (rows["variant"] == "random")]
-            curves = plots.plot_returns(first, ("long_paper", *SILENT_LONG), tasks=PAPER_TASKS)
-            parts += [
-                "## Where the paper says nothing: the other choice",
-                SILENT_CAPTION,
-                silent_table(first),
-                plots.save(curves, pictures, "silent_long"),
-            ]
+        parts += silent(rows, pictures) + change(rows, pictures)
         parts += ["## Machine and versions", header_text(folder, long_units(), budget)]
     replace_results(page, parts)
 
@@ -125,7 +120,7 @@ def stored_text(rows: pd.DataFrame) -> str:
     :return: How many runs there are of how many
     """
     groups = {name: len(list(group.units())) for name, group in LONG_GROUPS.items() if name != "random_long"}
-    variants = dict(figure2_long=FIGURE2_LONG, silent_long=SILENT_LONG)
+    variants = dict(figure2_long=FIGURE2_LONG, silent_long=SILENT_LONG, change_long=CHANGE_LONG)
     found = {
         name: len(rows.loc[rows["variant"].isin(variants[name]), ["task", "variant", "seed"]].drop_duplicates())
         for name in groups
@@ -218,17 +213,48 @@ def returns_text(returns: Iterable[float]) -> str:
     return "; ".join(map(number, returns)) or MISSING
 
 
-def silent_table(rows: pd.DataFrame) -> str:
+def silent(rows: pd.DataFrame, pictures: Path) -> list[str]:
     """
-    :param rows: The stored evaluations of one seed
-    :return: Final returns of the other choices
+    :param rows: The stored evaluations
+    :param pictures: Folder of the plots
+    :return: The section on the other choices
     """
-    returns = final(rows, "return_mean")
-    lines = []
-    for variant in ("long_paper", *SILENT_LONG):
-        own = [returns.get((task, variant, 0), float("nan")) for task in PAPER_TASKS]
-        lines.append([VARIANTS[variant].label, *map(number, own)])
-    return table(["Return", *PAPER_TASKS], lines)
+    parts = beside_the_papers(rows, SILENT_LONG, PAPER_TASKS, SILENT_CAPTION, pictures / "silent_long")
+    return parts and ["## Where the paper says nothing: the other choice", *parts]
+
+
+def change(rows: pd.DataFrame, pictures: Path) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param pictures: Folder of the plots
+    :return: The section on other values
+    """
+    parts = beside_the_papers(rows, CHANGE_LONG, LONG_TASKS, CHANGE_CAPTION, pictures / "change_long")
+    return parts and ["## Other values than the paper's", *parts]
+
+
+def beside_the_papers(
+    rows: pd.DataFrame, variants: tuple[str, ...], tasks: tuple[str, ...], caption: str, picture: Path
+) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :param variants: Such as differ by one word from the paper's own
+    :param tasks: Their tasks
+    :param caption: What stands before the table
+    :param picture: Where the curves go, without a suffix
+    :return: Final returns of one seed, and curves; nothing if nothing is stored
+    """
+    if not set(variants) & set(rows["variant"]):
+        return []
+    compared = (FIGURE2_LONG[0], *variants)
+    first = rows[(rows["seed"] == 0) | (rows["variant"] == "random")]
+    returns = final(first, "return_mean")
+    lines = [
+        [VARIANTS[variant].label, *(number(returns.get((task, variant, 0), float("nan"))) for task in tasks)]
+        for variant in compared
+    ]
+    curves = plots.save(plots.plot_returns(first, compared, tasks=tasks), picture.parent, picture.name)
+    return [caption, table(["Return", *tasks], lines), curves]
 
 
 if __name__ == "__main__":

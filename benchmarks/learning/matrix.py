@@ -294,6 +294,8 @@ VARIANTS |= {
 VARIANTS |= {
     "long_targets_copied": _long("running statistics in the target, copied", target_statistics="running"),
     "long_ou_slow": _long("OU noise with dt 0.01", action_noise=dict(type="ou", dt=0.01)),
+    # What the logs of the first runs point at: with decay the critic's weights end at a third of their first norm
+    "long_no_decay": _long("no weight decay", critic_weight_decay=0.0),
     # The Zoo's number for MuJoCo. The class's default of 100 would hardly differ from 1,000 in a run of this length
     "long_warmup": _long("10,000 random steps first", learning_starts=10_000),
 }
@@ -367,6 +369,7 @@ TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 FIGURE2_LONG = ("long_paper", "long_paper_no_norm", "long_paper_no_targets")
 SILENT_LONG = ("long_targets_copied", "long_ou_slow", "long_warmup")
+CHANGE_LONG = ("long_no_decay",)
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
 NORM_TASKS = ("HalfCheetah-v5", "Hopper-v5")
 """Where the tuned profile is furthest ahead of itself without batch norm."""
@@ -417,6 +420,11 @@ LONG_GROUPS: dict[str, Group] = {
     "silent_long": Group(
         "Where the paper says nothing: does the other choice do better after 500,000 steps?",
         tuple((task, variant) for task in PAPER_TASKS for variant in SILENT_LONG),
+        1,
+    ),
+    "change_long": Group(
+        "What is the smallest change with which the paper's values learn at this length?",
+        tuple((task, variant) for task in LONG_TASKS for variant in CHANGE_LONG),
         1,
     ),
 }

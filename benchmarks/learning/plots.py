@@ -44,6 +44,7 @@ COLORS = {
     "crossq_256": "tab:green",
     "crossq_1024": "tab:gray",
     "td3_prototype": "black",
+    "td3_twice": "dimgray",
     "sac_crossq": "tab:pink",
     "long_paper": "tab:purple",
     "long_paper_no_norm": "tab:brown",
@@ -51,6 +52,7 @@ COLORS = {
     "long_targets_copied": "tab:blue",
     "long_ou_slow": "tab:orange",
     "long_warmup": "tab:green",
+    "long_no_decay": "tab:red",
 }
 """Of each variant, the same in all plots."""
 PIXELS = "from pixels, with target networks and batch norm (docs/pixels.md)"
