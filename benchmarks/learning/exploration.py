@@ -8,8 +8,8 @@ from benchmarks.learning.figures import final, read
 from benchmarks.learning.matrix import ABLATION_STEPS, EXPLORATION, GROUPS, RULE_TASKS, RULES, VARIANTS, Budget, Unit
 from benchmarks.markdown import MISSING, number, table
 
-BESIDE = ("td3_prototype", "sac_crossq", "crossq_256")
-"""Whose runs are longer; here they count up to the same step."""
+BESIDE = ("td3_prototype", "td3_twice", "sac_crossq", "crossq_256")
+"""Whose runs are longer; in the first table they count up to the same step."""
 
 
 def section(folder: Path, budget: Budget) -> list[str]:
@@ -24,16 +24,28 @@ def section(folder: Path, budget: Budget) -> list[str]:
     if not len(rows):
         return []
     longer = read(folder, budget, beside)
-    returns = final(pd.concat([rows, longer[longer["step"] <= ABLATION_STEPS]]), "return_mean")
-    cells = returns.groupby(["variant", "task"]).agg(lambda of_seeds: "; ".join(map(number, of_seeds)))
-    lines = [
-        [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in RULE_TASKS)]
-        for variant in (*RULES, *BESIDE)
-        if variant in cells
-    ]
+    both = pd.concat([rows, longer[longer["step"] <= ABLATION_STEPS]])
     return [
         "## The search for one rule",
         f"Mean returns of the last four evaluations up to {ABLATION_STEPS:,} steps, a number for each seed. The settings were "
         "declared before they ran; one or two seeds are leads and no comparison.",
-        table(["Return", *RULE_TASKS], lines),
+        returns_table(both, (*RULES, *BESIDE)),
+        f"The same of those that ran on, up to {VARIANTS[BESIDE[0]].steps:,} steps:",
+        returns_table(longer, BESIDE),
     ]
+
+
+def returns_table(rows: pd.DataFrame, variants: tuple[str, ...]) -> str:
+    """
+    :param rows: The stored evaluations
+    :param variants: The lines
+    :return: Final returns of each seed
+    """
+    returns = final(rows, "return_mean")
+    cells = returns.groupby(["variant", "task"]).agg(lambda of_seeds: "; ".join(map(number, of_seeds)))
+    lines = [
+        [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in RULE_TASKS)]
+        for variant in variants
+        if variant in cells
+    ]
+    return table(["Return", *RULE_TASKS], lines)

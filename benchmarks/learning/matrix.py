@@ -401,10 +401,11 @@ GROUPS: dict[str, Group] = {
     "tuned_held_out": Group("And where it was not? (To be run once, at the end.)", _cells(["tuned"], HELD_OUT), 5),
     "family_twice": Group(
         "Do two minibatches of 128 a step learn more than one of 256, for about the same time?",
-        (*_cells(["td3_twice"], (*TUNING, WALKER)), (WALKER, "td3_prototype")),
+        _cells(["td3_twice"], (*TUNING, WALKER)),
         3,
     ),
     "random_new": Group("What does a random policy score on the three new tasks?", _cells(["random"], tuple(NEW_TASKS)), 5),
+    "family_new": Group("How do the family's profiles learn there?", _cells(["tuned", *FAMILY], tuple(NEW_TASKS)), 5),
     "crossq_new": Group("And CrossQ?", _cells(["crossq_256"], tuple(NEW_TASKS)), 5),
 }
 """In the order in which they run."""
