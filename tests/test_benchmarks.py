@@ -10,7 +10,7 @@ import torch as th
 import sb3_bn_ddpg
 from benchmarks import markdown
 from benchmarks.markdown import BEGIN, END
-from benchmarks.speed import neighbour, report
+from benchmarks.speed import neighbour, report, worker
 from benchmarks.speed.bars import BARS
 from benchmarks.speed.breakdown import PARTS, REST, measure, seconds_by_part
 from benchmarks.speed.contenders import BASELINE, COMPILED, CROSSQ, FAMILY, FLOOR, JAX_BASELINE, OURS
@@ -212,6 +212,16 @@ def test_updates_beside_a_second_training(tmp_path: Path):
     expected = [(name, variant) for name in names for variant in (ALONE, BESIDE) for _ in range(profile.rounds)]
     assert sorted(zip(rows["contender"], rows["variant"], strict=True)) == sorted(expected)
     assert (rows["value"] > 0).all()
+
+
+def test_kernels_are_the_processors_own(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the numbers of another one are asked for by."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setenv("ANYTHING_ELSE", "kept")
+    found = worker.environment(2, "cpu")
+    assert "OPENBLAS_CORETYPE" not in found
+    assert (found["OMP_NUM_THREADS"], found["JAX_PLATFORMS"], found["ANYTHING_ELSE"]) == ("2", "cpu", "kept")
 
 
 def test_slope_is_that_of_the_largest_sizes(results: Path):

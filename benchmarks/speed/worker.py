@@ -20,6 +20,17 @@ from benchmarks.speed.contenders import CONTENDERS, PACKAGES, Contender
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENTS = Path(__file__).parent / "envs"
+KERNEL_VARIABLES = {
+    "ATEN_CPU_CAPABILITY",
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "NUMBA_CPU_FEATURES",
+    "NUMBA_CPU_NAME",
+    "ONEDNN_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_L2_SIZE",
+}
+"""Who sets them wants the numbers of another processor; what an update takes is measured with this one's own kernels."""
 
 
 class WorkerError(RuntimeError):
@@ -43,7 +54,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.folder.name,  # MuJoCo leaves its log where it runs
-            env=os.environ | thread_variables(threads) | device_variables(device) | {"PYTHONPATH": str(ROOT)},
+            env=environment(threads, device) | {"PYTHONPATH": str(ROOT)},
             text=True,
         )
 
@@ -88,6 +99,16 @@ def python_of(contender: Contender) -> str:
     if contender.environment == "main":
         return sys.executable
     return str(ENVIRONMENTS / contender.environment / "bin" / "python")
+
+
+def environment(threads: int, device: str) -> dict[str, str]:
+    """
+    :param threads: Number of threads
+    :param device: ``"cpu"`` or ``"cuda"``
+    :return: This process's environment variables, with those that settle threads and device, without those that choose kernels
+    """
+    kept = {name: value for name, value in os.environ.items() if name not in KERNEL_VARIABLES}
+    return kept | thread_variables(threads) | device_variables(device)
 
 
 def thread_variables(threads: int) -> dict[str, str]:
