@@ -89,11 +89,17 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
     return Budget(arguments.steps, arguments.every, arguments.episodes)
 
 
+def _known_variant(name: str) -> str:
+    if name not in VARIANTS:  # all of them would be a page
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r}: benchmarks/learning/matrix.py has no such variant")
+    return name
+
+
 def main() -> None:
     """Parse the command line; run and write, or run and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=ALL_TASKS, required=True, metavar="TASK")
-    parser.add_argument("--variant", choices=VARIANTS, required=True, metavar="VARIANT")
+    parser.add_argument("--variant", type=_known_variant, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--write", action="store_true", help="write the result instead of comparing it with the stored one")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="for the networks (default: %(default)s)")
