@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch as th
+from kernel_sets import KERNEL_SETS
 
 import sb3_bn_ddpg
 from benchmarks import markdown
@@ -219,8 +220,9 @@ def test_kernels_are_the_processors_own(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("ANYTHING_ELSE", "kept")
-    found = worker.environment(2, "cpu")
+    found = worker.process_variables(2, "cpu")
     assert "OPENBLAS_CORETYPE" not in found
+    assert set().union(*KERNEL_SETS.values()) <= worker.KERNEL_VARIABLES
     assert (found["OMP_NUM_THREADS"], found["JAX_PLATFORMS"], found["ANYTHING_ELSE"]) == ("2", "cpu", "kept")
 
 

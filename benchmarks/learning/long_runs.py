@@ -50,9 +50,11 @@ best run. The paper has no figures for target networks without batch norm, only 
 LOGGED_CAPTION = """\
 From Q on, means over the last four evaluations and over seeds. The value of the evaluated policy is its mean reward a step
 times the discounted number of steps left, so a rough one. A weight counts as vanished below 1e-6."""
+SILENT_HEADING = "## Where the paper says nothing: the other choice"
 SILENT_CAPTION = """\
 Returns at the end of one seed each, which is no more than a hint, beside the same seed of the first line, which has the
 minibatch's statistics in the target, a `dt` of 1 and 1,000 random steps."""
+CHANGE_HEADING = "## Other values than the paper's"
 CHANGE_CAPTION = """\
 Returns at the end of one seed each, beside the same seed of the first line, which has a weight decay of 1e-2 on the critic."""
 
@@ -99,7 +101,8 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
                 LOGGED_CAPTION,
                 plots.save(plots.plot_statistics(trained, figure2), pictures, "figure2_long_logged"),
             ]
-        parts += silent(rows, pictures) + change(rows, pictures)
+        parts += beside_the_papers(rows, SILENT_HEADING, SILENT_CAPTION, SILENT_LONG, PAPER_TASKS, pictures / "silent_long")
+        parts += beside_the_papers(rows, CHANGE_HEADING, CHANGE_CAPTION, CHANGE_LONG, LONG_TASKS, pictures / "change_long")
         parts += ["## Machine and versions", header_text(folder, long_units(), budget)]
     replace_results(page, parts)
 
@@ -213,36 +216,17 @@ def returns_text(returns: Iterable[float]) -> str:
     return "; ".join(map(number, returns)) or MISSING
 
 
-def silent(rows: pd.DataFrame, pictures: Path) -> list[str]:
-    """
-    :param rows: The stored evaluations
-    :param pictures: Folder of the plots
-    :return: The section on the other choices
-    """
-    parts = beside_the_papers(rows, SILENT_LONG, PAPER_TASKS, SILENT_CAPTION, pictures / "silent_long")
-    return parts and ["## Where the paper says nothing: the other choice", *parts]
-
-
-def change(rows: pd.DataFrame, pictures: Path) -> list[str]:
-    """
-    :param rows: The stored evaluations
-    :param pictures: Folder of the plots
-    :return: The section on other values
-    """
-    parts = beside_the_papers(rows, CHANGE_LONG, LONG_TASKS, CHANGE_CAPTION, pictures / "change_long")
-    return parts and ["## Other values than the paper's", *parts]
-
-
 def beside_the_papers(
-    rows: pd.DataFrame, variants: tuple[str, ...], tasks: tuple[str, ...], caption: str, picture: Path
+    rows: pd.DataFrame, heading: str, caption: str, variants: tuple[str, ...], tasks: tuple[str, ...], picture: Path
 ) -> list[str]:
     """
     :param rows: The stored evaluations
+    :param heading: Of the section
+    :param caption: What stands before the table
     :param variants: Such as differ by one word from the paper's own
     :param tasks: Their tasks
-    :param caption: What stands before the table
     :param picture: Where the curves go, without a suffix
-    :return: Final returns of one seed, and curves; nothing if nothing is stored
+    :return: The section: final returns of one seed, and curves; nothing if nothing is stored
     """
     if not set(variants) & set(rows["variant"]):
         return []
@@ -254,7 +238,7 @@ def beside_the_papers(
         for variant in compared
     ]
     curves = plots.save(plots.plot_returns(first, compared, tasks=tasks), picture.parent, picture.name)
-    return [caption, table(["Return", *tasks], lines), curves]
+    return [heading, caption, table(["Return", *tasks], lines), curves]
 
 
 if __name__ == "__main__":

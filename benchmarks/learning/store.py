@@ -228,7 +228,7 @@ def machine(device: str) -> str:
     with suppress(ImportError):  # the extra `compiled`
         from sb3_bn_ddpg.fast.numba_products import IS_PYTORCHS
 
-        parts += [] if IS_PYTORCHS else ["products by SciPy's BLAS"]
+        parts += [] if IS_PYTORCHS else ["compiled products by SciPy's BLAS"]
     if device == "cuda":
         parts.append(th.cuda.get_device_name())
     return ", ".join(parts)

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.offline.contenders import CONTENDERS
+from benchmarks.speed.worker import process_variables
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 RESULTS = FOLDER / "results"
 KINDS = ("learning", "update")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 class Worker:
@@ -44,7 +44,7 @@ class Worker:
             [*pinned, python, "-m", "benchmarks.offline.speed_worker", environment],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | dict.fromkeys(THREADS, "1") | dict(PYTHONPATH=str(ROOT), CUDA_VISIBLE_DEVICES=""),
+            env=process_variables(1, "cpu") | dict(PYTHONPATH=str(ROOT)),
             text=True,
         )
         self.versions: dict[str, str] = self._answer()

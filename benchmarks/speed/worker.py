@@ -54,7 +54,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.folder.name,  # MuJoCo leaves its log where it runs
-            env=environment(threads, device) | {"PYTHONPATH": str(ROOT)},
+            env=process_variables(threads, device) | {"PYTHONPATH": str(ROOT)},
             text=True,
         )
 
@@ -101,7 +101,7 @@ def python_of(contender: Contender) -> str:
     return str(ENVIRONMENTS / contender.environment / "bin" / "python")
 
 
-def environment(threads: int, device: str) -> dict[str, str]:
+def process_variables(threads: int, device: str) -> dict[str, str]:
     """
     :param threads: Number of threads
     :param device: ``"cpu"`` or ``"cuda"``
