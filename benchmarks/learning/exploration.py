@@ -5,7 +5,17 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning.figures import final, read
-from benchmarks.learning.matrix import ABLATION_STEPS, EXPLORATION, GROUPS, RULE_TASKS, RULES, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import (
+    ABLATION_STEPS,
+    EXPLORATION,
+    GROUPS,
+    LATER_RULES,
+    RULE_TASKS,
+    RULES,
+    VARIANTS,
+    Budget,
+    Unit,
+)
 from benchmarks.markdown import MISSING, number, table
 
 BESIDE = ("td3_prototype", "td3_twice", "sac_crossq", "crossq_256")
@@ -18,20 +28,19 @@ def section(folder: Path, budget: Budget) -> list[str]:
     :param budget: The extent of the runs
     :return: A heading and the table; nothing if nothing is stored
     """
-    explored = [unit for group in EXPLORATION.values() for unit in group.units()]
     beside = [Unit(task, variant, seed) for variant in BESIDE for task in RULE_TASKS for seed in range(GROUPS["peers"].seeds)]
-    rows = read(folder, budget, explored)
+    rows = read(folder, budget, EXPLORATION["one_rule"].units())
     if not len(rows):
         return []
-    longer = read(folder, budget, beside)
+    longer = read(folder, budget, [*EXPLORATION["one_rule_later"].units(), *beside])
     both = pd.concat([rows, longer[longer["step"] <= ABLATION_STEPS]])
     return [
         "## The search for one rule",
         f"Mean returns of the last four evaluations up to {ABLATION_STEPS:,} steps, a number for each seed. The settings were "
         "declared before they ran; one or two seeds are leads and no comparison.",
         returns_table(both, (*RULES, *BESIDE)),
-        f"The same of those that ran on, up to {VARIANTS[BESIDE[0]].steps:,} steps:",
-        returns_table(longer, BESIDE),
+        f"The same up to {VARIANTS[BESIDE[0]].steps:,} steps, of runs of that length:",
+        returns_table(longer, (*LATER_RULES, *BESIDE)),
     ]
 
 
