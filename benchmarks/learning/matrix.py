@@ -360,8 +360,8 @@ def _crossq_with(label: str, policy: dict[str, Any] | None = None, **changes: An
     return Variant(label, "bn_sac", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | (policy or {})) | changes)
 
 
-# 30,000 steps were too few to tell: CrossQ's settings, behind there, lead on the walker after 50,000, but some runs diverge and
-# some never get off the ground. What makes them reliable, and do returns of three steps do for both kinds of task?
+# 30,000 steps were too few to tell: CrossQ's settings, behind there, lead on the walker after 50,000, but some runs diverge
+# and some never get off the ground. What makes them reliable, and do returns of three steps do for both kinds of task?
 _TARGETS: dict[str, Any] = dict(use_target_networks=True, tau=0.005)
 _PLAIN: dict[str, Any] = dict(normalization="batch")
 LATER_RULES = {
