@@ -364,16 +364,17 @@ def _crossq_with(label: str, policy: dict[str, Any] | None = None, **changes: An
 # and some never get off the ground. What makes them reliable, and do returns of three steps do for both kinds of task?
 _TARGETS: dict[str, Any] = dict(use_target_networks=True, tau=0.005)
 _PLAIN: dict[str, Any] = dict(normalization="batch")
+_NORM_FIRST: dict[str, Any] = _PLAIN | dict(norm_order="before_activation")  # weights of fixed norm need it
 LATER_RULES = {
     "crossq_three": _crossq_with("BNSAC as CrossQ, three steps", n_steps=3),
     "crossq_targets": _crossq_with("BNSAC as CrossQ, targets", _PLAIN, **_TARGETS),
-    "crossq_wn": _crossq_with("BNSAC as CrossQ, targets, fixed-norm weights", _PLAIN, **_FIXED_NORM),
+    "crossq_wn": _crossq_with("BNSAC as CrossQ, targets, fixed-norm weights", _NORM_FIRST, **_FIXED_NORM),
     "crossq_wn_three": _crossq_with(
         "BNSAC as CrossQ, targets, fixed-norm weights, three steps", _PLAIN, **_FIXED_NORM, n_steps=3
     ),
     "crossq_atoms": _crossq_with(
         "BNSAC as CrossQ, targets, fixed-norm weights, atoms",
-        _PLAIN | _OF_ATOMS,
+        _NORM_FIRST | _OF_ATOMS,
         **_ATOMS,
         ent_coef="auto_0.01",
         target_entropy="auto_0.5",
