@@ -370,7 +370,7 @@ LATER_RULES = {
     "crossq_targets": _crossq_with("BNSAC as CrossQ, targets", _PLAIN, **_TARGETS),
     "crossq_wn": _crossq_with("BNSAC as CrossQ, targets, fixed-norm weights", _NORM_FIRST, **_FIXED_NORM),
     "crossq_wn_three": _crossq_with(
-        "BNSAC as CrossQ, targets, fixed-norm weights, three steps", _PLAIN, **_FIXED_NORM, n_steps=3
+        "BNSAC as CrossQ, targets, fixed-norm weights, three steps", _NORM_FIRST, **_FIXED_NORM, n_steps=3
     ),
     "crossq_atoms": _crossq_with(
         "BNSAC as CrossQ, targets, fixed-norm weights, atoms",
