@@ -367,6 +367,7 @@ _PLAIN: dict[str, Any] = dict(normalization="batch")
 _NORM_FIRST: dict[str, Any] = _PLAIN | dict(norm_order="before_activation")  # weights of fixed norm need it
 LATER_RULES = {
     "crossq_three": _crossq_with("BNSAC as CrossQ, three steps", n_steps=3),
+    "crossq_two": _crossq_with("BNSAC as CrossQ, two steps", n_steps=2),
     "crossq_targets": _crossq_with("BNSAC as CrossQ, targets", _PLAIN, **_TARGETS),
     "crossq_wn": _crossq_with("BNSAC as CrossQ, targets, fixed-norm weights", _NORM_FIRST, **_FIXED_NORM),
     "crossq_wn_three": _crossq_with(
