@@ -360,6 +360,11 @@ def _crossq_with(label: str, policy: dict[str, Any] | None = None, **changes: An
     return Variant(label, "bn_sac", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | (policy or {})) | changes)
 
 
+def _td3_crossq_with(label: str, **changes: Any) -> Variant:
+    kwargs = {key: value for key, value in VARIANTS["sac_crossq"].kwargs.items() if key not in ("ent_coef", "target_entropy")}
+    return Variant(label, "bn_td3", kwargs | dict(target_policy_noise=0, n_steps=3) | changes)
+
+
 # 30,000 steps were too few to tell: CrossQ's settings, behind there, lead on the walker after 50,000, but some runs diverge
 # and some never get off the ground. What makes them reliable, and do returns of three steps do for both kinds of task?
 _TARGETS: dict[str, Any] = dict(use_target_networks=True, tau=0.005)
@@ -379,6 +384,14 @@ LATER_RULES = {
         **_ATOMS,
         ent_coef="auto_0.01",
         target_entropy="auto_0.5",
+    ),
+    # CrossQ's networks and rates without its entropy, and white noise that falls in the place of it
+    "td3_crossq_three": _td3_crossq_with(
+        "BNTD3 with CrossQ's networks, three steps", action_noise=dict(type="normal", sigma=0.2)
+    ),
+    "td3_crossq_falling": _td3_crossq_with(
+        "BNTD3 with CrossQ's networks, three steps, noise from 0.6 to 0.1",
+        action_noise=dict(type="ou", theta=1.0, dt=1.0, sigma=dict(start=0.6, end=0.1, end_fraction=0.5)),
     ),
     "td3_three": replace(_rule("BNTD3, three steps", n_steps=3), steps=50_000),
     "td3_three_quick": replace(_rule("BNTD3, three steps, rate 1e-3", n_steps=3, learning_rate=1e-3), steps=50_000),
