@@ -378,6 +378,23 @@ LATER_RULES = {
     "crossq_wn_three": _crossq_with(
         "BNSAC as CrossQ, targets, fixed-norm weights, three steps", _NORM_FIRST, **_FIXED_NORM, n_steps=3
     ),
+    # Where rewards are small, an entropy coefficient that begins at 1 drowns them for a third of the run; units of the
+    # return's spread make it mean the same everywhere
+    "crossq_scaled": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01", reward_scaling="return_std", ent_coef="auto_0.01"
+    ),
+    "crossq_scaled_three": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, three steps",
+        reward_scaling="return_std",
+        ent_coef="auto_0.01",
+        n_steps=3,
+    ),
+    "crossq_scaled_wn": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, targets, fixed-norm weights",
+        _NORM_FIRST,
+        **_ATOMS,
+        ent_coef="auto_0.01",
+    ),
     "crossq_atoms": _crossq_with(
         "BNSAC as CrossQ, targets, fixed-norm weights, atoms",
         _NORM_FIRST | _OF_ATOMS,
