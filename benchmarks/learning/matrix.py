@@ -389,6 +389,13 @@ LATER_RULES = {
         ent_coef="auto_0.01",
         n_steps=3,
     ),
+    "crossq_scaled_short": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, three steps to one",
+        reward_scaling="return_std",
+        ent_coef="auto_0.01",
+        n_steps=3,
+        n_steps_final=1,
+    ),
     "crossq_scaled_wn": _crossq_with(
         "BNSAC as CrossQ, rewards scaled, entropy from 0.01, targets, fixed-norm weights",
         _NORM_FIRST,
