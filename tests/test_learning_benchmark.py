@@ -753,7 +753,7 @@ def test_the_table_of_the_search_for_one_rule(tmp_path: Path, monkeypatch: pytes
         f"| CrossQ, critics of 256 | - | - | {number(crossq)} |",
     ]
     at_the_end = 13 + ranks[1] * 625
-    assert longer.splitlines()[2:] == [f"| CrossQ, critics of 256 | - | - | {number(at_the_end)} |"]
+    assert longer.splitlines()[2:] == [f"| CrossQ, critics of 256 | - | - | {number(at_the_end)} | - |"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from benchmarks.learning.matrix import (
     ABLATION_STEPS,
     EXPLORATION,
     GROUPS,
+    LATER_RULE_TASKS,
     LATER_RULES,
     RULE_TASKS,
     RULES,
@@ -28,7 +29,9 @@ def section(folder: Path, budget: Budget) -> list[str]:
     :param budget: The extent of the runs
     :return: A heading and the table; nothing if nothing is stored
     """
-    beside = [Unit(task, variant, seed) for variant in BESIDE for task in RULE_TASKS for seed in range(GROUPS["peers"].seeds)]
+    beside = [
+        Unit(task, variant, seed) for variant in BESIDE for task in LATER_RULE_TASKS for seed in range(GROUPS["peers"].seeds)
+    ]
     rows = read(folder, budget, EXPLORATION["one_rule"].units())
     if not len(rows):
         return []
@@ -38,23 +41,24 @@ def section(folder: Path, budget: Budget) -> list[str]:
         "## The search for one rule",
         f"Mean returns of the last four evaluations up to {ABLATION_STEPS:,} steps, a number for each seed. The settings were "
         "declared before they ran; one or two seeds are leads and no comparison.",
-        returns_table(both, (*RULES, *BESIDE)),
+        returns_table(both, (*RULES, *BESIDE), RULE_TASKS),
         f"The same up to {VARIANTS[BESIDE[0]].steps:,} steps, of runs of that length:",
-        returns_table(longer, (*LATER_RULES, *BESIDE)),
+        returns_table(longer, (*LATER_RULES, *BESIDE), LATER_RULE_TASKS),
     ]
 
 
-def returns_table(rows: pd.DataFrame, variants: tuple[str, ...]) -> str:
+def returns_table(rows: pd.DataFrame, variants: tuple[str, ...], tasks: tuple[str, ...]) -> str:
     """
     :param rows: The stored evaluations
     :param variants: The lines
+    :param tasks: The columns
     :return: Final returns of each seed
     """
     returns = final(rows, "return_mean")
     cells = returns.groupby(["variant", "task"]).agg(lambda of_seeds: "; ".join(map(number, of_seeds)))
     lines = [
-        [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in RULE_TASKS)]
+        [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in tasks)]
         for variant in variants
         if variant in cells
     ]
-    return table(["Return", *RULE_TASKS], lines)
+    return table(["Return", *tasks], lines)

@@ -423,6 +423,9 @@ LATER_RULES = {
 VARIANTS |= LATER_RULES
 RULE_TASKS = (WALKER, "dm_control/cartpole-swingup-v0", "HalfCheetah-v5")
 """One whose episodes end early, two whose episodes do not."""
+# A first choice, CrossQ's settings with returns of three steps, stood still in its one run there, and was not made for that
+# reason. So the hopper is no held-out task of BNSAC's and BNTD3's profiles any more; it was one of BNDDPG's
+LATER_RULE_TASKS = (*RULE_TASKS, "Hopper-v5")
 
 VARIANTS |= {name: Variant(*fields) for name, fields in offline.VARIANTS.items()}
 
@@ -494,7 +497,7 @@ LONG_GROUPS: dict[str, Group] = {
 """Groups with a page of their own, which run after the others."""
 EXPLORATION: dict[str, Group] = {
     "one_rule": Group("What lets one setting learn whether or not episodes end early?", _cells(RULES, RULE_TASKS), 3),
-    "one_rule_later": Group("The same after 50,000 steps", _cells(LATER_RULES, RULE_TASKS), 3),
+    "one_rule_later": Group("The same after 50,000 steps", _cells(LATER_RULES, LATER_RULE_TASKS), 3),
 }
 """Groups that look for a profile; their tables are no comparison with others."""
 OFFLINE: dict[str, Group] = {
