@@ -383,6 +383,12 @@ LATER_RULES = {
     "crossq_scaled": _crossq_with(
         "BNSAC as CrossQ, rewards scaled, entropy from 0.01", reward_scaling="return_std", ent_coef="auto_0.01"
     ),
+    "crossq_scaled_two": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, two steps",
+        reward_scaling="return_std",
+        ent_coef="auto_0.01",
+        n_steps=2,
+    ),
     "crossq_scaled_three": _crossq_with(
         "BNSAC as CrossQ, rewards scaled, entropy from 0.01, three steps",
         reward_scaling="return_std",
