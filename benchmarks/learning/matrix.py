@@ -402,6 +402,22 @@ LATER_RULES = {
         n_steps=3,
         n_steps_final=1,
     ),
+    # Evaluations jump between good and bad ones at the end: rates that fall to zero let them settle
+    "crossq_scaled_short_falling": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, three steps to one, falling rates",
+        reward_scaling="return_std",
+        ent_coef="auto_0.01",
+        n_steps=3,
+        n_steps_final=1,
+        learning_rate="lin_1e-3",
+    ),
+    "crossq_scaled_two_falling": _crossq_with(
+        "BNSAC as CrossQ, rewards scaled, entropy from 0.01, two steps, falling rates",
+        reward_scaling="return_std",
+        ent_coef="auto_0.01",
+        n_steps=2,
+        learning_rate="lin_1e-3",
+    ),
     "crossq_scaled_wn": _crossq_with(
         "BNSAC as CrossQ, rewards scaled, entropy from 0.01, targets, fixed-norm weights",
         _NORM_FIRST,
