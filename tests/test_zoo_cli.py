@@ -56,7 +56,7 @@ def test_unknown_command(arguments, capsys):
     [
         (["--profile", "best"], "argument --profile: invalid choice: 'best': bn_ddpg has 'tuned', 'paper'"),
         (["--profile", "tuned", "--algo", "bn_td3"], "invalid choice: 'tuned': bn_td3 has 'prototype', 'paper'"),
-        (["--profile", "paper", "--algo", "bn_sac"], "invalid choice: 'paper': bn_sac has 'crossq', 'sac'"),
+        (["--profile", "paper", "--algo", "bn_sac"], "invalid choice: 'paper': bn_sac has 'tuned', 'crossq', 'sac'"),
         (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
         (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),
         (["--heartbeat-interval", "0"], "`heartbeat_interval=0` is not allowed: it must be an integer >= 1"),

@@ -258,7 +258,7 @@ def test_paper_profile_of_td3():
     assert (entry["policy_kwargs"]["n_critics"], entry["policy_kwargs"]["net_arch"]) == (2, [400, 300])
 
 
-def test_first_profile_of_sac_is_crossq_with_narrower_critics():
+def test_second_profile_of_sac_is_crossq_with_narrower_critics():
     entry = FILES["bn_sac", "crossq"]["default"]
     lists = {"optimizer_kwargs": {"betas": [0.5, 0.999]}, "net_arch": {"pi": [256, 256], "qf": [256, 256]}}
     assert CROSSQ["policy_kwargs"]["net_arch"] == {"pi": [256, 256], "qf": [1024, 1024]}
@@ -268,6 +268,17 @@ def test_first_profile_of_sac_is_crossq_with_narrower_critics():
     for name in entry.keys() - {"policy", "n_timesteps", "policy_kwargs"}:
         assert entry[name] == CROSSQ.get(name, defaults[name].default)
     assert CROSSQ.keys() <= entry.keys()
+
+
+def test_first_profile_of_sac_is_crossq_but_for_returns_rewards_and_entropy():
+    tuned, crossq = (FILES["bn_sac", name] for name in ("tuned", "crossq"))
+    changed = dict(n_steps=2, reward_scaling="return_std", ent_coef="auto_0.01")
+    assert tuned["default"] == crossq["default"] | changed
+    assert tuned.keys() == crossq.keys()
+    for env_id, entry in crossq.items():
+        is_other = entry["policy"] != "MlpPolicy"  # images, and observations for which SB3 has no returns of several steps
+        kept = dict(n_steps=1, reward_scaling=None, ent_coef="auto")
+        assert tuned[env_id] == entry | (kept if is_other else changed), env_id
 
 
 def test_last_profile_of_sac():

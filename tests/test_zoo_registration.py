@@ -96,7 +96,7 @@ def test_other_algorithms_keep_their_files(tmp_path):
     assert manager_of(tmp_path, algo="ddpg").config.endswith("rl_zoo3/hyperparams/ddpg.yml")
     assert manager_of(tmp_path).config == str(zoo.profile_path("tuned"))
     assert manager_of(tmp_path, algo="bn_td3").config == str(zoo.profile_path("prototype", "bn_td3"))
-    assert manager_of(tmp_path, algo="bn_sac").config == str(zoo.profile_path("crossq", "bn_sac"))
+    assert manager_of(tmp_path, algo="bn_sac").config == str(zoo.profile_path("tuned", "bn_sac"))
 
 
 # --- Noise and schedules in a file
