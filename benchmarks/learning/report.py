@@ -62,7 +62,12 @@ COMPARISONS = (
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
 WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
-FAMILY_COMPARISONS = (("td3_prototype", "tuned"), ("td3_prototype", "crossq_256"), ("sac_crossq", "crossq_256"))
+FAMILY_COMPARISONS = (
+    ("td3_prototype", "tuned"),
+    ("td3_prototype", "crossq_256"),
+    ("crossq_scaled_two", "crossq_256"),
+    ("sac_crossq", "crossq_256"),
+)
 """The same on the tuning tasks, where BNTD3's and BNSAC's first profiles have run."""
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
 """The same where the tuned profile has run with target networks in the place of batch norm."""
