@@ -272,7 +272,7 @@ def test_second_profile_of_sac_is_crossq_with_narrower_critics():
 
 def test_first_profile_of_sac_is_crossq_but_for_returns_rewards_and_entropy():
     tuned, crossq = (FILES["bn_sac", name] for name in ("tuned", "crossq"))
-    changed = dict(n_steps=2, reward_scaling="return_std", ent_coef="auto_0.01")
+    changed = dict(learning_rate="lin_1e-3", n_steps=2, reward_scaling="return_std", ent_coef="auto_0.01")
     assert tuned["default"] == crossq["default"] | changed
     assert tuned.keys() == crossq.keys()
     for env_id, entry in crossq.items():

@@ -46,7 +46,7 @@ COLORS = {
     "td3_prototype": "black",
     "td3_twice": "dimgray",
     "sac_crossq": "tab:pink",
-    "crossq_scaled_two": "tab:purple",
+    "crossq_scaled_two_falling": "tab:purple",
     "long_paper": "tab:purple",
     "long_paper_no_norm": "tab:brown",
     "long_paper_no_targets": "tab:olive",

@@ -65,7 +65,7 @@ WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 FAMILY_COMPARISONS = (
     ("td3_prototype", "tuned"),
     ("td3_prototype", "crossq_256"),
-    ("crossq_scaled_two", "crossq_256"),
+    ("crossq_scaled_two_falling", "crossq_256"),
     ("sac_crossq", "crossq_256"),
 )
 """The same on the tuning tasks, where BNTD3's and BNSAC's first profiles have run."""
