@@ -441,7 +441,8 @@ def test_record_dataset(command, tmp_path, monkeypatch):
     """Of a trained model, in the environment of its training, and of its replay buffer; and learn from that."""
     minari = pytest.importorskip("minari")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    tiny = ["learning_starts:400", "buffer_size:5000", "policy_kwargs:dict(net_arch=[8])", "normalize:True"]
+    tiny = ["learning_starts:400", "buffer_size:5000", "policy_kwargs:dict(net_arch=[8])"]
+    tiny += ["normalize:True", "reward_scaling:None"]  # the profile scales rewards, which is to be done once
     wrapper = "env_wrapper:'gymnasium.wrappers.FlattenObservation'"
     pendulum = ["--env", "Pendulum-v1"]
     train = ["train", "--algo", "bn_sac", *pendulum, "-n", "410", "--eval-freq", "-1", "--save-replay-buffer", "-params"]
