@@ -260,7 +260,8 @@ VARIANTS["td3_prototype"] = Variant("BNTD3, prototype", "bn_td3", _profile("bn_t
 VARIANTS["td3_twice"] = Variant("BNTD3, two minibatches of 128", "bn_td3", VARIANTS["td3_prototype"].kwargs | _TWICE)
 VARIANTS["sac_crossq"] = Variant("BNSAC, CrossQ's settings", "bn_sac", _profile("bn_sac_crossq"))
 # Chosen among "LATER_RULES" by one or two seeds on each of their tasks. Before it the same with constant rates was chosen,
-# for one run on a held-out task, reacher-easy (920); the change was made for its runs on the tuning tasks
+# for one run on a held-out task, reacher-easy (920), and parts of runs on two others; the change was made for its runs on the
+# tuning tasks
 VARIANTS["crossq_scaled_two_falling"] = Variant("BNSAC, tuned", "bn_sac", _profile("bn_sac"))
 
 
