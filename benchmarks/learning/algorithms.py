@@ -16,7 +16,7 @@ from benchmarks.learning.matrix import LEARNING_STARTS, VARIANTS, Unit, Variant
 from benchmarks.learning.store import UnitFile
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.profiles.action_noise import build_action_noise
-from sb3_bn_ddpg.profiles.schedules import parse_linear_schedule
+from sb3_bn_ddpg.profiles.schedules import build_schedules
 
 OURS: dict[str, type[OffPolicyAlgorithm]] = {"bn_ddpg": BNDDPG, "bn_td3": BNTD3, "bn_sac": BNSAC}
 ALGORITHMS: dict[str, type[OffPolicyAlgorithm]] = {"ddpg": DDPG, "td3": TD3, "crossq": CrossQ} | OURS
@@ -34,9 +34,7 @@ def build(variant: Variant, env: VecEnv, seed: int, device: str = "cpu") -> OffP
     kwargs: dict[str, Any] = copy.deepcopy(variant.kwargs)  # SB3 adds its own entries to policy_kwargs
     if "action_noise" in kwargs:
         kwargs["action_noise"] = build_action_noise(kwargs["action_noise"], env.action_space.shape or ())
-    for rate in ("learning_rate", "critic_learning_rate"):
-        if isinstance(kwargs.get(rate), str):
-            kwargs[rate] = parse_linear_schedule(rate, kwargs[rate])
+    build_schedules(kwargs)
     if variant.algorithm in OURS and device == "cpu":
         kwargs.setdefault("fast_update", "compiled")  # falls back by itself for what it does not know
     algorithm: Any = ALGORITHMS[variant.algorithm]

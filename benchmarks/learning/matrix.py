@@ -265,10 +265,13 @@ VARIANTS["sac_crossq"] = Variant("BNSAC, CrossQ's settings", "bn_sac", _profile(
 VARIANTS["crossq_scaled_two_falling"] = Variant("BNSAC, tuned", "bn_sac", _profile("bn_sac"))
 
 
+def _with(kwargs: dict[str, Any], policy: dict[str, Any] | None, changes: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with changes, of which those of the policy are apart."""
+    return kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | (policy or {})) | changes
+
+
 def _tuned_with(label: str, normalization: str | None, **changes: Any) -> Variant:
-    kwargs = VARIANTS["tuned"].kwargs
-    policy_kwargs = kwargs["policy_kwargs"] | dict(normalization=normalization)
-    return Variant(label, "bn_ddpg", kwargs | dict(policy_kwargs=policy_kwargs) | changes)
+    return Variant(label, "bn_ddpg", _with(VARIANTS["tuned"].kwargs, dict(normalization=normalization), changes))
 
 
 VARIANTS["tuned_no_norm"] = _tuned_with("tuned, no normalisation", None)
@@ -318,7 +321,7 @@ def _rule(label: str, policy: dict[str, Any] | None = None, base: str = "bn_td3"
     common = VARIANTS["td3_prototype"].kwargs
     if base == "bn_sac":  # it explores by its own actions
         common = {key: value for key, value in common.items() if key not in ("action_noise", "target_policy_noise")}
-    return Variant(label, base, common | dict(policy_kwargs=common["policy_kwargs"] | (policy or {})) | kwargs, ABLATION_STEPS)
+    return Variant(label, base, _with(common, policy, kwargs), ABLATION_STEPS)
 
 
 RULES = {
@@ -360,8 +363,7 @@ VARIANTS |= RULES
 
 
 def _crossq_with(label: str, policy: dict[str, Any] | None = None, **changes: Any) -> Variant:
-    kwargs = VARIANTS["sac_crossq"].kwargs
-    return Variant(label, "bn_sac", kwargs | dict(policy_kwargs=kwargs["policy_kwargs"] | (policy or {})) | changes)
+    return Variant(label, "bn_sac", _with(VARIANTS["sac_crossq"].kwargs, policy, changes))
 
 
 def _td3_crossq_with(label: str, **changes: Any) -> Variant:

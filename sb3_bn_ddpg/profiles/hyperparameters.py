@@ -21,10 +21,9 @@ from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.profiles.action_noise import build_action_noise, settle_noise_spelling, translate_noise_type
 from sb3_bn_ddpg.profiles.algorithms import SHIPPED, file_of
 from sb3_bn_ddpg.profiles.environment import ENVIRONMENT_KEYS, EnvironmentSettings
-from sb3_bn_ddpg.profiles.schedules import parse_linear_schedule
+from sb3_bn_ddpg.profiles.schedules import build_schedules
 from sb3_bn_ddpg.profiles.words import class_of, classes_of, evaluated
 
-SCHEDULED = ("learning_rate", "critic_learning_rate")
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
 """Hyperparameters that may be spelled as Python, as in RL Zoo"""
 
@@ -213,9 +212,7 @@ def _built(
         if key not in entry:
             raise FileError(file, f"has no `{key}` in its entry {name!r}")
     settle_noise_spelling(entry, {})
-    for key in SCHEDULED:
-        if isinstance(entry.get(key), str):
-            entry[key] = parse_linear_schedule(key, entry[key])
+    build_schedules(entry)
     if isinstance(entry.get("train_freq"), list):
         entry["train_freq"] = tuple(entry["train_freq"])
     for key in EVALUATED:

@@ -1,8 +1,12 @@
 """Values that change over a training, as a hyperparameter file spells them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from sb3_bn_ddpg.common.checks import check_number
+
+SCHEDULED = ("learning_rate", "critic_learning_rate")
+"""Hyperparameters that may be spelled as a schedule."""
 
 
 @dataclass(frozen=True)
@@ -42,3 +46,15 @@ def parse_linear_schedule(name: str, value: str) -> LinearToZero:
             "(YAML reads 1e-3 as a word: write 1.0e-3 or 0.001)"
         )
     return LinearToZero(number)
+
+
+def build_schedules(hyperparams: dict[str, Any]) -> None:
+    """
+    Put schedules in the place of their spelling.
+
+    :param hyperparams: Hyperparameters, which are changed
+    :raises ValueError: if one is spelled differently
+    """
+    for name in SCHEDULED:
+        if isinstance(hyperparams.get(name), str):
+            hyperparams[name] = parse_linear_schedule(name, hyperparams[name])

@@ -25,7 +25,7 @@ from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.datasets.transitions import transitions_of
 from sb3_bn_ddpg.profiles.action_noise import build_action_noise, settle_noise_spelling, spells_noise, translate_noise_type
 from sb3_bn_ddpg.profiles.hyperparameters import default_entry
-from sb3_bn_ddpg.profiles.schedules import parse_linear_schedule
+from sb3_bn_ddpg.profiles.schedules import SCHEDULED, parse_linear_schedule
 from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS, profile_path, shipped_files
 from sb3_bn_ddpg.zoo.interrupts import EnvWrapper
 from sb3_bn_ddpg.zoo.python_files import imported
@@ -251,7 +251,7 @@ class HyperparameterManager(ExperimentManager):
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
-        for name in ("learning_rate", "critic_learning_rate"):
+        for name in SCHEDULED:
             if isinstance(hyperparams.get(name), str):
                 parse_linear_schedule(name, hyperparams[name])  # for its message: the Zoo's names nothing
         processed = ExperimentManager._preprocess_schedules(hyperparams)
