@@ -377,6 +377,8 @@ _TARGETS: dict[str, Any] = dict(use_target_networks=True, tau=0.005)
 _PLAIN: dict[str, Any] = dict(normalization="batch")
 _NORM_FIRST: dict[str, Any] = _PLAIN | dict(norm_order="before_activation")  # weights of fixed norm need it
 _SCALED: dict[str, Any] = dict(reward_scaling="return_std", ent_coef="auto_0.01")
+# With theta * dt = 1 Ornstein-Uhlenbeck noise is white
+_FALLING_NOISE: dict[str, Any] = dict(type="ou", theta=1.0, dt=1.0, sigma=dict(start=0.6, end=0.1, end_fraction=0.5))
 LATER_RULES = {
     "crossq_three": _crossq_with("BNSAC as CrossQ, three steps", n_steps=3),
     "crossq_two": _crossq_with("BNSAC as CrossQ, two steps", n_steps=2),
@@ -431,7 +433,15 @@ LATER_RULES = {
     ),
     "td3_crossq_falling": _td3_crossq_with(
         "BNTD3 with CrossQ's networks, three steps, noise from 0.6 to 0.1",
-        action_noise=dict(type="ou", theta=1.0, dt=1.0, sigma=dict(start=0.6, end=0.1, end_fraction=0.5)),
+        action_noise=_FALLING_NOISE,
+    ),
+    # The same two steps, scaled rewards and falling rates as BNSAC's tuned profile
+    "td3_crossq_two_falling": _td3_crossq_with(
+        "BNTD3 with CrossQ's networks, rewards scaled, two steps, falling rates, noise from 0.6 to 0.1",
+        action_noise=_FALLING_NOISE,
+        n_steps=2,
+        reward_scaling="return_std",
+        learning_rate="lin_1e-3",
     ),
     "td3_three": replace(_rule("BNTD3, three steps", n_steps=3), steps=50_000),
     "td3_three_quick": replace(_rule("BNTD3, three steps, rate 1e-3", n_steps=3, learning_rate=1e-3), steps=50_000),
