@@ -618,6 +618,13 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     text = step_time.conditions_text(tmp_path)
     assert f"SB3 DDPG, paper (both), SB3 TD3 on {store.machine('cpu')}, PyTorch {store.versions()['torch']}, source " in text
     assert "not recorded" not in text
+    # Another machine's figures stand beside these, and only what one machine measured is compared
+    monkeypatch.setattr(step_time, "machine", lambda device: "another")
+    own = times[PENDULUM, "sb3_ddpg"] / times[PENDULUM, "paper"]
+    step_time.write(tmp_path, [(PENDULUM, name, 0, 1, seconds) for name, seconds in (("sb3_ddpg", 30.0), ("paper", 10.0))])
+    step_time.write(tmp_path, [("Hopper-v5", "sb3_ddpg", 0, 1, 100.0)])
+    assert step_time.ratios(tmp_path, "paper")["sb3_ddpg"] == pytest.approx((own + 3) / 2)
+    assert step_time.ratios(tmp_path, "tuned").empty
     path = tmp_path / step_time.FILE
     pd.read_csv(path).drop(columns=list(step_time.CONDITIONS)).to_csv(path, index=False)  # as older ones
     assert "Measured: on a machine that was not recorded." in step_time.conditions_text(tmp_path)
@@ -716,7 +723,7 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     assert {name.removesuffix(".png") for name in names if name.endswith(".png")} == {
         link.split("/")[1].split(".")[0] for link in text.split("](page/")[1:] for link in ["page/" + link]
     }
-    assert "| times the tuned profile's, median of the tasks | 1.00 | 1.00 | 1.00 | 1.50 |" in text
+    assert "| times the tuned profile's, median of the tasks and machines that have both | 1.00 | 1.00 | 1.00 | 1.50 |" in text
     # The tuned profile's rank among the variants is the highest, and the paper's above its parts'
     assert "| BNDDPG, tuned > SB3 DDPG? | all | 5, 5 |" in text
     line = next(line for line in text.splitlines() if line.startswith("| BNDDPG, tuned > SB3 DDPG? | all"))
@@ -731,12 +738,14 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     labels = [VARIANTS[name].label for name in overview.ALGORITHMS]
     assert [line[0].removeprefix("| ") for line in lines[2:]] == labels
     by_label = dict(zip(labels, lines[2:], strict=True))
-    family = VARIANTS["td3_prototype"].label
-    assert by_label[family][1] == "3"
-    assert by_label[family][3:5] == ["-", "-"]  # it has not run on the held-out tasks
-    assert "[" in by_label[family][2]
-    assert by_label["SB3 DDPG"][5].endswith("(p 0.0050)")
-    assert by_label["CrossQ, critics of 256"][6] == "1.50 |"
+    family, ddpg = by_label["BNSAC, tuned"], by_label["SB3 DDPG"]
+    assert family[1] == "5"
+    assert all("[" in cell for cell in family[2:5])
+    assert family[5].endswith("(p 0.0050)")
+    assert ddpg[3:5] == ["-", "-"]  # it has run on the first five tasks only
+    assert ddpg[5].endswith("(p 0.0050, first five tasks)")
+    assert ddpg[6] == "0.67 |"
+    assert by_label["CrossQ, critics of 256"][5:] == ["-", "1.00 |"]
     assert {path.name for path in (tmp_path / "overview").glob("*")} == {"overview.png", "overview.svg"}
 
 
@@ -867,7 +876,7 @@ def test_the_report_of_nothing(tmp_path: Path):
     n = len(list(GROUPS["peers"].units()))
     assert f"- `peers`: {n} of {n} runs" in (tmp_path / "page.md").read_text()
     overview.write(tmp_path / "results", tmp_path / "overview.md", SHORT)
-    assert "No algorithm has 3 seeds of every tuning task yet." in (tmp_path / "overview.md").read_text()
+    assert "No algorithm has 3 seeds of the first five tasks yet." in (tmp_path / "overview.md").read_text()
 
 
 def test_a_raised_protocol_runs_everything_anew(results: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,24 +1,25 @@
 """The first page of results: one figure and one table of all algorithms, from the stored units alone."""
 
-import math
 from pathlib import Path
 
 import pandas as pd
 
 from benchmarks.learning import plots, step_time
 from benchmarks.learning.figures import SEEDS_FOR_INTERVALS, compare, complete, read, seeds_of
-from benchmarks.learning.matrix import FAMILY, HELD_OUT, PEERS, TASKS, TUNING, VARIANTS, Budget
+from benchmarks.learning.matrix import ALL_TASKS, FAMILY, TASKS, UNSEEN, VARIANTS, Budget
 from benchmarks.learning.report import aggregate_cell, interval, p_text
 from benchmarks.markdown import MISSING, replace_results, table
 
 NAME = "results.md"
 """Of the page, which lies beside the one in detail."""
-ALGORITHMS = ("tuned", *FAMILY, *PEERS)
-"""In the order of the table; the first is what the others are compared with."""
-SCOPES = {"tuning tasks": TUNING, "held-out tasks": HELD_OUT, "all tasks": tuple(TASKS)}
+PEER = "crossq_256"
+"""What the others are compared with, the strongest of the peers."""
+ALGORITHMS = ("tuned", *FAMILY, "sb3_ddpg", "sb3_td3", PEER)
+"""In the order of the table."""
+SCOPES = {"first five tasks": tuple(TASKS), "all eight tasks": tuple(ALL_TASKS), "three held-out tasks": UNSEEN}
 CAPTION = (
     "Interquartile means of normalised scores over steps (0 is a random policy), with 95 % intervals of a bootstrap. Left: "
-    "the tasks on which values were chosen. Right: all tasks; an algorithm that has not run on all of them has no curve there."
+    "the first five tasks. Right: all eight; an algorithm that has not run on all of them has no curve there."
 )
 
 
@@ -31,53 +32,54 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     :param budget: The extent of the runs
     """
     rows = read(folder, budget)
-    names = complete(rows, ALGORITHMS, TUNING, SEEDS_FOR_INTERVALS)
+    names = complete(rows, ALGORITHMS, tuple(TASKS), SEEDS_FOR_INTERVALS)
     if not names:
-        replace_results(page, [f"No algorithm has {SEEDS_FOR_INTERVALS} seeds of every tuning task yet."])
+        replace_results(page, [f"No algorithm has {SEEDS_FOR_INTERVALS} seeds of the first five tasks yet."])
         return
-    figure = plots.plot_overview(rows, names, {name: SCOPES[name] for name in ("tuning tasks", "all tasks")})
+    figure = plots.plot_overview(rows, names, {name: SCOPES[name] for name in ("first five tasks", "all eight tasks")})
     parts = [
         plots.save(figure, page.with_suffix(""), "overview"),
         CAPTION,
-        overview_table(rows, names, step_time.read(folder)),
+        overview_table(rows, names, step_time.ratios(folder, PEER)),
     ]
     replace_results(page, parts)
 
 
-def overview_table(rows: pd.DataFrame, names: list[str], step_times: pd.Series) -> str:
+def overview_table(rows: pd.DataFrame, names: list[str], costs: pd.Series) -> str:
     """
     :param rows: The stored evaluations
     :param names: The variants that have seeds enough
-    :param step_times: CPU seconds of a step by task and variant
-    :return: A line for each: scores, its lead over the first on the tuning tasks, and what a step of it costs
+    :param costs: How many times the peer's step that of each takes
+    :return: A line for each: scores, its lead over the peer, and what a step of it costs
     """
-    first = ALGORITHMS[0]
     lines = []
     for name in names:
-        found = compare(rows, name, first, TUNING) if name != first and first in names else None
-        lead = MISSING if found is None else f"{interval(found.gain)} (p {p_text(found.p_value)})"
-        seeds = len(seeds_of(rows, name, TUNING))
         scores = [aggregate_cell(rows, name, tasks) for tasks in SCOPES.values()]
-        lines.append([VARIANTS[name].label, str(seeds), *scores, lead, cost(step_times, name)])
-    header = [
-        "Score after 50,000 steps",
-        "seeds",
-        *SCOPES,
-        f"lead over {VARIANTS[first].label}, tuning tasks",
-        "CPU time of a step",
-    ]
-    return table(header, lines)
+        cost = f"{costs[name]:.2f}" if name in costs else MISSING
+        lines.append([VARIANTS[name].label, seeds_text(rows, name), *scores, lead(rows, name), cost])
+    peer = VARIANTS[PEER].label
+    return table(["Score after 50,000 steps", "seeds", *SCOPES, f"lead over {peer}", "CPU time of a step over its"], lines)
 
 
-def cost(step_times: pd.Series, name: str) -> str:
+def seeds_text(rows: pd.DataFrame, name: str) -> str:
     """
-    :param step_times: CPU seconds of a step by task and variant
+    :param rows: The stored evaluations
     :param name: A variant
-    :return: How many times the first algorithm's step it takes, median of the tasks that are measured
+    :return: How many seeds it has on the first five tasks, and after a comma on all eight, if that is another number
     """
-    known = set(step_times.index.get_level_values("variant"))
-    own, first = (
-        step_times.xs(one, level="variant") if one in known else pd.Series(dtype=float) for one in (name, ALGORITHMS[0])
-    )
-    ratio = (own / first).median()
-    return MISSING if math.isnan(ratio) else f"{ratio:.2f}"
+    first, everywhere = (len(seeds_of(rows, name, SCOPES[scope])) for scope in ("first five tasks", "all eight tasks"))
+    return f"{first}, {everywhere}" if everywhere not in (0, first) else str(first)
+
+
+def lead(rows: pd.DataFrame, name: str) -> str:
+    """
+    :param rows: The stored evaluations
+    :param name: A variant
+    :return: Its interquartile mean less the peer's: on all eight tasks if both have seeds enough there, else on the first five
+    """
+    if name == PEER:
+        return MISSING
+    for scope, note in (("all eight tasks", ""), ("first five tasks", ", first five tasks")):
+        if found := compare(rows, name, PEER, SCOPES[scope]):
+            return f"{interval(found.gain)} (p {p_text(found.p_value)}{note})"
+    return MISSING

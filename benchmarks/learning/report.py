@@ -25,16 +25,21 @@ from benchmarks.learning.figures import (
     seeds_of,
 )
 from benchmarks.learning.matrix import (
+    ALL_TASKS,
     FACTORS,
+    FAMILY,
     FIGURE2,
+    FIRST_FAMILY,
     HELD_OUT,
     NORM_TASKS,
     PEERS,
     TASKS,
     TUNED_NORMS,
     TUNING,
+    UNSEEN,
     VARIANTS,
     WIDE_TASKS,
+    XQC,
     Budget,
 )
 from benchmarks.learning.store import PAGE, header_text
@@ -62,13 +67,14 @@ COMPARISONS = (
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
 WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
-FAMILY_COMPARISONS = (
-    ("td3_prototype", "tuned"),
-    ("td3_prototype", "crossq_256"),
-    ("crossq_scaled_two_falling", "crossq_256"),
-    ("sac_crossq", "crossq_256"),
-)
-"""The same on the tuning tasks, where BNTD3's and BNSAC's first profiles have run."""
+FAMILY_COMPARISONS = (("td3_prototype", "tuned"), *((name, "crossq_256") for name in ("tuned", *FAMILY, *FIRST_FAMILY)))
+"""The same of BNTD3 and BNSAC, on those of these tasks that both have run on."""
+FAMILY_SCOPES = {
+    "all eight": tuple(ALL_TASKS),
+    "first five": tuple(TASKS),
+    "three held-out": UNSEEN,
+    "BNDDPG's tuning tasks": TUNING,
+}
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
 """The same where the tuned profile has run with target networks in the place of batch norm."""
 NORM_COMPARISONS = (
@@ -126,9 +132,13 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             ]
         parts += improvements(compared, pictures)
         if len(step_times):
-            parts += ["### CPU time of a step", time_table(step_times), step_time.conditions_text(folder)]
+            parts += [
+                "### CPU time of a step",
+                time_table(step_times, step_time.ratios(folder, "tuned")),
+                step_time.conditions_text(folder),
+            ]
         parts += some_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS, "both")
-        parts += some_tasks(rows, "BNTD3's and BNSAC's first profiles", FAMILY_COMPARISONS, TUNING, "tuning")
+        parts += family(rows)
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += exploration.section(folder, budget)
@@ -213,18 +223,28 @@ def aggregate_cell(rows: pd.DataFrame, name: str, tasks: Sequence[str]) -> str:
     return interval(entry) if seeds >= SEEDS_FOR_INTERVALS else f"{entry.value:.3f} (seeds: {seeds})"
 
 
-def return_table(rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str]) -> str:
+def return_table(
+    rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str], published: dict[str, dict[str, float]] | None = None
+) -> str:
     """
     :param rows: The stored evaluations
     :param variants: The columns
     :param tasks: The rows
+    :param published: More columns: others' mean returns by task, by heading
     :return: Mean and standard deviation of the final returns
     """
-    names = present(rows, ("random", *variants))
+    names, others = present(rows, ("random", *variants)), published or {}
     returns = final(rows, "return_mean").groupby(["task", "variant"]).agg(["mean", "std"])
     cells = {key: spread(mean, std) for key, mean, std in returns.itertuples()}
-    lines = [[task, *(cells.get((task, name), MISSING) for name in names)] for task in tasks]
-    return table(["Return", *(VARIANTS[name].label for name in names)], lines)
+    lines = [
+        [
+            task,
+            *(cells.get((task, name), MISSING) for name in names),
+            *(number(means[task]) if task in means else MISSING for means in others.values()),
+        ]
+        for task in tasks
+    ]
+    return table(["Return", *(VARIANTS[name].label for name in names), *others], lines)
 
 
 def spread(mean: float, std: float) -> str:
@@ -322,17 +342,17 @@ def improvements(compared: dict[tuple[str, str, str], Comparison], pictures: Pat
     return [plots.save(plots.plot_forest({"": entries}, 0.5, label), pictures, "improvement")]
 
 
-def time_table(step_times: pd.Series) -> str:
+def time_table(step_times: pd.Series, ratios: pd.Series) -> str:
     """
     :param step_times: CPU seconds of a step by task and variant
+    :param ratios: How many times the tuned profile's step that of each takes
     :return: CPU milliseconds of an environment step with its update, and how many times the tuned profile's that is
     """
     milliseconds = step_times.unstack().mul(1000).reindex(index=[task for task in TASKS if task in step_times.index])
     names = [name for name in step_time.MEASURED if name in milliseconds]
     lines = [[task, *(number(line[name]) for name in names)] for task, line in milliseconds.iterrows()]
-    if "tuned" in names:
-        ratios = milliseconds.div(milliseconds["tuned"], axis=0).median()
-        lines.append(["times the tuned profile's, median of the tasks", *(f"{ratios[name]:.2f}" for name in names)])
+    cells = [f"{ratios[name]:.2f}" if name in ratios else MISSING for name in names]
+    lines.append(["times the tuned profile's, median of the tasks and machines that have both", *cells])
     return table(["ms", *(VARIANTS[name].label for name in names)], lines)
 
 
@@ -351,6 +371,21 @@ def some_tasks(
     if set(variants) - set(present(rows, variants)):
         return []
     return [f"## {title}", score_table(rows, variants, tasks), comparison_table(comparisons(rows, pairs, {scope: tasks}))]
+
+
+def family(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :return: BNTD3 and BNSAC beside BNDDPG's tuned profile and CrossQ, on all tasks
+    """
+    variants = ("tuned", *FAMILY, *FIRST_FAMILY, "crossq_256")
+    return [
+        "## BNTD3 and BNSAC",
+        score_table(rows, variants, tuple(ALL_TASKS)),
+        "Returns at the end, mean ± standard deviation over seeds, and XQC's published means, with two updates a step:",
+        return_table(rows, variants, tuple(ALL_TASKS), {"XQC, published": XQC}),
+        comparison_table(comparisons(rows, FAMILY_COMPARISONS, FAMILY_SCOPES)),
+    ]
 
 
 def split(rows: pd.DataFrame) -> list[str]:

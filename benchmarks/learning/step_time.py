@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import FAMILY, FIGURE2, PEERS, TASKS, TUNED_NORMS, VARIANTS
+from benchmarks.learning.matrix import FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TASKS, TUNED_NORMS, VARIANTS
 from benchmarks.learning.store import RESULTS, machine, source_hash, versions
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
@@ -25,7 +25,7 @@ FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
 CONDITIONS = ("machine", "torch", "source")
 """Columns that say what a row was measured with: ``source`` is a digest of this package's code."""
-MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS, *FAMILY)))
+MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS, *FAMILY, *FIRST_FAMILY)))
 WARM_UP = 2_000
 """Steps before the first round: 1,000 have no update, and Adam's moments of inactive units become denormal in the others."""
 
@@ -70,14 +70,14 @@ def measure(task: str, variants: list[str], rounds: int, steps: int) -> list[tup
 def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
     """
     :param folder: The results
-    :param rows: Rows of ``FIELDS``, which replace those of the same tasks and variants
+    :param rows: Rows of ``FIELDS``, which replace those of the same tasks, variants and machine
     """
     path = folder / FILE
     measured = pd.DataFrame(rows, columns=list(FIELDS))
     measured = measured.assign(machine=machine("cpu"), torch=versions()["torch"], source=source_hash())
     if path.exists():
-        stored = pd.read_csv(path, float_precision="round_trip")
-        own = ["task", "variant"]
+        stored = pd.read_csv(path, float_precision="round_trip").reindex(columns=measured.columns)
+        own = ["task", "variant", "machine"]
         is_new = pd.MultiIndex.from_frame(stored[own]).isin(pd.MultiIndex.from_frame(measured[own]))
         measured = pd.concat([stored[~is_new], measured])
     with atomic_write(path) as file:
@@ -87,11 +87,27 @@ def write(folder: Path, rows: list[tuple[str, str, int, int, float]]) -> None:
 def read(folder: Path) -> pd.Series:
     """
     :param folder: The results
-    :return: CPU seconds of a step by task and variant, the median of the rounds; empty if nothing was measured
+    :return: CPU seconds of a step by task and variant, the median of the rounds on all machines; empty if nothing was measured
     """
+    return _medians(folder, ["task", "variant"])
+
+
+def ratios(folder: Path, to: str) -> pd.Series:
+    """
+    :param folder: The results
+    :param to: A variant
+    :return: How many times its step each variant's takes: the median of the tasks and machines that have both, by variant;
+        without the variants that were never measured beside it
+    """
+    medians = _medians(folder, ["task", "machine", "variant"]).unstack()
+    return medians.div(medians[to], axis=0).median().dropna() if to in medians else pd.Series(dtype=float)
+
+
+def _medians(folder: Path, by: list[str]) -> pd.Series:
     path = folder / FILE
     rows = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=FIELDS)
-    return (rows["cpu_seconds"] / rows["steps"]).groupby([rows["task"], rows["variant"]]).median()
+    rows = rows.reindex(columns=[*FIELDS, *CONDITIONS]).fillna(dict.fromkeys(CONDITIONS, ""))
+    return (rows["cpu_seconds"] / rows["steps"]).groupby([rows[name] for name in by]).median()
 
 
 def conditions_text(folder: Path) -> str:
