@@ -186,7 +186,7 @@ def test_options_are_those_of_the_algorithm(bn_ddpg, capsys):
     with pytest.raises(SystemExit):
         bn_ddpg("train --help")
     output = " ".join(capsys.readouterr().out.split())
-    assert "(bn_ddpg: tuned, paper; bn_td3: prototype, paper; bn_sac: tuned, crossq, sac; bn_iql: authors; " in output
+    assert "(bn_ddpg: tuned, paper; bn_td3: tuned, paper; bn_sac: tuned, crossq, sac; bn_iql: authors; " in output
     assert "; toy: plain, scaled; toys_child: plain, scaled)" in output
     for algo, profile, its in (("toy", "paper", "'plain', 'scaled'"), ("bn_ddpg", "scaled", "'tuned', 'paper'")):
         with pytest.raises(SystemExit):

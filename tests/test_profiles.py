@@ -218,9 +218,9 @@ def test_no_environment_is_made_that_is_not_needed(monkeypatch):
     [
         (("ddpg", "Pendulum-v1"), ValueError, "`algo='ddpg'` is not allowed: it must be one of 'bn_ddpg', 'bn_td3', 'bn_sac'"),
         (
-            ("bn_td3", "Pendulum-v1", "tuned"),
+            ("bn_td3", "Pendulum-v1", "crossq"),
             ValueError,
-            "`profile='tuned'` is not allowed: it must be one of 'prototype', 'paper'",
+            "`profile='crossq'` is not allowed: it must be one of 'tuned', 'paper'",
         ),
         (("bn_td3", VectorEnv()), ValueError, "it has no id by which to look it up"),
     ],

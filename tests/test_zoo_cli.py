@@ -55,7 +55,7 @@ def test_unknown_command(arguments, capsys):
     ("arguments", "message"),
     [
         (["--profile", "best"], "argument --profile: invalid choice: 'best': bn_ddpg has 'tuned', 'paper'"),
-        (["--profile", "tuned", "--algo", "bn_td3"], "invalid choice: 'tuned': bn_td3 has 'prototype', 'paper'"),
+        (["--profile", "crossq", "--algo", "bn_td3"], "invalid choice: 'crossq': bn_td3 has 'tuned', 'paper'"),
         (["--profile", "paper", "--algo", "bn_sac"], "invalid choice: 'paper': bn_sac has 'tuned', 'crossq', 'sac'"),
         (["--profile", "paper", "--algo", "ddpg"], "argument --profile: not allowed with --algo ddpg"),
         (["--profile", "paper", "-conf", "my.yml"], "argument --profile: not allowed with argument -conf"),

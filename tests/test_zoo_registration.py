@@ -95,7 +95,7 @@ def test_register_twice_is_harmless():
 def test_other_algorithms_keep_their_files(tmp_path):
     assert manager_of(tmp_path, algo="ddpg").config.endswith("rl_zoo3/hyperparams/ddpg.yml")
     assert manager_of(tmp_path).config == str(zoo.profile_path("tuned"))
-    assert manager_of(tmp_path, algo="bn_td3").config == str(zoo.profile_path("prototype", "bn_td3"))
+    assert manager_of(tmp_path, algo="bn_td3").config == str(zoo.profile_path("tuned", "bn_td3"))
     assert manager_of(tmp_path, algo="bn_sac").config == str(zoo.profile_path("tuned", "bn_sac"))
 
 

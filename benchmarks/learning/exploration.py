@@ -8,6 +8,7 @@ from benchmarks.learning.figures import final, read
 from benchmarks.learning.matrix import (
     ABLATION_STEPS,
     EXPLORATION,
+    FAMILY,
     GROUPS,
     LATER_RULE_TASKS,
     LATER_RULES,
@@ -19,7 +20,7 @@ from benchmarks.learning.matrix import (
 )
 from benchmarks.markdown import MISSING, number, table
 
-BESIDE = ("td3_prototype", "td3_twice", "sac_crossq", "crossq_scaled_two_falling", "crossq_256")
+BESIDE = ("tuned", "td3_prototype", "td3_twice", *FAMILY, "sac_crossq", "crossq_256")
 """Whose runs are longer; in the first table they count up to the same step."""
 
 

@@ -29,7 +29,7 @@ class ProfiledAlgorithm:
 
 SHIPPED: dict[str, ProfiledAlgorithm] = {
     "bn_ddpg": ProfiledAlgorithm(BNDDPG, {"tuned": "bn_ddpg.yml", "paper": "bn_ddpg_paper.yml"}),
-    "bn_td3": ProfiledAlgorithm(BNTD3, {"prototype": "bn_td3.yml", "paper": "bn_td3_paper.yml"}),
+    "bn_td3": ProfiledAlgorithm(BNTD3, {"tuned": "bn_td3.yml", "paper": "bn_td3_paper.yml"}),
     "bn_sac": ProfiledAlgorithm(BNSAC, {"tuned": "bn_sac.yml", "crossq": "bn_sac_crossq.yml", "sac": "bn_sac_paper.yml"}),
     "bn_iql": ProfiledAlgorithm(BNIQL, {"authors": "bn_iql.yml"}),
     "bn_td3_bc": ProfiledAlgorithm(BNTD3BC, {"authors": "bn_td3_bc.yml"}),
