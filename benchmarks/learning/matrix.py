@@ -479,6 +479,10 @@ FAMILY = ("td3_three", "crossq_scaled_two_falling")
 """BNTD3's and BNSAC's tuned profiles."""
 FIRST_FAMILY = ("td3_prototype", "sac_crossq")
 """Those before them."""
+DOUBLED = tuple(f"{name}_100k" for name in (*FAMILY, "crossq_256"))
+VARIANTS |= {name: replace(VARIANTS[name.removesuffix("_100k")], steps=100_000, every=5_000) for name in DOUBLED}
+DOUBLED_TASKS = ("HalfCheetah-v5", "Hopper-v5", WALKER)
+"""Those on which XQC's and CrossQ's papers report, and which runs of 50,000 steps leave unfinished."""
 TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 FIGURE2_LONG = ("long_paper", "long_paper_no_norm", "long_paper_no_targets")
@@ -524,6 +528,7 @@ GROUPS: dict[str, Group] = {
     "random_new": Group("What does a random policy score on the three new tasks?", _cells(["random"], tuple(NEW_TASKS)), 5),
     "tuned_new": Group("How does BNDDPG's tuned profile learn there?", _cells(["tuned"], tuple(NEW_TASKS)), 5),
     "crossq_new": Group("And CrossQ?", _cells(["crossq_256"], tuple(NEW_TASKS)), 5),
+    "doubled": Group("And after 100,000 steps?", _cells(DOUBLED, DOUBLED_TASKS), 3),
 }
 """In the order in which they run."""
 

@@ -26,6 +26,8 @@ from benchmarks.learning.figures import (
 )
 from benchmarks.learning.matrix import (
     ALL_TASKS,
+    DOUBLED,
+    DOUBLED_TASKS,
     FACTORS,
     FAMILY,
     FIGURE2,
@@ -75,6 +77,8 @@ FAMILY_SCOPES = {
     "three held-out": UNSEEN,
     "BNDDPG's tuning tasks": TUNING,
 }
+DOUBLED_COMPARISONS = tuple((name, DOUBLED[-1]) for name in DOUBLED[:-1])
+"""The same of runs of 100,000 steps."""
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
 """The same where the tuned profile has run with target networks in the place of batch norm."""
 NORM_COMPARISONS = (
@@ -139,6 +143,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             ]
         parts += some_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS, "both")
         parts += family(rows)
+        parts += some_tasks(rows, "After 100,000 steps", DOUBLED_COMPARISONS, DOUBLED_TASKS, "these three")
         parts += split(rows)
         parts += ablation(rows, pictures)
         parts += exploration.section(folder, budget)
