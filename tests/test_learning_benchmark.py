@@ -625,6 +625,8 @@ def test_step_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     step_time.write(tmp_path, [("Hopper-v5", "sb3_ddpg", 0, 1, 100.0)])
     assert step_time.ratios(tmp_path, "paper")["sb3_ddpg"] == pytest.approx((own + 3) / 2)
     assert step_time.ratios(tmp_path, "tuned").empty
+    together = step_time.ratios(tmp_path, "paper", ["sb3_ddpg", "sb3_td3", "tuned"])  # TD3 has run on this machine alone
+    assert together["sb3_ddpg"] == pytest.approx(own)
     path = tmp_path / step_time.FILE
     pd.read_csv(path).drop(columns=list(step_time.CONDITIONS)).to_csv(path, index=False)  # as older ones
     assert "Measured: on a machine that was not recorded." in step_time.conditions_text(tmp_path)

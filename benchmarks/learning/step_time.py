@@ -8,6 +8,7 @@ The clocks of the runs themselves are not comparable: work beside them slows the
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -92,14 +93,17 @@ def read(folder: Path) -> pd.Series:
     return _medians(folder, ["task", "variant"])
 
 
-def ratios(folder: Path, to: str) -> pd.Series:
+def ratios(folder: Path, to: str, together: Iterable[str] = ()) -> pd.Series:
     """
     :param folder: The results
     :param to: A variant
+    :param together: Variants whose figures are to be of the same tasks and machines: those on which all of them were measured,
+        but for those that were never measured
     :return: How many times its step each variant's takes: the median of the tasks and machines that have both, by variant;
         without the variants that were never measured beside it
     """
     medians = _medians(folder, ["task", "machine", "variant"]).unstack()
+    medians = medians.dropna(subset=[name for name in together if name in medians])
     return medians.div(medians[to], axis=0).median().dropna() if to in medians else pd.Series(dtype=float)
 
 
