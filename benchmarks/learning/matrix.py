@@ -424,12 +424,10 @@ LATER_RULES = {
         learning_rate="lin_1e-3",
     ),
     # XQC's policy is wider. One run of three of the profile stood still on Hopper, and HalfCheetah is behind CrossQ
-    "crossq_scaled_two_falling_wide": _crossq_with(
+    "crossq_scaled_two_falling_wide": Variant(
         "BNSAC, tuned, with entropy to dim(A) / 2",
-        **_SCALED,
-        n_steps=2,
-        learning_rate="lin_1e-3",
-        target_entropy="auto_0.5",
+        "bn_sac",
+        VARIANTS["crossq_scaled_two_falling"].kwargs | dict(target_entropy="auto_0.5"),
     ),
     "crossq_scaled_wn": _crossq_with(
         "BNSAC as CrossQ, rewards scaled, entropy from 0.01, targets, fixed-norm weights",

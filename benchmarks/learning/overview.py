@@ -80,8 +80,8 @@ def lead(rows: pd.DataFrame, name: str, scopes: dict[str, tuple[str, ...]]) -> s
     :param rows: The stored evaluations
     :param name: A variant
     :param scopes: The columns of scores
-    :return: Its interquartile mean less the peer's: on all eight tasks if both have seeds enough there, else on the first
-        five, which is said where others have all eight
+    :return: Its interquartile mean less the peer's. The tasks are all eight if both have seeds enough there, else the first
+        five; the cell then names them if the table also has a column of all eight
     """
     if name == PEER:
         return MISSING
