@@ -303,13 +303,35 @@ def test_save_and_load(tmp_path):
         assert th.equal(loaded.policy.state_dict()[key], value)
     loaded.learn(30)
     assert loaded.reward_scaler.count == model.reward_scaler.count + 30
-    unscaled = BNSAC.load(tmp_path / "model", env=VectorEnv(), device="cpu", reward_scaling=None)
+    with pytest.warns(UserWarning, match="critics of scaled rewards, but `reward_scaling=None`: values of unscaled ones will"):
+        unscaled = BNSAC.load(tmp_path / "model", env=VectorEnv(), device="cpu", reward_scaling=None)
     assert unscaled.reward_scaler is None
     unscaled.learn(30)
     other = make().learn(60)
     other.save(tmp_path / "other")
-    scaled = BNSAC.load(tmp_path / "other", env=VectorEnv(), device="cpu", reward_scaling="return_std").learn(30)
+    with pytest.warns(UserWarning, match="critics of unscaled rewards, but `reward_scaling='return_std'`"):
+        scaled = BNSAC.load(tmp_path / "other", env=VectorEnv(), device="cpu", reward_scaling="return_std").learn(30)
     assert scaled.reward_scaler.count == 30
+
+
+def test_parameters_are_those_of_scaled_rewards(tmp_path):
+    """Critics are in units of the scale, so it goes where they go; not the returns of the episodes that go on."""
+    model = make(reward_scaling="return_std").learn(60)
+    model.save(tmp_path / "model")
+    for parameters in (model.get_parameters(), tmp_path / "model"):
+        other = make(env=make_vec_env(VectorEnv, n_envs=3), reward_scaling="return_std").learn(30)
+        other.set_parameters(parameters)
+        assert other.reward_scaler.scale == model.reward_scaler.scale
+        assert other.reward_scaler.returns.shape == (3,)
+        assert other.learn(30, reset_num_timesteps=False).reward_scaler.count == 90
+        count, before = other.reward_scaler.count, other.reward_scaler.scale
+        with pytest.raises(RuntimeError, match="Missing key"):
+            other.set_parameters(model.get_parameters() | {"policy": {}})
+        assert (other.reward_scaler.count, other.reward_scaler.scale) == (count, before)
+    with pytest.warns(UserWarning, match="critics of scaled rewards"):
+        make().set_parameters(tmp_path / "model")
+    with pytest.warns(UserWarning, match="critics of unscaled rewards"):
+        make(reward_scaling="return_std").set_parameters(make().get_parameters())
 
 
 def test_a_policy_and_a_critic_by_themselves(tmp_path):

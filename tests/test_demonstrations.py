@@ -91,6 +91,24 @@ def test_returns_of_several_steps(cls):
     assert (model.replay_buffer.n_steps, model.replay_buffer.dataset.n_steps) == (1, 1)
 
 
+def test_returns_that_have_become_single_steps_with_and_without_a_demonstration(monkeypatch):
+    """Minibatches that are drawn at once, some of which have demonstrations by chance."""
+    arguments = dict(demonstrations=paid(), demonstration_ratio=None, n_steps=3, n_steps_final=1, gamma=0.9)
+    model = make(BNTD3, train_freq=8, gradient_steps=8, **arguments).learn(400)
+    model.replay_buffer.dataset_share = 0.0
+    assert model.replay_buffer.n_steps == 1
+    counts = iter([0, 3, 16, 0])
+    monkeypatch.setattr("numpy.random.binomial", lambda *args: next(counts))
+    model.replay_buffer.dataset_share = None
+    discounts = [model.replay_buffer.sample(16).discounts for _ in range(4)]
+    assert all(np.allclose(discount, 0.9) for discount in discounts)
+
+
+def test_a_ratio_that_comes_to_nothing():
+    with pytest.raises(ValueError, match=r"`demonstration_ratio=0\.01` is not allowed with `batch_size=16`: it comes to none"):
+        make(BNDDPG, demonstrations=paid(), demonstration_ratio=0.01).learn(2)
+
+
 def test_several_environments_and_vec_normalize():
     venv = VecNormalize(DummyVecEnv([VectorEnv, VectorEnv]))
     model = make(env=venv, learning_starts=4).learn(40)

@@ -7,10 +7,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from conftest import VectorEnv, as_double, random_batch, with_modes
+from conftest import SpaceEnv, VectorEnv, as_double, random_batch, with_modes
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC, CheckpointEvery, load_policy
 from sb3_bn_ddpg.networks.layers import PaperCNN, StandardizingExtractor
@@ -504,6 +504,35 @@ def test_observations_are_standardised_by_the_dataset(tmp_path):
     other = BNTD3BC.load(tmp_path / "model", dataset=data(seed=1), device="cpu")
     assert other.actor.features_extractor.mean.equal(model.actor.features_extractor.mean)  # what its networks know
     assert make(BNTD3BC, normalize_observations=False).actor.features_extractor.mean.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("space", "normalized"),
+    [
+        (spaces.Box(-np.inf, np.inf, (4,)), True),
+        (spaces.Discrete(5), False),
+        (spaces.MultiDiscrete([3, 4]), False),
+        (spaces.Box(0, 255, (1, 8, 8), np.uint8), False),
+    ],
+)
+def test_what_is_standardised_is_what_the_networks_get(space, normalized):
+    """Not what the dataset holds: VecNormalize and SB3's preprocessing come between."""
+    space.seed(0)
+    observations = np.stack([100 + np.float32(5) * space.sample() if normalized else space.sample() for _ in range(5001)])
+    dataset = data(5000) | dict(observations=observations[:-1], next_observations=observations[1:])
+    env = SpaceEnv(space, spaces.Box(-1, 1, (2,)))
+    if normalized:
+        env = VecNormalize(DummyVecEnv([lambda: SpaceEnv(space, spaces.Box(-1, 1, (2,)))]), norm_reward=False)
+        env.obs_rms.update(observations * 0.9)
+        env.training = False
+    model = make(BNTD3BC, env=env, dataset=dataset)
+    obs = th.as_tensor(env.normalize_obs(observations[:-1]) if normalized else observations[:-1])
+    for network in (model.actor, model.critic_target):
+        features = network.features(obs).detach().double().numpy()
+        np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-4)
+        deviation = network.features_extractor.scale.numpy() - 1e-3
+        np.testing.assert_allclose(features.std(axis=0), deviation / (deviation + 1e-3), atol=1e-4)
+    assert model.learn(2).num_timesteps == 2
 
 
 @pytest.mark.parametrize("cls", ALL)

@@ -138,6 +138,12 @@ def test_bad_reward_scaling(scaling):
 def test_equal_returns_have_no_range():
     with pytest.raises(ValueError, match=r"episodes all have the return 0 \(4 of them\): it must be a number, or None"):
         dataset_buffer(arrays() | dict(rewards=np.zeros(40)), OBS, ACTIONS, reward_scaling="return_range")
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=10)
+    equal = np.concatenate([rng.permutation(rewards) for _ in range(4)])
+    assert len({*episode_returns(equal, np.arange(40) % 10 == 9)}) > 1  # by rounding
+    with pytest.raises(ValueError, match=r"whose episodes all have the return -?\d"):
+        dataset_buffer(arrays() | dict(rewards=equal), OBS, ACTIONS, reward_scaling="return_range")
 
 
 # --- Replay buffers
@@ -368,6 +374,13 @@ BAD = {
         arrays() | dict(truncations=np.zeros(40)),
         "without some of its ends is not allowed: after 1 of 40 transitions, the first of them number 29,",
     ),
+    "integers changed": (arrays() | dict(terminations=np.full(40, 0.5)), "with terminations of 0.5 .* must be 0 or 1"),
+    "too large for float32": (
+        {name: value[:9] for name, value in with_one("observations", 1.0).items()}
+        | {name: np.full((9, 3), 1e39) for name in ("observations", "next_observations")},
+        "observations, in float32, that are not finite is not allowed: 9 of 9",
+    ),
+    "too large a reward": (with_one("rewards", -1e39), "rewards, in float32, that are not finite is not allowed"),
     "no file of arrays": ("nothing.npz", "`dataset='nothing.npz'` is not allowed: there is no file nothing.npz"),
     "an empty buffer": (ReplayBuffer(5, OBS, ACTIONS), "without transitions is not allowed"),
     "another space": (filled(n_envs=1, size=50), "with the observation space .* is not allowed: it must be the environment's"),
@@ -380,6 +393,33 @@ def test_bad_datasets(name):
     space = spaces.Box(-1, 1, (4,)) if name == "another space" else OBS
     with pytest.raises(ValueError, match=message):
         dataset_buffer(dataset, space, ACTIONS)
+
+
+@pytest.mark.parametrize(
+    ("space", "draw", "example"),
+    [
+        (spaces.Box(0, 255, (1, 8, 8), np.uint8), lambda rng: rng.uniform(0.1, 0.9, size=(41, 1, 8, 8)), r"0\.\d+"),
+        (spaces.Box(0, 255, (1, 8, 8), np.uint8), lambda rng: np.full((41, 1, 8, 8), 300), "300"),
+        (spaces.Box(0, 255, (1, 8, 8), np.uint8), lambda rng: np.full((41, 1, 8, 8), -1), "-1"),
+        (spaces.Box(-5, 5, (3,), np.int32), lambda rng: rng.uniform(0.1, 0.9, size=(41, 3)), r"0\.\d+"),
+        (spaces.Discrete(5), lambda rng: np.full(41, 5), "5"),
+        (spaces.MultiDiscrete([3, 9]), lambda rng: np.full((41, 2), 8), "8"),
+        (spaces.MultiBinary(2), lambda rng: np.full((41, 2), 2), "2"),
+    ],
+)
+def test_observations_that_the_space_cannot_hold(space, draw, example):
+    observations = draw(np.random.default_rng(0))
+    data = arrays() | dict(observations=observations[:-1], next_observations=observations[1:])
+    with pytest.raises(ValueError, match=f"`dataset` with observations such as {example} is not allowed: they must be in "):
+        dataset_buffer(data, space, ACTIONS)
+
+
+def test_transitions_in_no_order():
+    data = {name: array[np.random.default_rng(0).permutation(40)] for name, array in arrays().items() if name != "truncations"}
+    with pytest.warns(
+        UserWarning, match="`dataset` has no truncations, and after 3. of its 40 transitions the next one starts"
+    ):
+        dataset_buffer(data, OBS, ACTIONS)
 
 
 def test_an_environment_of_dictionaries():

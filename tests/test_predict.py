@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, load_policy
 
 
 @pytest.mark.parametrize("normalization", ["batch", "batch_renorm", "layer", "batch_layer", None])
@@ -170,3 +170,23 @@ def test_custom_policy_class(make_model):
 
 def test_the_test_environment_follows_the_gymnasium_rules():
     check_env(VectorEnv())
+
+
+def test_actions_stay_within_bounds_that_rounding_would_leave(tmp_path):
+    space = spaces.Box(np.array([100.0, -3.0], np.float32), np.array([101.0, 0.7], np.float32))
+    model = BNDDPG("MlpPolicy", SpaceEnv(spaces.Box(-1, 1, (3,)), space), policy_kwargs=SMALL, device="cpu")
+    for scaled, bound in ((1.0, space.high), (-1.0, space.low)):
+        ones = np.full((1, 2), scaled, np.float32)
+        np.testing.assert_array_equal(model.policy.unscale_action(ones), [bound])
+        np.testing.assert_array_equal(model.actor.unscale_action(ones), [bound])
+    with th.no_grad():
+        output = [layer for layer in model.actor.modules() if isinstance(layer, th.nn.Linear)][-1]
+        output.weight.zero_()
+        output.bias.fill_(50.0)
+    action, _ = model.predict(np.zeros((1, 3), np.float32))
+    np.testing.assert_array_equal(action, [space.high])
+    pytest.importorskip("safetensors")
+    model.export_policy(tmp_path / "policy.safetensors")
+    loaded = load_policy(tmp_path / "policy.safetensors")
+    np.testing.assert_array_equal(loaded.predict(np.zeros((1, 3), np.float32))[0], action)
+    np.testing.assert_array_equal(loaded(th.zeros(1, 3)).detach(), action)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize, VecTransposeImage
 
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, FileError, hyperparameters
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
@@ -169,6 +169,19 @@ def test_one_line():
     assert (by_env.env_id, by_env["gamma"]) == ("Pendulum-v1", 0.98)
 
 
+@pytest.mark.parametrize("algo", ["bn_ddpg", "bn_td3", "bn_sac"])
+@pytest.mark.parametrize("entry", ["default", *OBSERVATIONS])
+def test_an_environment_without_an_id(algo, entry):
+    env = VectorEnv() if entry == "default" else SpaceEnv(OBSERVATIONS[entry], spaces.Box(-1, 1, (2,)))
+    for made in (env, DummyVecEnv([lambda: env])):
+        settings = hyperparameters(algo, made)
+        assert repr(entry) in settings.entry
+        model = settings.make_model(made, buffer_size=10, device="cpu")
+        assert model.observation_space == (env if entry == "default" else model).observation_space
+        with pytest.raises(ValueError, match="`env` without an id cannot be made anew: give `make_model` the environment"):
+            settings.make_env()
+
+
 def test_models_share_nothing():
     settings = hyperparameters("bn_ddpg", "Pendulum-v1")
     first, second = (settings.make_model(seed=3, learning_starts=10, policy_kwargs=dict(net_arch=[8])) for _ in range(2))
@@ -222,7 +235,6 @@ def test_no_environment_is_made_that_is_not_needed(monkeypatch):
             ValueError,
             "`profile='crossq'` is not allowed: it must be one of 'tuned', 'paper'",
         ),
-        (("bn_td3", VectorEnv()), ValueError, "it has no id by which to look it up"),
     ],
 )
 def test_refused(arguments, error, message):

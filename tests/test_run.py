@@ -145,6 +145,21 @@ def test_returns_that_end_as_they_begin(make_model):
         np.testing.assert_array_equal(one.detach(), two.detach())
 
 
+def test_discount_and_steps_may_be_set_between_two_calls(make_model):
+    model = make_model(n_steps=3, n_steps_final=1, gamma=0.9).learn(30)
+    model.gamma, model.n_steps, model.n_steps_final = 0.5, 4, None
+    model.learn(30, reset_num_timesteps=False)
+    assert (model.replay_buffer.gamma, model.replay_buffer.n_steps) == (0.5, 4)
+    assert model._sample(400).discounts.min().item() == pytest.approx(0.5**4)
+    single = make_model().learn(30)
+    single.n_steps = 2
+    with pytest.raises(ValueError, match="`n_steps=2` is not allowed with a replay buffer of single steps"):
+        single.learn(30, reset_num_timesteps=False)
+    single.n_steps, single.train_freq = 1, 5
+    single.learn(30, reset_num_timesteps=False)
+    assert single._n_updates == 10 + 30 // 5
+
+
 def test_memory_efficient_replay_buffer(make_model):
     make_model(optimize_memory_usage=True, replay_buffer_kwargs=dict(handle_timeout_termination=False)).learn(60)
 

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+import torch as th
 from numpy.typing import NDArray
 
 SMALLEST_SPREAD = 1e-8
@@ -46,6 +47,23 @@ class ReturnScaler:
         :param n_envs: Number of environments
         """
         self.returns = np.zeros(n_envs)
+
+    def state_dict(self) -> dict[str, th.Tensor]:
+        """
+        :return: What it has learned of returns, as ``get_parameters`` gives it; not those of the episodes that go on
+        """
+        values = dict(count=self.count, mean=self.mean, sum_of_squares=self.sum_of_squares)
+        return {name: th.tensor(value, dtype=th.float64) for name, value in values.items()}
+
+    def load_state_dict(self, state: dict[str, th.Tensor]) -> None:
+        """
+        :param state: Of :meth:`state_dict`
+        """
+        self.count, self.mean, self.sum_of_squares = (
+            int(state["count"]),
+            float(state["mean"]),
+            float(state["sum_of_squares"]),
+        )
 
     @property
     def scale(self) -> float:

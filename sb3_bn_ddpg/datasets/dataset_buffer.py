@@ -1,5 +1,6 @@
 """A dataset as a replay buffer of exactly the transitions that are given, whichever form they have."""
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,8 @@ RETURN_RANGE = 1000.0
 """What ``"return_range"`` makes of the distance between the largest and the smallest return."""
 OUTSIDE = 1e-3
 """How far actions may lie outside of their space, in units of its half width: rounding. They are clipped to it."""
+ROUNDING = 1e-6
+"""Returns that differ by no more than this, in units of an episode's absolute rewards, are equal but for rounding."""
 
 
 class DatasetBuffer(NStepReplayBuffer):
@@ -27,16 +30,19 @@ class DatasetBuffer(NStepReplayBuffer):
     A replay buffer made of a dataset. The parameters are those of SB3's, but of single steps unless ``n_steps`` is set.
 
     :ivar reward_factor: What the rewards were multiplied by
+    :ivar has_discounts: Whether samples of single steps have discounts, too, as SB3's buffer of several steps gives them: for
+        joining them with its samples
     """
 
     reward_factor: float = 1.0
+    has_discounts: bool = False
 
     def __init__(self, *args: Any, n_steps: int = 1, **kwargs: Any) -> None:
         super().__init__(*args, n_steps=n_steps, **kwargs)
 
     def _get_samples(self, batch_inds: Array, env: VecNormalize | None = None) -> ReplayBufferSamples:
         # Of single steps as SB3's buffer of single steps, which has no discounts
-        kind = NStepReplayBuffer if self.n_steps > 1 else ReplayBuffer
+        kind = NStepReplayBuffer if self.n_steps > 1 or self.has_discounts else ReplayBuffer
         return kind._get_samples(self, batch_inds, env)
 
 
@@ -60,7 +66,8 @@ def dataset_buffer(
     :param action_limit: Actions, scaled to [-1, 1], are clipped to plus and minus this, in (0, 1]
     :return: A full replay buffer. Actions are scaled to [-1, 1], observations and rewards are in float32 (images in their own
         type)
-    :raises ValueError: if the dataset is empty, is of other spaces, or holds numbers that are not finite
+    :raises ValueError: if the dataset is empty, is of other spaces, or holds numbers that are not finite or that the space's
+        type cannot hold
     :raises ImportError: if the package minari is missing and needed (the extra ``offline``)
     """
     check_number("action_limit", action_limit, low=0, low_open=True, high=1)
@@ -98,6 +105,8 @@ def dataset_buffer(
                 f"shape {shape}"
             )
         _check_finite(name, array)
+        if name in ("terminations", "truncations"):
+            _check_flags(name, array)
         arrays[name] = array
     actions = arrays["actions"].reshape(n, -1).astype(np.float32)
     if not data.are_scaled:
@@ -115,11 +124,10 @@ def dataset_buffer(
 
     buffer = DatasetBuffer(n, observation_space, action_space, device=device)
     buffer.reward_factor = factor
-    dtype = np.float32 if np.dtype(observation_space.dtype).kind == "f" else observation_space.dtype
     for name in ("observations", "next_observations"):
-        setattr(buffer, name, arrays[name].reshape(n, 1, *stored_shape).astype(dtype))
+        setattr(buffer, name, _in_type_of(observation_space, name, arrays[name]).reshape(n, 1, *stored_shape))
     buffer.actions = actions.clip(-action_limit, action_limit)[:, np.newaxis]
-    buffer.rewards = rewards.astype(np.float32)[:, np.newaxis]
+    buffer.rewards = _in_float32("rewards", rewards)[:, np.newaxis]
     # Samples have dones * (1 - timeouts): an end that is not a terminal state is no end to them
     buffer.dones = ends.astype(np.float32)[:, np.newaxis]
     buffer.timeouts = (ends & ~terminations).astype(np.float32)[:, np.newaxis]
@@ -138,6 +146,12 @@ def episode_ends(observations: Array, next_observations: Array, terminations: Ar
     """
     is_elsewhere = starts_elsewhere(observations, next_observations)
     ends: Array = terminations | (is_elsewhere if truncations is None else truncations != 0)
+    if truncations is None and 2 * (n_elsewhere := (is_elsewhere & ~terminations).sum()) > len(ends):
+        warnings.warn(
+            f"`dataset` has no truncations, and after {n_elsewhere} of its {len(ends)} transitions the next one starts from "
+            "another state, so each of these is taken as the end of an episode: are they in the order in which they happened?",
+            stacklevel=2,
+        )
     if (is_lost := is_elsewhere & ~ends).any():
         raise ValueError(
             f"`dataset` without some of its ends is not allowed: after {is_lost.sum()} of {len(ends)} transitions, the first "
@@ -175,7 +189,7 @@ def reward_factor(rewards: Array, ends: Array, reward_scaling: RewardScaling) ->
         return float(reward_scaling)
     returns = episode_returns(rewards, ends)
     distance = float(returns.max() - returns.min())
-    if distance <= 0:
+    if distance <= ROUNDING * episode_returns(np.abs(rewards), ends).max():
         raise ValueError(
             f"`reward_scaling='return_range'` is not allowed with a dataset whose episodes all have the return "
             f"{returns[0]:.4g} ({len(returns)} of them): it must be a number, or None"
@@ -237,6 +251,65 @@ def _check_finite(name: str, array: Array) -> None:
             f"`dataset` with {name} that are not finite is not allowed: {is_bad.sum()} of {len(array)} transitions have some, "
             f"the first is number {np.argmax(is_bad)}"
         )
+
+
+def _check_flags(name: str, array: Array) -> None:
+    """
+    :param name: Name of an array of flags, for the message
+    :param array: The array
+    :raises ValueError: if it holds anything but 0 and 1
+    """
+    is_bad = (array != 0) & (array != 1)
+    if is_bad.any():
+        raise ValueError(
+            f"`dataset` with {name} of {array[is_bad].flat[0]} is not allowed: they must be 0 or 1, False or True"
+        )
+
+
+def _in_float32(name: str, array: Array) -> Array:
+    """
+    :param name: Name of an array, for the message
+    :param array: Finite numbers
+    :return: The same in float32
+    :raises ValueError: if some are too large for it
+    """
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    _check_finite(f"{name}, in float32,", single)
+    return single
+
+
+def _in_type_of(space: spaces.Space[Any], name: str, array: Array) -> Array:
+    """
+    :param space: Observation space
+    :param name: Name of an array, for the message
+    :param array: Observations, of shape ``(N, ...)``
+    :return: The same in the type in which SB3 stores them: the space's, or float32
+    :raises ValueError: if that would change integers, or some are not in a discrete space
+    """
+    dtype = np.dtype(space.dtype)
+    if dtype.kind == "f":
+        return _in_float32(name, array)
+    with np.errstate(invalid="ignore"):
+        cast: Array = array.astype(dtype)
+    is_bad = cast != array
+    if isinstance(space, spaces.Discrete):
+        is_bad |= (array < space.start) | (array >= space.start + space.n)
+    elif isinstance(space, spaces.MultiDiscrete):
+        is_bad |= (array < space.start) | (array >= space.start + space.nvec)
+    elif isinstance(space, spaces.MultiBinary):
+        is_bad |= (array != 0) & (array != 1)
+    if is_bad.any():
+        raise ValueError(
+            f"`dataset` with {name} such as {array[is_bad].flat[0]} is not allowed: they must be in {_in_short(space)}, of "
+            f"the type {dtype}"
+        )
+    return cast
+
+
+def _in_short(space: spaces.Space[Any]) -> str:
+    text = " ".join(str(space).split())
+    return text if len(text) <= 100 else f"a {type(space).__name__} of shape {space.shape}"
 
 
 def _scaled(actions: Array, space: spaces.Box) -> Array:

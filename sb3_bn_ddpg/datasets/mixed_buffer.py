@@ -72,13 +72,34 @@ class MixedReplayBuffer(ReplayBuffer):
         new = super().sample(batch_size - n_stored, env)
         return new if n_stored == 0 else joined([self.dataset.sample(n_stored, env), new])
 
+    def take_share(self, name: str, share: float | None, batch_size: int) -> None:
+        """
+        Set ``dataset_share``.
+
+        :param name: Name of the argument that it was given as, for the message
+        :param share: How much of each minibatch is from the dataset, as of the constructor
+        :param batch_size: Number of transitions in a minibatch
+        :raises ValueError: if a share between 0 and 1 comes to none of a minibatch, or to all of it
+        """
+        if share is not None and 0 < share < 1 and round(share * batch_size) in (0, batch_size):
+            number = "none" if round(share * batch_size) == 0 else "all"
+            raise ValueError(
+                f"`{name}={share!r}` is not allowed with `batch_size={batch_size}`: it comes to {number} of them. It "
+                f"must be 0, 1, None, or at least half of one away from both, in [{0.5 / batch_size:.4g}, "
+                f"{1 - 0.5 / batch_size:.4g}]"
+            )
+        self.dataset_share = share
+
     def with_new(self, buffer: ReplayBuffer) -> "MixedReplayBuffer":
         """
         :param buffer: A replay buffer of SB3's
-        :return: One like this, with that one's transitions in the place of its new ones
+        :return: One like this, with that one's transitions in the place of its new ones, their rewards scaled as the dataset's
         """
         mixed = copy.copy(self)
         vars(mixed).update(vars(buffer))
+        factor = self.reward_factor / getattr(buffer, "reward_factor", 1.0)
+        if factor != 1:
+            mixed.rewards = (factor * mixed.rewards).astype(mixed.rewards.dtype)
         return mixed
 
 
@@ -98,5 +119,5 @@ class MixedNStepReplayBuffer(MixedReplayBuffer, NStepReplayBuffer):
         :param env: What normalises them
         :return: The minibatch, those of the dataset first
         """
-        self.dataset.n_steps, self.dataset.gamma = self.n_steps, self.gamma
+        self.dataset.n_steps, self.dataset.gamma, self.dataset.has_discounts = self.n_steps, self.gamma, True
         return super().sample(batch_size, env)

@@ -1,14 +1,17 @@
 """Making Minari datasets: of what a trained model does, and of transitions that are there."""
 
+import copy
+import inspect
 import warnings
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
 from sb3_bn_ddpg.common.checks import check_installed, check_number
 from sb3_bn_ddpg.datasets.dataset_buffer import dataset_buffer
@@ -34,12 +37,13 @@ def record_dataset(
     """
     Let a model act, and write what happens to a Minari dataset on this machine (``MINARI_DATASETS_PATH``, by default
     ``~/.minari/datasets``). Terminations and truncations are kept apart. The last episode is cut off where ``n_steps`` are
-    reached.
+    reached. If it acts in the environment that it learns in, its next ``learn`` begins another episode. Minari keeps images of
+    bytes as JPEG files, so they are not quite what they were.
 
     :param model: Any model of SB3's or of this package
     :param dataset_id: Name of the dataset, such as ``"hopper/medium-v0"``
     :param n_steps: Number of steps (>= 1)
-    :param env: The environment, or its id (if None: the model's, which must be a single one)
+    :param env: The environment, or its id (if None: the model's, which must be a single one), with the model's action space
     :param deterministic: Whether the actions are the model's deterministic ones
     :param noise: Standard deviation of Gaussian noise on them, in units of half an action's range (>= 0)
     :param seed: Seed of the environment's first reset and of the noise; the model draws from PyTorch's generator
@@ -49,16 +53,17 @@ def record_dataset(
     :param metadata: Further arguments of ``minari.create_dataset_from_buffers``, as ``ref_min_score``, ``ref_max_score``,
         ``author`` and ``description``
     :return: The ``minari.MinariDataset``
-    :raises ValueError: if an argument is out of its range, or the dataset exists already
+    :raises ValueError: if an argument is out of its range, the dataset exists already, or the model's actions are no bounded
+        ``Box``
+    :raises TypeError: if ``metadata`` has a name that Minari does not know
     :raises ImportError: if the package minari is missing (the extra ``offline``)
     """
-    _check_new(dataset_id)
+    _check_new(dataset_id, metadata)
     check_number("n_steps", n_steps, low=1, integer=True)
     check_number("noise", noise, low=0)
     check_number("n_reference_episodes", n_reference_episodes, low=0, integer=True)
-    env = gym.make(env) if isinstance(env, str) else _single_environment(model) if env is None else env
-    space = env.action_space
-    assert isinstance(space, gym.spaces.Box)
+    env, space = _where_to_act(model, env)
+    _check_images(env.observation_space)
     generator = np.random.default_rng(seed)
     half_range = (space.high - space.low) / 2
 
@@ -82,7 +87,8 @@ def record_dataset(
 
 def store_dataset(dataset: Dataset, dataset_id: str, env: gym.Env[Any, Any] | str | None = None, **metadata: Any) -> Any:
     """
-    Write transitions that are there, as of a replay buffer, to a Minari dataset on this machine.
+    Write transitions that are there, as of a replay buffer, to a Minari dataset on this machine: observations as a replay
+    buffer keeps them, numbers in float32 and images in bytes, with the channels last, which Minari writes as JPEG files.
 
     :param dataset: The transitions, in any form (:data:`~sb3_bn_ddpg.datasets.transitions.Dataset`), for instance
         ``model.replay_buffer``
@@ -91,9 +97,10 @@ def store_dataset(dataset: Dataset, dataset_id: str, env: gym.Env[Any, Any] | st
     :param metadata: As of :func:`record_dataset`
     :return: The ``minari.MinariDataset``
     :raises ValueError: if the transitions are refused, or the dataset exists already
+    :raises TypeError: if ``metadata`` has a name that Minari does not know
     :raises ImportError: if the package minari is missing (the extra ``offline``)
     """
-    _check_new(dataset_id)
+    _check_new(dataset_id, metadata)
     env = gym.make(env) if isinstance(env, str) else env
     data = transitions_of(dataset)
     observation_space, action_space = (
@@ -105,6 +112,12 @@ def store_dataset(dataset: Dataset, dataset_id: str, env: gym.Env[Any, Any] | st
     observations, next_observations = (
         array[:, 0].reshape(len(array), *observation_space.shape) for array in (buffer.observations, buffer.next_observations)
     )
+    if is_image_space(observation_space) and is_image_space_channels_first(observation_space):
+        assert isinstance(observation_space, gym.spaces.Box)
+        observations, next_observations = np.moveaxis(observations, 1, -1), np.moveaxis(next_observations, 1, -1)
+        low, high = (np.moveaxis(bound, 0, -1) for bound in (observation_space.low, observation_space.high))
+        observation_space = gym.spaces.Box(low, high, dtype=np.uint8)
+    _check_images(observation_space)
     low, high = action_space.low, action_space.high
     actions = (low + (buffer.actions[:, 0].reshape(-1, *action_space.shape) + 1) / 2 * (high - low)).astype(action_space.dtype)
     ends, timeouts, episodes = buffer.dones[:, 0] != 0, buffer.timeouts[:, 0] != 0, []
@@ -134,11 +147,10 @@ def reference_scores(
     :param seed: Seed of each policy's first reset, and of the random actions
     :return: ``ref_min_score``, the mean return of uniformly random actions, and ``ref_max_score``, that of the model's
         deterministic ones
+    :raises ValueError: if an argument is out of its range, or the model's actions are no bounded ``Box``
     """
     check_number("n_episodes", n_episodes, low=1, integer=True)
-    env = _single_environment(model) if env is None else env
-    space = env.action_space
-    assert isinstance(space, gym.spaces.Box)
+    env, space = _where_to_act(model, env)
     generator = np.random.default_rng(seed)
 
     def at_random(observation: Any) -> NDArray[Any]:
@@ -176,17 +188,29 @@ def _episode(env: gym.Env[Any, Any], act: Any, n_steps: float, seed: int | None)
     """
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     observation, _ = env.reset(seed=seed)
-    columns["observations"].append(observation)
+    columns["observations"].append(copy.deepcopy(observation))  # the environment may change its own, and the action
     has_ended = False
     while not has_ended:
         action = act(observation)
+        columns["actions"].append(action.copy())
         observation, reward, is_terminated, is_truncated, _ = env.step(action)
         is_truncated = bool(is_truncated) or (len(columns["rewards"]) + 1 >= n_steps and not is_terminated)
-        row = (observation, action, float(reward), bool(is_terminated), is_truncated)
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
+        columns["observations"].append(copy.deepcopy(observation))
+        columns["rewards"].append(float(reward))
+        columns["terminations"].append(bool(is_terminated))
+        columns["truncations"].append(is_truncated)
         has_ended = bool(is_terminated or is_truncated)
     return columns
+
+
+def _by_entry(observations: list[Any]) -> Any:
+    """
+    :param observations: Observations
+    :return: Of dictionaries, a dictionary of lists, and likewise within them, as Minari has them; else what it was
+    """
+    if not isinstance(observations[0], dict):
+        return observations
+    return {key: _by_entry([observation[key] for observation in observations]) for key in observations[0]}
 
 
 def _created(
@@ -211,7 +235,14 @@ def _created(
     import minari
     from minari.data_collector import EpisodeBuffer
 
-    buffers = [EpisodeBuffer(id=number, seed=None if number else seed, **columns) for number, columns in enumerate(episodes)]
+    buffers = [
+        EpisodeBuffer(
+            id=number,
+            seed=None if number else seed,
+            **(columns | dict(observations=_by_entry(columns["observations"]))),
+        )
+        for number, columns in enumerate(episodes)
+    ]
     about: dict[str, Any] = dict(observation_space=observation_space, action_space=action_space)
     # No text stands for an environment that is registered as a function, or for a wrapper with a class among its arguments
     with suppress(ValueError, TypeError):
@@ -223,16 +254,23 @@ def _created(
     about |= {name: value for name, value in metadata.items() if name not in SCORES}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one for each argument that is left out
-        dataset = minari.create_dataset_from_buffers(dataset_id, buffers, **about)
-    if scores:
-        dataset.storage.update_metadata(scores)
+        try:
+            dataset = minari.create_dataset_from_buffers(dataset_id, buffers, **about)
+            if scores:
+                dataset.storage.update_metadata(scores)
+        except BaseException:
+            with suppress(OSError), redirect_stdout(None):
+                minari.delete_dataset(dataset_id)  # the half of it that is there, or the next attempt would find it
+            raise
     return dataset
 
 
-def _check_new(dataset_id: str) -> None:
+def _check_new(dataset_id: str, metadata: dict[str, Any]) -> None:
     """
     :param dataset_id: Name of a dataset to write
+    :param metadata: Further arguments of ``minari.create_dataset_from_buffers``
     :raises ValueError: if it is no such name, or one of a dataset that is there
+    :raises TypeError: if Minari does not know one of the further arguments
     :raises ImportError: if the package minari is missing
     """
     check_installed("offline", "minari")
@@ -248,6 +286,51 @@ def _check_new(dataset_id: str) -> None:
             f"`dataset_id={dataset_id!r}` is not allowed: there is such a dataset. Take the next version, or remove it with "
             f"`minari delete {dataset_id}`"
         )
+    known = set(inspect.signature(minari.create_dataset_from_buffers).parameters) - {"dataset_id", "buffer", "env"}
+    if unknown := sorted({*metadata} - known):
+        raise TypeError(f"unknown arguments {', '.join(unknown)}: further ones must be some of {', '.join(sorted(known))}")
+
+
+def _check_images(space: gym.Space[Any]) -> None:
+    """
+    :param space: Space of observations
+    :raises ValueError: if Minari cannot write and read them
+    """
+    from minari.dataset.minari_storage import is_image_space as is_image_to_minari
+
+    if isinstance(space, gym.spaces.Dict):
+        for entry in space.values():
+            _check_images(entry)
+        return
+    assert space.shape is not None
+    is_of_bytes = space.dtype == np.uint8 and len(space.shape) in (2, 3)
+    if is_of_bytes and not (is_image_to_minari(space) and space.shape[2:] in ((), (3,))):
+        raise ValueError(
+            f"`env` with observations of shape {space.shape} and type uint8 is not allowed: Minari keeps images of bytes as "
+            "JPEG files, for which they must be of at least 32 x 32, without a third dimension or with one of 3"
+        )
+
+
+def _where_to_act(model: BaseAlgorithm, env: gym.Env[Any, Any] | str | None) -> tuple[gym.Env[Any, Any], gym.spaces.Box]:
+    """
+    :param model: A model. If it acts where it also learns, it is told that the episode does not go on.
+    :param env: The environment, or its id (if None: the model's)
+    :return: The environment, and its action space
+    :raises ValueError: if the model cannot act in it, or its actions are no bounded ``Box``
+    """
+    if isinstance(env, VecEnv):
+        raise ValueError(f"`env` of type {type(env).__name__} is not allowed: it must be a single environment, not vectorised")
+    env = gym.make(env) if isinstance(env, str) else _single_environment(model) if env is None else env
+    space = env.action_space
+    if not isinstance(space, gym.spaces.Box) or not space.is_bounded():
+        raise ValueError(f"`env` with the action space {space} is not allowed: it must be a bounded Box")
+    if space != model.action_space:
+        raise ValueError(f"`env` with the action space {space} is not allowed: it must be the model's, {model.action_space}")
+    venv: Any = model.get_env()
+    venv = None if venv is None else venv.unwrapped
+    if isinstance(venv, DummyVecEnv) and any(each.unwrapped is env.unwrapped for each in venv.envs):
+        model._last_obs = None
+    return env, space
 
 
 def _single_environment(model: BaseAlgorithm) -> gym.Env[Any, Any]:

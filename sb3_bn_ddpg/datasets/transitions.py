@@ -341,7 +341,10 @@ def _of_arrays(arrays: Mapping[str, Any]) -> Transitions:
     """
     names = {*arrays}
     if missing := sorted({*KEYS} - names):
-        raise ValueError(f"`dataset` without {', '.join(missing)} is not allowed: it must have the keys {', '.join(KEYS)}")
+        raise ValueError(
+            f"`dataset` without {', '.join(missing)} is not allowed: it must have the keys {', '.join(KEYS)}, and has "
+            f"{', '.join(sorted(map(str, names))) or 'none'}"
+        )
     if unknown := sorted(map(str, names - {*KEYS, *OPTIONAL_KEYS})):
         raise ValueError(
             f"`dataset` with {', '.join(unknown)} is not allowed: its keys must be {', '.join((*KEYS, *OPTIONAL_KEYS))}"

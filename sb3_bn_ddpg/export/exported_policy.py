@@ -7,6 +7,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_bn_ddpg.networks.base import BoundedPolicy
+
 
 class ObservationStatistics(nn.Module):
     """
@@ -37,7 +39,7 @@ class ObservationStatistics(nn.Module):
         return normalised.clamp(-self.clip, self.clip).float()
 
 
-class ExportedPolicy(BasePolicy):
+class ExportedPolicy(BoundedPolicy):
     """
     The deterministic policy alone: the environment's observations in, its actions out.
 
@@ -72,4 +74,5 @@ class ExportedPolicy(BasePolicy):
         :return: Actions within the action space's bounds, of shape ``(n, ...)``
         """
         scaled = self._predict(observation).reshape(-1, *self.low.shape)
-        return self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)
+        # Rounding may lead beyond a bound, as in BoundedPolicy.unscale_action
+        return (self.low + 0.5 * (scaled + 1.0) * (self.high - self.low)).minimum(self.high).maximum(self.low)

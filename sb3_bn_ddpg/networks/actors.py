@@ -7,12 +7,11 @@ import math
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_bn_ddpg.networks.base import StateNetwork
+from sb3_bn_ddpg.networks.base import BoundedPolicy, StateNetwork
 from sb3_bn_ddpg.networks.layers import FinalInit, output_linear
 
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
@@ -28,7 +27,7 @@ SQUASH_EPS = 1e-6
 """Added to the derivative of tanh before its logarithm, as in SB3's SAC: where tanh saturates, it is zero."""
 
 
-class BaseActor(StateNetwork, BasePolicy):
+class BaseActor(StateNetwork, BoundedPolicy):
     """What all actors have in common: a deterministic action for each state, scaled to [-1, 1]."""
 
     action_space: spaces.Box

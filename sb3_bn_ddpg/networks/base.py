@@ -2,9 +2,11 @@
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
@@ -14,6 +16,21 @@ from sb3_bn_ddpg.networks.normalization import PAPER_NORMALIZATION, Normalizatio
 from sb3_bn_ddpg.networks.statistics import StatisticsMixin
 
 SelfNetwork = TypeVar("SelfNetwork", bound="Network")
+
+
+class BoundedPolicy(BasePolicy):
+    """A policy of SB3's whose actions, scaled back to the space's bounds, are never beyond one by rounding."""
+
+    action_space: spaces.Box
+
+    def unscale_action(self, scaled_action: NDArray[Any]) -> NDArray[Any]:
+        """
+        :param scaled_action: Actions in [-1, 1]
+        :return: Actions within the action space's bounds
+        """
+        action = super().unscale_action(scaled_action)
+        within: NDArray[Any] = np.clip(action, self.action_space.low, self.action_space.high)
+        return within
 
 
 class Network(StatisticsMixin, BaseModel):

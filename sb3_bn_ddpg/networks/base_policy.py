@@ -5,7 +5,6 @@ from typing import Any, ClassVar, Literal, get_args
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -17,6 +16,7 @@ from torch import nn
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor
+from sb3_bn_ddpg.networks.base import BoundedPolicy
 from sb3_bn_ddpg.networks.critics import Critic, CriticInputNorm, CriticNormLayers
 from sb3_bn_ddpg.networks.layers import FinalInit, PaperExtractor, has_images, inherited_kwargs
 from sb3_bn_ddpg.networks.norm_layers import is_in_mode
@@ -29,7 +29,7 @@ NetArch = Sequence[int] | dict[str, Sequence[int]]
 """Units of the hidden layers, of both networks or of each."""
 
 
-class BNActorCriticPolicy(BasePolicy):
+class BNActorCriticPolicy(BoundedPolicy):
     """
     Actor, critic and their target networks, with the paper's architecture for low-dimensional states as default:
     two hidden layers of 400 and 300 ReLU units, batch norm on the state, on every hidden layer of the actor and on every

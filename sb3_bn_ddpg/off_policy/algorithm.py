@@ -181,6 +181,7 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         self._check_arguments()  # attributes may have been set since
+        self._convert_train_freq()
         check_demonstrations(self)
         if self.use_target_networks != (self.critic_target is not self.critic):
             raise ValueError(
@@ -189,6 +190,8 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
             )
         self._set_up_update()
         self._set_up_reward_scaling()
+        if self.replay_buffer is not None:
+            self._check_steps_of(self.replay_buffer)
         if self._has_lost_a_step:
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
@@ -374,6 +377,27 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self._learning_guard.note_rewards(self)
         self._largest_reward, self._largest_bonus = self._learning_guard.largest_reward, self._learning_guard.largest_bonus
         super().save(path, exclude, include)
+
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """
+        :return: As SB3's, the state of each network and optimizer by its name; and that of what scales rewards, in whose
+            units the critics are
+        """
+        scaler = self.reward_scaler
+        return super().get_parameters() | ({} if scaler is None else {"reward_scaler": scaler.state_dict()})
+
+    def _take_parameters(self, parameters: dict[str, Any], exact_match: bool, device: th.device | str) -> None:
+        state, scaler = parameters.pop("reward_scaler", None), self.reward_scaler
+        super()._take_parameters(parameters, exact_match, device)
+        if scaler is not None and state is not None:
+            scaler.load_state_dict(state)
+        elif state is not None or (scaler is not None and scaler.count == 0):
+            theirs, ours = ("scaled", "unscaled") if scaler is None else ("unscaled", "scaled")
+            warnings.warn(
+                f"The parameters are of critics of {theirs} rewards, but `reward_scaling={self.reward_scaling!r}`: values of "
+                f"{ours} ones will have to be learned anew",
+                stacklevel=4,
+            )
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]

@@ -44,11 +44,12 @@ def check_demonstrations(model: Any) -> None:
     Tell the replay buffer how many of a minibatch are demonstrations, or the user that there are none any more.
 
     :param model: A model that is about to learn
+    :raises ValueError: if the share of demonstrations comes to none of a minibatch, or to all of it
     """
     if not model._had_demonstrations:
         return
     if isinstance(model.replay_buffer, MixedReplayBuffer):
-        model.replay_buffer.dataset_share = model.demonstration_ratio
+        model.replay_buffer.take_share("demonstration_ratio", model.demonstration_ratio, model.batch_size)
     elif model.demonstration_ratio != 0:
         warnings.warn(
             "The model learned with demonstrations, which its file does not hold, and goes on without. For learning with "

@@ -111,8 +111,10 @@ class SteppingAlgorithm(CheckedArguments):
     def _sample_unscaled(self, batch_size: int, n_batches: int) -> Batch:
         buffer = self.replay_buffer
         assert buffer is not None
-        if self.n_steps_final is not None and self.n_steps > 1:
-            buffer.n_steps = self._current_n_steps()  # type: ignore[attr-defined]  # of a buffer that the model has chosen
+        if isinstance(buffer, NStepReplayBuffer):  # which has a copy of both; attributes may have been set since
+            buffer.gamma = self.gamma
+            if self.replay_buffer_class is None:
+                buffer.n_steps = self._current_n_steps()
         takes_any_device = any(kind.takes_any_device for kind in self._fast_update_classes)
         if not takes_any_device or type(buffer) not in KNOWN_BUFFERS:
             return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
@@ -124,9 +126,10 @@ class SteppingAlgorithm(CheckedArguments):
 
     def _current_n_steps(self) -> int:
         """
-        :return: Number of steps of the returns at this moment of ``learn``, with ``n_steps_final``
+        :return: Number of steps of the returns at this moment of ``learn``
         """
-        assert self.n_steps_final is not None
+        if self.n_steps_final is None:
+            return self.n_steps
         progress: float = min(1.0, max(0.0, 1 - self._current_progress_remaining))
         share: float = (self.n_steps_final / self.n_steps) ** progress
         return round(self.n_steps * share)

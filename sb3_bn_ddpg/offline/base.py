@@ -14,6 +14,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_bn_ddpg.common.atomic_files import PathOrFile
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.common.space_checks import check_spaces
 from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, RewardScaling, dataset_buffer
@@ -144,6 +145,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         data, self.dataset = self.dataset, None  # or it would be in memory twice
         if data is not None:
             check_order(data, self.env)
+            self._check_vec_normalize()
             self.replay_buffer = dataset_buffer(
                 data,
                 self.observation_space,
@@ -157,7 +159,10 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             self._use_dataset()
 
     def _use_dataset(self) -> None:
-        """Take what else the algorithm has from a dataset, when a model is made. A loaded model gets the saved one's back."""
+        """
+        Take what else the algorithm has from a dataset, when a model is made or has not learned yet. A loaded model gets the
+        saved one's back.
+        """
 
     def _refuse_joint_pass(self) -> None:
         """
@@ -190,9 +195,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # As SB3's, without its reset of the environment
         self._check_arguments()  # attributes may have been set since
-        buffer = self.replay_buffer
-        if not isinstance(buffer, MixedReplayBuffer) and (buffer is None or buffer.size() == 0):
-            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        self._check_vec_normalize()
+        self._dataset_and_new()
         if self.env is None:  # of a model that was loaded without one; callbacks ask for it
             self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
         self._set_up_update()
@@ -275,8 +279,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     ) -> SelfOffline:
         """
         Go on learning in the environment, one gradient step for each of its steps. The first arguments are those of
-        :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold from the call that
-        gives them on, but for ``buffer_size``, which is that of the first call.
+        :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold for this call
+        (:meth:`go_on_online` is the next one with the same), but for ``buffer_size``, which is that of the first call.
 
         Rewards of the environment are multiplied by what ``reward_scaling`` made of the dataset's. ``learn`` goes on with the
         dataset and the new transitions, as ``dataset_share`` says.
@@ -291,7 +295,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         :param dataset_share: How much of each minibatch is from the dataset, in [0, 1]: 0.5 as in
             `RLPD <https://arxiv.org/abs/2302.02948>`_. With None, the dataset and the new transitions are one replay buffer.
         :param buffer_size: Size of the replay buffer of new transitions (>= 1)
-        :param learning_starts: How many steps to act at random before the first gradient step
+        :param learning_starts: How many steps of this call to act at random before its first gradient step
         :param action_noise: Noise that is added to the actions: ``"normal"``, ``"ou"``, an instance, or None for a policy
             whose actions are random by themselves
         :return: The trained model
@@ -301,14 +305,15 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if dataset_share is not None:
             check_number("dataset_share", dataset_share, low=0, high=1)
         check_number("buffer_size", buffer_size, low=1, integer=True)
-        buffer = self.replay_buffer
-        if not isinstance(buffer, (DatasetBuffer, MixedReplayBuffer)):
-            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        check_number("learning_starts", learning_starts, low=0, integer=True)
+        buffer = self._dataset_and_new()
         self.check_may_go_online()
         if isinstance(buffer, DatasetBuffer):
             buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
             self.replay_buffer = buffer
-        buffer.dataset_share = dataset_share
+        buffer.take_share("dataset_share", dataset_share, self.batch_size)
+        if learning_starts > 0 and not reset_num_timesteps:
+            learning_starts += self.num_timesteps  # SB3 counts them from the first step, which may be one of gradient
         self.learning_starts, self.action_noise = learning_starts, action_noise  # type: ignore[assignment]  # words, too
         self._steps_environment = True
         return super().learn(
@@ -327,13 +332,55 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         """
         if self.env is None:
             raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        self._check_vec_normalize()
+
+    def _check_vec_normalize(self) -> None:
+        """
+        :raises ValueError: if the environment's ``VecNormalize`` would change what the dataset's numbers mean
+        """
         normalize = self.get_vec_normalize_env()
-        if normalize is not None and normalize.training and (normalize.norm_obs or normalize.norm_reward):
+        if normalize is None:
+            return
+        if normalize.training and (normalize.norm_obs or normalize.norm_reward):
             raise ValueError(
-                "`env` with a VecNormalize that adapts its statistics is not allowed for learning in an environment: what was "
-                "learned from the dataset would be for other numbers. Set its `training` to False, or leave it out (RL Zoo: "
-                "no `normalize`); `policy_kwargs=dict(normalization='batch')` normalises within the networks"
+                "`env` with a VecNormalize that adapts its statistics is not allowed for learning from a dataset: what was "
+                "learned would be for other numbers. Set its `training` to False, or leave it out (RL Zoo: no `normalize`); "
+                "`policy_kwargs=dict(normalization='batch')` normalises within the networks"
             )
+        if normalize.norm_reward and self.reward_scaling is not None:
+            raise ValueError(
+                f"`reward_scaling={self.reward_scaling!r}` is not allowed with a VecNormalize that scales rewards, too: it "
+                "must be None, or VecNormalize be made with norm_reward=False"
+            )
+
+    def _dataset_and_new(self) -> DatasetBuffer | MixedReplayBuffer:
+        """
+        :return: What the model learns from
+        :raises ValueError: if there is none
+        """
+        if not isinstance(self.replay_buffer, (DatasetBuffer, MixedReplayBuffer)):
+            raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
+        return self.replay_buffer
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load what a model of an offline algorithm learned from, which its ``save_replay_buffer`` has written; after
+        :meth:`learn_online`, any replay buffer in the place of the new transitions.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: Whether the last trajectory is taken as finished
+        :raises ValueError: if the model has no dataset beside which it would be the new transitions; the present one stays
+        """
+        before = self.replay_buffer
+        super().load_replay_buffer(path, truncate_last_traj)
+        if not isinstance(self.replay_buffer, (DatasetBuffer, MixedReplayBuffer)):
+            kind, self.replay_buffer = type(self.replay_buffer).__name__, before
+            raise ValueError(
+                f"`path={path!r}`, a {kind}, is not allowed for a model that has not learned online: as its dataset, "
+                f"pass it to the constructor, `dataset={path!r}`, or {self._how_to_load}"
+            )
+        if self._n_updates == 0:
+            self._use_dataset()
 
     @property
     def learns_online(self) -> bool:
@@ -353,7 +400,9 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if not isinstance(buffer, MixedReplayBuffer):
             raise ValueError("`go_on_online` is not allowed before `learn_online`, with whose settings it goes on")
         settings = dict(
-            dataset_share=buffer.dataset_share, learning_starts=self.learning_starts, action_noise=self.action_noise
+            dataset_share=buffer.dataset_share,
+            learning_starts=max(self.learning_starts - self.num_timesteps, 0),  # those that are left
+            action_noise=self.action_noise,
         )
         return self.learn_online(total_timesteps, **(settings | kwargs))
 

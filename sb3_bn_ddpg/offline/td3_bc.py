@@ -1,16 +1,19 @@
 """TD3+BC: its parameters and its gradient step."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo
 from sb3_bn_ddpg.datasets.dataset_buffer import RewardScaling
-from sb3_bn_ddpg.datasets.transitions import Dataset
+from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
+from sb3_bn_ddpg.datasets.transitions import ROWS_AT_ONCE, Dataset
 from sb3_bn_ddpg.deterministic.step import actions_and_values, clipped_noise, gradient_step
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.networks.actor_critic import Networks
@@ -137,16 +140,36 @@ class BNTD3BC(BNOfflineAlgorithm):
         check_number("target_noise_clip", self.target_noise_clip, low=0)
 
     def _use_dataset(self) -> None:
-        if not self.normalize_observations:
-            return
-        assert self.replay_buffer is not None
-        observations = self.replay_buffer.observations.reshape(self.replay_buffer.buffer_size, -1)
-        mean = th.as_tensor(observations.mean(axis=0, dtype=float), dtype=th.float32)
-        scale = th.as_tensor(observations.std(axis=0, dtype=float) + STANDARDIZING_EPS, dtype=th.float32)
-        for network in (self.actor, self.actor_target, self.critic, self.critic_target):
-            if isinstance(network.features_extractor, StandardizingExtractor):
-                network.features_extractor.mean.copy_(mean)
-                network.features_extractor.scale.copy_(scale)
+        extractors = [
+            network.features_extractor
+            for network in (self.actor, self.actor_target, self.critic, self.critic_target)
+            if isinstance(network.features_extractor, StandardizingExtractor)
+        ]
+        if self.normalize_observations and extractors:
+            mean, std = self._feature_statistics()
+            for extractor in extractors:
+                extractor.mean.copy_(mean)
+                extractor.scale.copy_(std + STANDARDIZING_EPS)
+
+    def _feature_statistics(self) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :return: Mean and standard deviation of what the features extractor gets of the dataset's observations: as the replay
+            buffer and SB3's preprocessing hand them on, normalised, scaled or one-hot; float64, of shape ``(features_dim,)``
+        """
+        buffer = self._dataset_and_new()
+        dataset = buffer.dataset if isinstance(buffer, MixedReplayBuffer) else buffer
+        flatten = FlattenExtractor(self.observation_space)
+
+        def sums(transform: Callable[[th.Tensor], th.Tensor]) -> th.Tensor:
+            total = th.zeros(1, dtype=th.float64)
+            for start in range(0, dataset.size(), ROWS_AT_ONCE):
+                rows = dataset.observations[start : start + ROWS_AT_ONCE, 0]
+                obs = th.as_tensor(dataset._normalize_obs(rows, self.get_vec_normalize_env()))
+                total = total + transform(self.actor.extract_features(obs, flatten).double()).sum(dim=0)
+            return total
+
+        mean = sums(lambda features: features) / dataset.size()
+        return mean, (sums(lambda features: (features - mean) ** 2) / dataset.size()).sqrt()
 
     def _step_noise(self, batch: Batch) -> th.Tensor | None:
         return clipped_noise(batch, self.target_policy_noise, self.target_noise_clip)

@@ -36,7 +36,7 @@ class Hyperparameters:
     ``**`` unpacks the arguments of the constructor, all but the environment and the policy.
 
     :param algorithm: The algorithm's class
-    :param env_id: The environment's id
+    :param env_id: The environment's id; None if it has none
     :param entry: The file and the entry in it, for messages
     :param policy: The policy, a word or a class
     :param n_timesteps: How many steps to train, for ``learn``
@@ -46,7 +46,7 @@ class Hyperparameters:
     """
 
     algorithm: type[BNOffPolicyAlgorithm]
-    env_id: str
+    env_id: str | None
     entry: str
     policy: str | type
     n_timesteps: int
@@ -63,7 +63,10 @@ class Hyperparameters:
         :param evaluation: Whether it is for evaluations: ``VecNormalize`` then leaves rewards as they are, and its statistics
         :param kwargs: Further arguments of SB3's ``make_vec_env``: ``monitor_dir``, ``vec_env_cls``, ``vec_env_kwargs``
         :return: The environment
+        :raises ValueError: if it has no id by which it could be made
         """
+        if self.env_id is None:
+            raise ValueError("`env` without an id cannot be made anew: give `make_model` the environment")
         return self.environment.make(self.env_id, n_envs, seed, evaluation, **kwargs)
 
     def make_model(self, env: GymEnv | str | None = None, **arguments: Any) -> BNOffPolicyAlgorithm:
@@ -98,8 +101,8 @@ def hyperparameters(
 ) -> Hyperparameters:
     """
     The hyperparameters that ``bn-ddpg train`` uses, in Python: schedules and noise built, words of Python evaluated. An
-    environment without an entry of its own gets the one for its observations, ``default``, ``default_dict`` or
-    ``default_images``.
+    environment without an entry of its own, or without an id, gets the one for its observations, ``default``,
+    ``default_dict`` or ``default_images``.
 
     :param algo: The algorithm, as on the command line
     :param env: The environment's id, or the environment. Of an id it is made, and closed, if its action's shape is needed.
@@ -123,9 +126,9 @@ def hyperparameters(
         raise ValueError(f"`profile={profile!r}` is not allowed beside `config={str(config)!r}`: there must be one of the two")
     env_id = env if isinstance(env, str) else _id_of(env)
     entries = read_entries(file)
-    name = env_id if env_id in entries else "default"
+    name = env_id if env_id is not None and env_id in entries else "default"
     if config is None and name == "default":
-        name = default_entry(_spaces(env, EnvironmentSettings(), env_id)[0]) or name
+        name = default_entry(_spaces(env, EnvironmentSettings())[0]) or name
     if name not in entries:
         raise ValueError(f"`env={env_id!r}` is not allowed: {file} has neither an entry of that name nor `default`")
     return _built(row.algorithm, env, env_id, file, name, copy.deepcopy(entries[name]))
@@ -160,32 +163,26 @@ def default_entry(observation_space: spaces.Space[Any]) -> str | None:
     return "default_images" if is_image_space(observation_space) else None
 
 
-def _id_of(env: gym.Env[Any, Any] | VecEnv) -> str:
+def _id_of(env: gym.Env[Any, Any] | VecEnv) -> str | None:
     """
     :param env: An environment
-    :return: Its id
-    :raises ValueError: if it has none
+    :return: Its id; None if it was made without Gymnasium's registry
     """
     spec = env.get_attr("spec")[0] if isinstance(env, VecEnv) else env.spec
-    if spec is None:
-        raise ValueError(
-            f"`env={env!r}` is not allowed: it has no id by which to look it up; give the id of its hyperparameters"
-        )
-    return str(spec.id)
+    return None if spec is None else str(spec.id)
 
 
 def _spaces(
-    env: str | gym.Env[Any, Any] | VecEnv, environment: EnvironmentSettings, env_id: str
+    env: str | gym.Env[Any, Any] | VecEnv, environment: EnvironmentSettings
 ) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """
     :param env: The environment or its id
     :param environment: Settings of the environment
-    :param env_id: Its id
     :return: Its observations and actions
     """
     if not isinstance(env, str):
         return env.observation_space, env.action_space
-    made = environment.make(env_id, 1, None, False)
+    made = environment.make(env, 1, None, False)
     made.close()
     return made.observation_space, made.action_space
 
@@ -193,7 +190,7 @@ def _spaces(
 def _built(
     algorithm: type[BNOffPolicyAlgorithm],
     env: str | gym.Env[Any, Any] | VecEnv,
-    env_id: str,
+    env_id: str | None,
     file: Path,
     name: str,
     entry: dict[str, Any],
@@ -201,7 +198,7 @@ def _built(
     """
     :param algorithm: The algorithm
     :param env: The environment or its id
-    :param env_id: Its id
+    :param env_id: Its id, if it has one
     :param file: The hyperparameter file
     :param name: The entry's name
     :param entry: The entry, which is used up
@@ -226,7 +223,7 @@ def _built(
         policy = class_of(file, "policy", policy)
     translate_noise_type(entry)
     if "noise_type" in entry or isinstance(entry.get("action_noise"), dict):
-        shape = _spaces(env, environment, env_id)[1].shape or ()
+        shape = _spaces(env, environment)[1].shape or ()
         if entry.pop("noise_type", None) is not None:  # "ornstein-uhlenbeck" alone is left of the Zoo's words
             sigma = entry.pop("noise_std") * np.ones(shape)
             entry["action_noise"] = OrnsteinUhlenbeckActionNoise(np.zeros(shape), sigma)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch as th
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecNormalize
@@ -207,12 +208,21 @@ class SavingAlgorithm(StepLifeCycle):
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = existing_file(load_path_or_dict, "zip")
             check_model_file(load_path_or_dict)
-        before: Any = copy.deepcopy(self.get_parameters())
+            _, load_path_or_dict, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        before: Any = copy.deepcopy(super().get_parameters())
         try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
+            self._take_parameters(dict(load_path_or_dict), exact_match, device)
         except BaseException:
             super().set_parameters(before)
             raise
+
+    def _take_parameters(self, parameters: dict[str, Any], exact_match: bool, device: th.device | str) -> None:
+        """
+        :param parameters: Parameters of modules by name
+        :param exact_match: Whether there must be some of each module
+        :param device: Device on which the code should run
+        """
+        super().set_parameters(parameters, exact_match, device)
 
     def save_replay_buffer(self, path: PathOrFile) -> None:
         """
@@ -274,7 +284,16 @@ class SavingAlgorithm(StepLifeCycle):
             buffer.gamma = self.gamma
             if self.replay_buffer_class is None:
                 buffer.n_steps = self.n_steps
-        elif self.replay_buffer_class is None and self.n_steps > 1:
+        self._check_steps_of(buffer)
+
+    def _check_steps_of(self, buffer: ReplayBuffer) -> None:
+        """
+        :param buffer: A replay buffer
+        :raises ValueError: if it has no returns of several steps, which the model is to learn from
+        """
+        if isinstance(buffer, NStepReplayBuffer):
+            return
+        if self.replay_buffer_class is None and self.n_steps > 1:
             raise ValueError(
                 f"`n_steps={self.n_steps}` is not allowed with a replay buffer of single steps ({type(buffer).__name__}): it "
                 "must be 1"
