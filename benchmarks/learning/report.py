@@ -69,7 +69,11 @@ COMPARISONS = (
 SCOPES = {"all": tuple(TASKS), "tuning": TUNING, "held-out": HELD_OUT}
 WIDE_COMPARISONS = (("crossq_1024", "crossq_256"), ("tuned", "crossq_1024"))
 """The same where CrossQ's own wide critics have run."""
-FAMILY_COMPARISONS = (("td3_prototype", "tuned"), *((name, "crossq_256") for name in ("tuned", *FAMILY, *FIRST_FAMILY)))
+FAMILY_COMPARISONS = (
+    *((name, "tuned") for name in ("td3_prototype", *FAMILY)),
+    (FAMILY[1], FAMILY[0]),
+    *((name, "crossq_256") for name in ("tuned", *FAMILY, *FIRST_FAMILY)),
+)
 """The same of BNTD3 and BNSAC, on those of these tasks that both have run on."""
 FAMILY_SCOPES = {
     "all eight": tuple(ALL_TASKS),
