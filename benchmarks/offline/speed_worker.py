@@ -45,7 +45,7 @@ def ours(contender: Contender) -> Steps:
     from gymnasium import spaces
 
     import sb3_bn_ddpg
-    from sb3_bn_ddpg.offline.base import no_environment
+    from sb3_bn_ddpg.offline.no_environment import no_environment
 
     env = no_environment(spaces.Box(-np.inf, np.inf, (OBS_DIM,), np.float32), spaces.Box(-1, 1, (ACTION_DIM,), np.float32))
     kwargs = contender.kwargs | dict(policy_kwargs=dict(net_arch=UNITS) | contender.kwargs["policy_kwargs"])

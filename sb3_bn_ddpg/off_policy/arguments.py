@@ -138,7 +138,14 @@ class CheckedArguments(SavingAlgorithm):
                 f"`reward_scaling={self.reward_scaling!r}` is not allowed with HerReplayBuffer: it must be None, as the "
                 "sampled rewards are not those of the goals that the returns were measured for"
             )
-        if self._vec_normalize_env is not None and self._vec_normalize_env.norm_reward:
+        self._check_scaled_once()
+
+    def _check_scaled_once(self) -> None:
+        """
+        :raises ValueError: if both ``reward_scaling`` and ``VecNormalize`` scale rewards
+        """
+        normalize = self._vec_normalize_env
+        if self.reward_scaling is not None and normalize is not None and normalize.norm_reward:
             raise ValueError(
                 f"`reward_scaling={self.reward_scaling!r}` is not allowed with a VecNormalize that scales rewards, too: it "
                 "must be None, or VecNormalize be made with norm_reward=False"

@@ -4,10 +4,8 @@ import time
 from collections import deque
 from typing import Any, ClassVar, Literal, TypeVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -21,6 +19,7 @@ from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, RewardScaling, da
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import Dataset, check_order, transitions_of
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
+from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment  # noqa: F401  # older checkpoints name it here
 from sb3_bn_ddpg.saving.models import SelfSaving
 
 NO_DICTIONARIES = (
@@ -51,48 +50,6 @@ FIXED_ARGUMENTS: dict[str, Any] = dict(
     actor_loss_critic_statistics="running",
 )
 """Arguments of the base that an offline algorithm need not have."""
-
-
-class NoEnvironment(gym.Env[Any, Any]):
-    """
-    Stands where SB3 asks for an environment, of a model that has none: it has spaces, and cannot be acted in.
-
-    :param observation_space: Observation space
-    :param action_space: Action space
-    """
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        self.observation_space, self.action_space = observation_space, action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """
-        :param seed: Without effect
-        :param options: Without effect
-        :raises RuntimeError: in any case
-        """
-        raise RuntimeError(
-            "The model has no environment to act in: give it one with `set_env`, or evaluate it in one of yours"
-        )
-
-    def step(self, action: Any) -> Any:
-        """
-        :param action: Without effect
-        :raises RuntimeError: in any case
-        """
-        return self.reset()
-
-
-def no_environment(observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> gym.Env[Any, Any]:
-    """
-    :param observation_space: Observation space
-    :param action_space: Action space
-    :return: A :class:`NoEnvironment` made as Gymnasium makes environments, so that a checkpoint can make it anew
-    """
-    kwargs = dict(observation_space=observation_space, action_space=action_space)
-    entry_point: Any = NoEnvironment
-    spec = EnvSpec("NoEnvironment-v0", entry_point=entry_point, kwargs=kwargs, disable_env_checker=True)
-    env: gym.Env[Any, Any] = gym.make(spec)
-    return env
 
 
 class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
@@ -347,11 +304,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
                 "learned would be for other numbers. Set its `training` to False, or leave it out (RL Zoo: no `normalize`); "
                 "`policy_kwargs=dict(normalization='batch')` normalises within the networks"
             )
-        if normalize.norm_reward and self.reward_scaling is not None:
-            raise ValueError(
-                f"`reward_scaling={self.reward_scaling!r}` is not allowed with a VecNormalize that scales rewards, too: it "
-                "must be None, or VecNormalize be made with norm_reward=False"
-            )
+        self._check_scaled_once()
 
     def _dataset_and_new(self) -> DatasetBuffer | MixedReplayBuffer:
         """

@@ -291,9 +291,7 @@ class SavingAlgorithm(StepLifeCycle):
         :param buffer: A replay buffer
         :raises ValueError: if it has no returns of several steps, which the model is to learn from
         """
-        if isinstance(buffer, NStepReplayBuffer):
-            return
-        if self.replay_buffer_class is None and self.n_steps > 1:
+        if self.n_steps > 1 and self.replay_buffer_class is None and not isinstance(buffer, NStepReplayBuffer):
             raise ValueError(
                 f"`n_steps={self.n_steps}` is not allowed with a replay buffer of single steps ({type(buffer).__name__}): it "
                 "must be 1"
