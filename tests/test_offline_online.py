@@ -44,6 +44,25 @@ def test_a_dataset_made_of_what_learned_online_has_the_rewards_as_they_came():
     np.testing.assert_allclose(transitions_of(make(BNIQL, reward_scaling=0.25).replay_buffer).rewards, expected, rtol=1e-6)
 
 
+def test_rewards_scaled_once_stay_as_they_are(tmp_path):
+    """Another word for it, set on the model, would count for nothing."""
+    model = make(BNIQL, env=VectorEnv(), reward_scaling=0.25).learn(1)
+    model.reward_scaling = None
+    message = "`reward_scaling=None` is not allowed for a model whose dataset was scaled by 0.25: save it, and load the model"
+    for learn in (model.learn, model.learn_online):
+        with pytest.raises(ValueError, match=message):
+            learn(1)
+    model.reward_scaling = 0.25
+    model.learn_online(2)
+    model.reward_scaling = "return_range"
+    with pytest.raises(ValueError, match=r"`reward_scaling='return_range'` is not allowed .* scaled by 0.25"):
+        model.learn_online(1)
+    model.save(tmp_path / "model")
+    data = transitions_of(model.replay_buffer)
+    loaded = BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=data, reward_scaling=None).learn(1)
+    np.testing.assert_allclose(loaded.replay_buffer.rewards[:, 0], data.rewards)
+
+
 @pytest.mark.parametrize(("training", "norm"), [(True, {}), (True, dict(norm_obs=False)), (False, {})])
 def test_a_normalisation_must_not_adapt(training, norm):
     env = VecNormalize(DummyVecEnv([VectorEnv]), training=training, **norm)

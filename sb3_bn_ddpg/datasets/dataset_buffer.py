@@ -30,11 +30,13 @@ class DatasetBuffer(NStepReplayBuffer):
     A replay buffer made of a dataset. The parameters are those of SB3's, but of single steps unless ``n_steps`` is set.
 
     :ivar reward_factor: What the rewards were multiplied by
+    :ivar reward_scaling: The argument of which that was made; unknown in the files of older versions
     :ivar has_discounts: Whether samples of single steps have discounts, too, as SB3's buffer of several steps gives them: for
         joining them with its samples
     """
 
     reward_factor: float = 1.0
+    reward_scaling: RewardScaling | Literal["unknown"] = "unknown"
     has_discounts: bool = False
 
     def __init__(self, *args: Any, n_steps: int = 1, **kwargs: Any) -> None:
@@ -123,7 +125,7 @@ def dataset_buffer(
     rewards = factor * rewards
 
     buffer = DatasetBuffer(n, observation_space, action_space, device=device)
-    buffer.reward_factor = factor
+    buffer.reward_factor, buffer.reward_scaling = factor, reward_scaling
     for name in ("observations", "next_observations"):
         setattr(buffer, name, _in_type_of(observation_space, name, arrays[name]).reshape(n, 1, *stored_shape))
     buffer.actions = actions.clip(-action_limit, action_limit)[:, np.newaxis]

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -27,13 +27,12 @@ from sb3_bn_ddpg.common.finite_numbers import check_observation, check_transitio
 from sb3_bn_ddpg.common.guards import LearningGuard, check_no_answer_is_due, environment_failures
 from sb3_bn_ddpg.common.hindsight import check_first_episode
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
-from sb3_bn_ddpg.common.return_scaler import ReturnScaler
 from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.common.steps import averages, on_device
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.off_policy.demonstrations import check_demonstrations, demonstrated_buffer
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
-from sb3_bn_ddpg.off_policy.stepping import SteppingAlgorithm
+from sb3_bn_ddpg.off_policy.scaled_rewards import ScaledRewardsAlgorithm
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in this number of updates of the actor: they cost a tenth of one."""
@@ -45,7 +44,7 @@ SATURATED = 0.98
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="BNOffPolicyAlgorithm")
 
 
-class BNOffPolicyAlgorithm(SteppingAlgorithm):
+class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
     """
     An off-policy actor-critic with batch norm, of which each pass says its statistics.
 
@@ -89,7 +88,6 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         # stand against load(path, n_steps=..., gamma=...), so the arguments stay what the user gave
         buffer_class, buffer_kwargs = self.replay_buffer_class, self.replay_buffer_kwargs
         self.replay_buffer_kwargs = dict(buffer_kwargs)
-        was_loaded = self.replay_buffer is not None
         if self.demonstrations is not None:
             self.replay_buffer_class, of_demonstrations = demonstrated_buffer(self)
             self.replay_buffer_kwargs |= of_demonstrations
@@ -98,11 +96,8 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
             if self._had_demonstrations:  # whose replay buffer has been told n_steps
                 warnings.filterwarnings("ignore", "`n_steps=.*is ignored", UserWarning)
             super()._setup_model()
-        if was_loaded:
-            self._attach_replay_buffer()
         self.replay_buffer_class, self.replay_buffer_kwargs = buffer_class, buffer_kwargs
-        if isinstance(self.replay_buffer, NStepReplayBuffer):
-            self.replay_buffer.gamma = self.gamma  # of the TD target, into which the buffer's discounts go
+        self._attach_replay_buffer()
         if not (self.use_target_networks and self.has_target_actor):
             self.policy.actor_target = self.policy.actor
         if not self.use_target_networks:
@@ -119,12 +114,6 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.action_noise = self.action_noise.copy_for_model()
         self._fit_action_noise()
-
-    def _set_up_reward_scaling(self) -> None:
-        if self.reward_scaling != "return_std":
-            self.reward_scaler = None
-        elif self.reward_scaler is None:  # and not that of a loaded model
-            self.reward_scaler = ReturnScaler(self.n_envs)
 
     def _check_batch_size(self, batch_size: int) -> None:
         """
@@ -217,15 +206,6 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         return result
 
-    def begin_episodes(self) -> None:
-        """Reset the environment between two steps of a training, as ``learn`` does at its start."""
-        super().begin_episodes()
-        self._begin_returns()
-
-    def _begin_returns(self) -> None:
-        if self.reward_scaler is not None:
-            self.reward_scaler.begin_episodes(self.n_envs)
-
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
         Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. The
@@ -272,8 +252,6 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
         check_transition(self, self.allow_nan_observations, new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if self.reward_scaler is not None:
-            self.reward_scaler.update(reward, dones, self.gamma)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
@@ -377,27 +355,6 @@ class BNOffPolicyAlgorithm(SteppingAlgorithm):
         self._learning_guard.note_rewards(self)
         self._largest_reward, self._largest_bonus = self._learning_guard.largest_reward, self._learning_guard.largest_bonus
         super().save(path, exclude, include)
-
-    def get_parameters(self) -> dict[str, dict[str, Any]]:
-        """
-        :return: As SB3's, the state of each network and optimizer by its name; and that of what scales rewards, in whose
-            units the critics are
-        """
-        scaler = self.reward_scaler
-        return super().get_parameters() | ({} if scaler is None else {"reward_scaler": scaler.state_dict()})
-
-    def _take_parameters(self, parameters: dict[str, Any], exact_match: bool, device: th.device | str) -> None:
-        state, scaler = parameters.pop("reward_scaler", None), self.reward_scaler
-        super()._take_parameters(parameters, exact_match, device)
-        if scaler is not None and state is not None:
-            scaler.load_state_dict(state)
-        elif state is not None or (scaler is not None and scaler.count == 0):
-            theirs, ours = ("scaled", "unscaled") if scaler is None else ("unscaled", "scaled")
-            warnings.warn(
-                f"The parameters are of critics of {theirs} rewards, but `reward_scaling={self.reward_scaling!r}`: values of "
-                f"{ours} ones will have to be learned anew",
-                stacklevel=4,
-            )
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "actor_target", "critic_target"]

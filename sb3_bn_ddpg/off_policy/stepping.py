@@ -5,7 +5,6 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 
 from sb3_bn_ddpg.common.checks import check_installed
 from sb3_bn_ddpg.common.hindsight import unfinished_episodes_named
-from sb3_bn_ddpg.common.return_scaler import ReturnScaler
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, minibatches, on_device
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer
 from sb3_bn_ddpg.fast.graph_update import CudaGraphUpdate
@@ -40,8 +39,6 @@ class SteppingAlgorithm(CheckedArguments):
     actor_target: BaseActor
     critic: Critic
     critic_target: Critic
-    reward_scaler: ReturnScaler | None = None
-    """What the sampled rewards are divided by, with ``reward_scaling``; the replay buffer has them as they came"""
     _fast_update: FastStep | None = None
     _said_of_fast_update: tuple[str, ...] = ()
 
@@ -98,31 +95,28 @@ class SteppingAlgorithm(CheckedArguments):
         """
         :param batch_size: Number of transitions
         :param n_batches: Number of minibatches
-        :return: Minibatches of the replay buffer, one after the other, with scaled rewards if ``reward_scaling`` asks for
-            that, on the CPU if a CUDA graph copies it to the device without waiting, which only the replay buffers in
-            ``KNOWN_BUFFERS`` allow
+        :return: Minibatches of the replay buffer, one after the other, on the CPU if a CUDA graph copies it to the device
+            without waiting, which only the replay buffers in ``KNOWN_BUFFERS`` allow
         """
-        with unfinished_episodes_named(self):
-            batch = self._sample_unscaled(batch_size, n_batches)
-        if self.reward_scaler is None:
-            return batch
-        return batch._replace(rewards=batch.rewards / self.reward_scaler.scale)
-
-    def _sample_unscaled(self, batch_size: int, n_batches: int) -> Batch:
+        self._attach_replay_buffer()  # attributes may have been set since
         buffer = self.replay_buffer
         assert buffer is not None
-        if isinstance(buffer, NStepReplayBuffer):  # which has a copy of both; attributes may have been set since
-            buffer.gamma = self.gamma
-            if self.replay_buffer_class is None:
-                buffer.n_steps = self._current_n_steps()
-        takes_any_device = any(kind.takes_any_device for kind in self._fast_update_classes)
-        if not takes_any_device or type(buffer) not in KNOWN_BUFFERS:
-            return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
-        device, buffer.device = buffer.device, th.device("cpu")
+        device = buffer.device
+        if type(buffer) in KNOWN_BUFFERS and any(kind.takes_any_device for kind in self._fast_update_classes):
+            buffer.device = th.device("cpu")
         try:
-            return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
+            with unfinished_episodes_named(self):
+                return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
         finally:
             buffer.device = device
+
+    def _attach_replay_buffer(self) -> None:
+        super()._attach_replay_buffer()
+        buffer = getattr(self, "replay_buffer", None)
+        if isinstance(buffer, NStepReplayBuffer):
+            buffer.gamma = self.gamma
+            if self.replay_buffer_class is None:  # else its n_steps is the user's
+                buffer.n_steps = self._current_n_steps()
 
     def _current_n_steps(self) -> int:
         """

@@ -309,11 +309,18 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     def _dataset_and_new(self) -> DatasetBuffer | MixedReplayBuffer:
         """
         :return: What the model learns from
-        :raises ValueError: if there is none
+        :raises ValueError: if there is none, or ``reward_scaling`` is no longer that which its rewards were scaled by
         """
-        if not isinstance(self.replay_buffer, (DatasetBuffer, MixedReplayBuffer)):
+        buffer = self.replay_buffer
+        if not isinstance(buffer, (DatasetBuffer, MixedReplayBuffer)):
             raise ValueError(f"`dataset=None` is not allowed for learning: {self._how_to_load}")
-        return self.replay_buffer
+        scaling = (buffer if isinstance(buffer, DatasetBuffer) else buffer.dataset).reward_scaling
+        if scaling not in ("unknown", self.reward_scaling):
+            raise ValueError(
+                f"`reward_scaling={self.reward_scaling!r}` is not allowed for a model whose dataset was scaled by {scaling!r}: "
+                f"save it, and {self._how_to_load}"
+            )
+        return buffer
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """

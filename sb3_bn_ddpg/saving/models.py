@@ -264,7 +264,7 @@ class SavingAlgorithm(StepLifeCycle):
 
     def _check_loaded_buffer(self) -> None:
         """
-        Give a replay buffer from a file the model's ``gamma``, and its ``n_steps`` where the model has chosen its class.
+        Give a replay buffer from a file what this model has.
 
         :raises ValueError: if it does not suit the model
         """
@@ -280,10 +280,7 @@ class SavingAlgorithm(StepLifeCycle):
                 f"a replay buffer of {buffer.n_envs} environments is not allowed: it must be of as many as the model's, "
                 f"{self.n_envs}"
             )
-        if isinstance(buffer, NStepReplayBuffer):
-            buffer.gamma = self.gamma
-            if self.replay_buffer_class is None:
-                buffer.n_steps = self.n_steps
+        self._attach_replay_buffer()
         self._check_steps_of(buffer)
 
     def _check_steps_of(self, buffer: ReplayBuffer) -> None:
