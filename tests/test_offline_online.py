@@ -48,7 +48,7 @@ def test_rewards_scaled_once_stay_as_they_are(tmp_path):
     """Another word for it, set on the model, would count for nothing."""
     model = make(BNIQL, env=VectorEnv(), reward_scaling=0.25).learn(1)
     model.reward_scaling = None
-    message = "`reward_scaling=None` is not allowed for a model whose dataset was scaled by 0.25: save it, and load the model"
+    message = "`reward_scaling=None` is not allowed for a model of a dataset scaled by 0.25: save it, and load the model"
     for learn in (model.learn, model.learn_online):
         with pytest.raises(ValueError, match=message):
             learn(1)

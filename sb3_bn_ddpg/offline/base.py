@@ -317,7 +317,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         scaling = (buffer if isinstance(buffer, DatasetBuffer) else buffer.dataset).reward_scaling
         if scaling not in ("unknown", self.reward_scaling):
             raise ValueError(
-                f"`reward_scaling={self.reward_scaling!r}` is not allowed for a model whose dataset was scaled by {scaling!r}: "
+                f"`reward_scaling={self.reward_scaling!r}` is not allowed for a model of a dataset scaled by {scaling!r}: "
                 f"save it, and {self._how_to_load}"
             )
         return buffer
