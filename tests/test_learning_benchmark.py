@@ -792,7 +792,7 @@ def test_the_report_of_an_unfinished_matrix_says_what_is_missing_and_repeats_to_
 def long_runs_page(tmp_path: Path, units: list[Unit]) -> str:
     """The page of long runs whose returns are 2 x step / 1,000 + seed, drawn twice to the same bytes."""
     for unit in units:
-        steps = [0] if unit.variant == "random" else range(0, 500_001, 12_500)
+        steps = [0] if unit.variant == "random" else range(0, VARIANTS[unit.variant].steps + 1, 12_500)
         with UnitFile(tmp_path / "results", unit, Budget()) as file:
             for step in steps:
                 logged = dict(q_value=60.0, critic_loss=0.1, actor_saturation=0.25) if step else {}
@@ -813,9 +813,10 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     random = [Unit(task, "random", seed) for task in (cartpole, half_cheetah) for seed in range(5)]
     units = [Unit(cartpole, "long_paper", 0), Unit(cartpole, "long_paper", 1), Unit(cartpole, "long_paper_no_targets", 0)]
     units += [Unit(half_cheetah, "long_paper_no_norm", 2), Unit(cheetah, "long_paper_no_norm", 0)]
-    changed = [Unit(cartpole, "long_ou_slow", 0), Unit(half_cheetah, "long_no_decay", 0)]
+    changed = [Unit(cartpole, "long_ou_slow", 0), Unit(half_cheetah, "long_no_decay", 0), Unit(cheetah, "million_no_norm", 0)]
     text = long_runs_page(tmp_path, [*random, *units, *changed])
-    assert "5 of 27 runs of `figure2_long`, 1 of 6 runs of `silent_long`, 1 of 3 runs of `change_long`" in text
+    counts = [(5, 27, "figure2"), (1, 6, "silent"), (1, 9, "change"), (1, 2, "million")]
+    assert ", ".join(f"{stored} of {of} runs of `{name}_long`" for stored, of, name in counts) in text
     last = 2 * np.mean([462.5, 475, 487.5, 500])
     scores = [(last + seed - 2) / (1_000 - 2) for seed in (0, 1)]  # a random policy's return is 2
     line = next(line for line in text.splitlines() if line.startswith(f"| {cartpole} | cartpole: .844 / 1.115 |"))
@@ -830,6 +831,9 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     assert "| OU noise with dt 0.01 | 962 | - |" in text
     assert "| 10,000 random steps first | - | - |" in text
     assert "| no weight decay | - | - | 962 |" in text
+    assert "| batch norm, no target networks | 962 | - | - |" in text
+    twice = 2 * np.mean([962.5, 975, 987.5, 1000])
+    assert f"| {cheetah} | target networks, no batch norm | 962 | {twice:,.0f} | 2,000 |" in text
     assert "nan" not in text
     pictures = {path.name for path in (tmp_path / "page").glob("*.png")}
     assert pictures == {"figure2_long.png", "figure2_long_logged.png", "silent_long.png", "change_long.png"}

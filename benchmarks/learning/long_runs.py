@@ -19,6 +19,8 @@ from benchmarks.learning.matrix import (
     LONG_GROUPS,
     LONG_STEPS,
     LONG_TASKS,
+    MILLION,
+    MILLION_LONG,
     PAPER_TASKS,
     SILENT_LONG,
     VARIANTS,
@@ -56,7 +58,10 @@ Returns at the end of one seed each, which is no more than a hint, beside the sa
 minibatch's statistics in the target, a `dt` of 1 and 1,000 random steps."""
 CHANGE_HEADING = "## Other values than the paper's"
 CHANGE_CAPTION = """\
-Returns at the end of one seed each, beside the same seed of the first line, which has a weight decay of 1e-2 on the critic."""
+Returns at the end of one seed each. The first three lines have the paper's weight decay of 1e-2 on the critic."""
+MILLION_HEADING = f"## {MILLION:,} steps"
+MILLION_CAPTION = """\
+The first seed's best and worst cell, run anew for twice as long. (The first half is the shorter run again.)"""
 
 
 def main() -> None:
@@ -101,8 +106,14 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
                 LOGGED_CAPTION,
                 plots.save(plots.plot_statistics(trained, figure2), pictures, "figure2_long_logged"),
             ]
-        parts += beside_the_papers(rows, SILENT_HEADING, SILENT_CAPTION, SILENT_LONG, PAPER_TASKS, pictures / "silent_long")
-        parts += beside_the_papers(rows, CHANGE_HEADING, CHANGE_CAPTION, CHANGE_LONG, LONG_TASKS, pictures / "change_long")
+        both = FIGURE2_LONG[:1]
+        parts += beside_the_papers(
+            rows, SILENT_HEADING, SILENT_CAPTION, both, SILENT_LONG, PAPER_TASKS, pictures / "silent_long"
+        )
+        parts += beside_the_papers(
+            rows, CHANGE_HEADING, CHANGE_CAPTION, FIGURE2_LONG, CHANGE_LONG, LONG_TASKS, pictures / "change_long"
+        )
+        parts += twice_as_long(trained)
         parts += ["## Machine and versions", header_text(folder, long_units(), budget)]
     replace_results(page, parts)
 
@@ -123,13 +134,13 @@ def stored_text(rows: pd.DataFrame) -> str:
     :return: How many runs there are of how many
     """
     groups = {name: len(list(group.units())) for name, group in LONG_GROUPS.items() if name != "random_long"}
-    variants = dict(figure2_long=FIGURE2_LONG, silent_long=SILENT_LONG, change_long=CHANGE_LONG)
+    variants = {name: {variant for _, variant in LONG_GROUPS[name].cells} for name in groups}
     found = {
         name: len(rows.loc[rows["variant"].isin(variants[name]), ["task", "variant", "seed"]].drop_duplicates())
         for name in groups
     }
     counts = ", ".join(f"{found[name]} of {groups[name]} runs of `{name}`" for name in groups)
-    return f"Stored, each of {LONG_STEPS:,} steps: {counts}."
+    return f"Stored, each of {LONG_STEPS:,} steps (`million_long`: {MILLION:,}): {counts}."
 
 
 def seeds_text(stored: int, declared: int = SEEDS) -> str:
@@ -217,20 +228,27 @@ def returns_text(returns: Iterable[float]) -> str:
 
 
 def beside_the_papers(
-    rows: pd.DataFrame, heading: str, caption: str, variants: tuple[str, ...], tasks: tuple[str, ...], picture: Path
+    rows: pd.DataFrame,
+    heading: str,
+    caption: str,
+    papers: tuple[str, ...],
+    variants: tuple[str, ...],
+    tasks: tuple[str, ...],
+    picture: Path,
 ) -> list[str]:
     """
     :param rows: The stored evaluations
     :param heading: Of the section
     :param caption: What stands before the table
-    :param variants: Such as differ by one word from the paper's own
+    :param papers: Variants with the paper's own values
+    :param variants: Such as differ from them by one word
     :param tasks: Their tasks
     :param picture: Where the curves go, without a suffix
     :return: The section: final returns of one seed, and curves; nothing if nothing is stored
     """
     if not set(variants) & set(rows["variant"]):
         return []
-    compared = (FIGURE2_LONG[0], *variants)
+    compared = (*papers, *variants)
     first = rows[(rows["seed"] == 0) | (rows["variant"] == "random")]
     returns = final(first, "return_mean")
     lines = [
@@ -239,6 +257,25 @@ def beside_the_papers(
     ]
     curves = plots.save(plots.plot_returns(first, compared, tasks=tasks), picture.parent, picture.name)
     return [heading, caption, table(["Return", *tasks], lines), curves]
+
+
+def twice_as_long(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :return: The section on the runs of 1,000,000 steps; nothing if none is stored
+    """
+    lines = []
+    for task, variant in MILLION_LONG:
+        own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
+        if not len(own):
+            continue
+        # As at the end of all runs, the mean of the last four evaluations
+        returns = [final(own[own["step"] <= steps], "return_mean").iloc[0] for steps in (LONG_STEPS, MILLION)]
+        lines.append([task, VARIANTS[variant].label, *map(number, returns), number(own["return_mean"].max())])
+    if not lines:
+        return []
+    columns = ["", "", f"return after {LONG_STEPS:,} steps", f"after {MILLION:,}", "largest evaluation"]
+    return [MILLION_HEADING, MILLION_CAPTION, table(columns, lines)]
 
 
 if __name__ == "__main__":

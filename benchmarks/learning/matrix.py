@@ -18,6 +18,7 @@ from benchmarks.offline import variants as offline
 PROTOCOL = 1
 """Raised when the way of training or evaluating changes: every stored unit is then run anew."""
 LONG_STEPS = 500_000
+MILLION = 1_000_000
 """Environment steps of the long runs."""
 
 
@@ -290,10 +291,10 @@ VARIANTS["tuned_targets"] = _tuned_with(
 )
 
 
-def _long(label: str, **kwargs: Any) -> Variant:
+def _long(label: str, steps: int = LONG_STEPS, **kwargs: Any) -> Variant:
     # 40 evaluations take about a twentieth of a run's time, and the last four are of a tenth of its steps. The first four are
     # at steps at which the runs of 50,000 steps were evaluated, too
-    return Variant(label, "bn_ddpg", kwargs, LONG_STEPS, every=12_500)
+    return Variant(label, "bn_ddpg", kwargs, steps, every=12_500)
 
 
 # The paper's values again. The random steps before the first update, of which the paper says nothing, are LEARNING_STARTS as
@@ -309,8 +310,20 @@ VARIANTS |= {
     "long_ou_slow": _long("OU noise with dt 0.01", action_noise=dict(type="ou", dt=0.01)),
     # What the logs of the first runs point at: with decay the critic's weights end at a third of their first norm
     "long_no_decay": _long("no weight decay", critic_weight_decay=0.0),
+    # Figure 2's other two variants without decay: with it, it is the decay that decides on small rewards
+    "long_no_decay_no_norm": _long(
+        "no weight decay, no batch norm", **VARIANTS["paper_no_norm"].kwargs, critic_weight_decay=0.0
+    ),
+    "long_no_decay_no_targets": _long(
+        "no weight decay, no target networks", **VARIANTS["paper_no_targets"].kwargs, critic_weight_decay=0.0
+    ),
     # The Zoo's number for MuJoCo. The class's default of 100 would hardly differ from 1,000 in a run of this length
     "long_warmup": _long("10,000 random steps first", learning_starts=10_000),
+}
+# The best and the worst cell of the first seed, for twice as many steps
+VARIANTS |= {
+    "million_no_targets": _long("batch norm, no target networks", MILLION, **VARIANTS["paper_no_targets"].kwargs),
+    "million_no_norm": _long("target networks, no batch norm", MILLION, **VARIANTS["paper_no_norm"].kwargs),
 }
 
 # What lets one setting learn both where episodes end early and where they do not? One factor or a few at a time around BNTD3's
@@ -485,7 +498,7 @@ TUNED_NORMS = ("tuned", "tuned_no_norm", "tuned_layer_norm")
 FIGURE2 = ("paper_no_targets", "paper_no_norm", "paper")
 FIGURE2_LONG = ("long_paper", "long_paper_no_norm", "long_paper_no_targets")
 SILENT_LONG = ("long_targets_copied", "long_ou_slow", "long_warmup")
-CHANGE_LONG = ("long_no_decay",)
+CHANGE_LONG = ("long_no_decay", "long_no_decay_no_norm", "long_no_decay_no_targets")
 PEERS = ("sb3_ddpg", "sb3_td3", "crossq_256")
 NORM_TASKS = ("HalfCheetah-v5", "Hopper-v5")
 """Where the tuned profile is furthest ahead of itself without batch norm."""
@@ -493,6 +506,8 @@ WIDE_TASKS = ("HalfCheetah-v5", "dm_control/cartpole-swingup-v0")
 PAPER_TASKS = ("dm_control/cartpole-swingup-v0", CHEETAH)
 """Those of the long runs that are in the paper's Table 1, or near to its tasks."""
 LONG_TASKS = (*PAPER_TASKS, "HalfCheetah-v5")
+MILLION_LONG = ((LONG_TASKS[-1], "million_no_targets"), (CHEETAH, "million_no_norm"))
+"""The best and the worst cell"""
 
 
 def _cells(variants: Iterable[str], tasks: tuple[str, ...] = tuple(TASKS)) -> tuple[tuple[str, str], ...]:
@@ -548,6 +563,7 @@ LONG_GROUPS: dict[str, Group] = {
         tuple((task, variant) for task in LONG_TASKS for variant in CHANGE_LONG),
         1,
     ),
+    "million_long": Group("Do the best and the worst cell change within 1,000,000 steps?", MILLION_LONG, 1),
 }
 """Groups with a page of their own, which run after the others."""
 EXPLORATION: dict[str, Group] = {
