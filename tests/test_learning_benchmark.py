@@ -814,8 +814,9 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     units = [Unit(cartpole, "long_paper", 0), Unit(cartpole, "long_paper", 1), Unit(cartpole, "long_paper_no_targets", 0)]
     units += [Unit(half_cheetah, "long_paper_no_norm", 2), Unit(cheetah, "long_paper_no_norm", 0)]
     changed = [Unit(cartpole, "long_ou_slow", 0), Unit(half_cheetah, "long_no_decay", 0), Unit(cheetah, "million_no_norm", 0)]
+    changed += [Unit(cheetah, "long_no_decay_no_norm", 0), Unit(cheetah, "long_no_decay_no_targets", 0)]
     text = long_runs_page(tmp_path, [*random, *units, *changed])
-    counts = [(5, 27, "figure2"), (1, 6, "silent"), (1, 9, "change"), (1, 2, "million")]
+    counts = [(5, 27, "figure2"), (1, 6, "silent"), (3, 9, "change"), (1, 2, "million")]
     assert ", ".join(f"{stored} of {of} runs of `{name}_long`" for stored, of, name in counts) in text
     last = 2 * np.mean([462.5, 475, 487.5, 500])
     scores = [(last + seed - 2) / (1_000 - 2) for seed in (0, 1)]  # a random policy's return is 2
@@ -832,6 +833,7 @@ def test_the_page_of_the_long_runs_draws_what_there_is(tmp_path: Path):
     assert "| 10,000 random steps first | - | - |" in text
     assert "| no weight decay | - | - | 962 |" in text
     assert "| batch norm, no target networks | 962 | - | - |" in text
+    assert "| no weight decay, no batch norm | - | 962 | - |" in text
     twice = 2 * np.mean([962.5, 975, 987.5, 1000])
     assert f"| {cheetah} | target networks, no batch norm | 962 | {twice:,.0f} | 2,000 |" in text
     assert "nan" not in text

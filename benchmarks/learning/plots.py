@@ -55,6 +55,8 @@ COLORS = {
     "long_ou_slow": "tab:orange",
     "long_warmup": "tab:green",
     "long_no_decay": "tab:red",
+    "long_no_decay_no_norm": "tab:pink",
+    "long_no_decay_no_targets": "tab:cyan",
 }
 """Of each variant, the same in all plots."""
 PIXELS = "from pixels, with target networks and batch norm (docs/pixels.md)"
