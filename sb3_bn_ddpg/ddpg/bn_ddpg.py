@@ -54,8 +54,8 @@ class BNDDPG(BNOffPolicyAlgorithm):
         (>= 1)
     :param critic_learning_rate: Learning rate of the critic (>= 0), a number or a schedule
     :param critic_weight_decay: L2 weight decay of the critic's weights (>= 0; its biases, and batch norm's gamma and beta
-        are spared): with Adam, this times the weight is added to the gradient of the loss. Where rewards are small, the
-        paper's 1e-2 outweighs the loss; 0 has learned more on each of three tasks, also in 500,000 steps.
+        are spared): with Adam, this times the weight is added to the gradient of the loss. With the paper's 1e-2 most of the
+        weights vanish in 500,000 steps; 0 has learned more on each of three tasks.
     :param use_target_networks: Whether the TD target comes from slowly moving target networks. Without them,
         ``policy.actor_target`` and ``policy.critic_target`` are the online networks themselves.
     :param weight_normalization: Whose weights keep their norm after each step, where batch norm follows them: the
