@@ -252,6 +252,7 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
         check_transition(self, self.allow_nan_observations, new_obs, reward, dones, infos)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._count_returns(reward, dones)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """

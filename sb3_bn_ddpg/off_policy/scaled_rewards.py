@@ -5,7 +5,6 @@ from typing import Any
 
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_bn_ddpg.common.return_scaler import ReturnScaler
 from sb3_bn_ddpg.common.steps import Batch
@@ -33,16 +32,11 @@ class ScaledRewardsAlgorithm(SteppingAlgorithm):
         if self.reward_scaler is not None:
             self.reward_scaler.begin_episodes(self.n_envs)
 
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: NDArray[Any],
-        new_obs: NDArray[Any] | dict[str, NDArray[Any]],
-        reward: NDArray[Any],
-        dones: NDArray[Any],
-        infos: list[dict[str, Any]],
-    ) -> None:
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+    def _count_returns(self, reward: NDArray[Any], dones: NDArray[Any]) -> None:
+        """
+        :param reward: Rewards of a step, of shape ``(n_envs,)``
+        :param dones: Whether episodes ended, of the same shape
+        """
         if self.reward_scaler is not None:
             self.reward_scaler.update(reward, dones, self.gamma)
 

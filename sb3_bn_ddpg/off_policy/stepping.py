@@ -101,14 +101,15 @@ class SteppingAlgorithm(CheckedArguments):
         self._attach_replay_buffer()  # attributes may have been set since
         buffer = self.replay_buffer
         assert buffer is not None
-        device = buffer.device
-        if type(buffer) in KNOWN_BUFFERS and any(kind.takes_any_device for kind in self._fast_update_classes):
-            buffer.device = th.device("cpu")
-        try:
-            with unfinished_episodes_named(self):
+        takes_any_device = any(kind.takes_any_device for kind in self._fast_update_classes)
+        with unfinished_episodes_named(self):
+            if not takes_any_device or type(buffer) not in KNOWN_BUFFERS:
                 return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
-        finally:
-            buffer.device = device
+            device, buffer.device = buffer.device, th.device("cpu")
+            try:
+                return sample(buffer, batch_size, self._vec_normalize_env, n_batches)
+            finally:
+                buffer.device = device
 
     def _attach_replay_buffer(self) -> None:
         super()._attach_replay_buffer()
