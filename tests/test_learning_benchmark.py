@@ -47,30 +47,24 @@ from benchmarks.learning import (
 )
 from benchmarks.learning.algorithms import build
 from benchmarks.learning.constant_actions import constant_returns, share_of
+from benchmarks.learning.contenders import FIGURE2_LONG, Variant
 from benchmarks.learning.crossq_graph import GraphedCrossQ
 from benchmarks.learning.evaluation import Evaluator, RandomPolicy, make_env
 from benchmarks.learning.local import REPOSITORY, Process, run_units, unit_command, unit_environment
 from benchmarks.learning.matrix import (
     ALL_GROUPS,
-    ALL_TASKS,
-    CHEETAH,
-    FIGURE2_LONG,
     GROUPS,
-    HELD_OUT,
     LEARNING_STARTS,
     LONG_GROUPS,
     LONG_TASKS,
-    TASKS,
-    TUNING,
     VARIANTS,
-    WALKER,
     Budget,
     Unit,
-    Variant,
     config_hash,
 )
 from benchmarks.learning.recorder import MeanLogger, Recorder, weight_statistics
 from benchmarks.learning.store import UnitFile, differences, is_done, read_unit, unit_path
+from benchmarks.learning.tasks import ALL_TASKS, CHEETAH, HELD_OUT, TASKS, TUNING, WALKER
 from benchmarks.learning.unit import run
 from benchmarks.markdown import BEGIN, END, number
 from sb3_bn_ddpg import BNDDPG

@@ -10,9 +10,10 @@ from stable_baselines3 import DDPG, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from benchmarks.learning.contenders import Variant
 from benchmarks.learning.crossq_graph import GraphedCrossQ
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import LEARNING_STARTS, VARIANTS, Unit, Variant
+from benchmarks.learning.matrix import LEARNING_STARTS, VARIANTS, Unit
 from benchmarks.learning.store import UnitFile
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.profiles.action_noise import build_action_noise

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from benchmarks.learning.evaluation import Evaluator
 from benchmarks.learning.figures import read
-from benchmarks.learning.matrix import TASKS, VARIANTS, Budget
+from benchmarks.learning.matrix import VARIANTS, Budget
 from benchmarks.learning.store import RESULTS
+from benchmarks.learning.tasks import TASKS
 from benchmarks.markdown import MISSING, table
 
 TOLERANCE = 0.005

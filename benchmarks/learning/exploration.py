@@ -4,20 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.learning.contenders import ABLATION_STEPS, FAMILY
 from benchmarks.learning.figures import final, read
-from benchmarks.learning.matrix import (
-    ABLATION_STEPS,
-    EXPLORATION,
-    FAMILY,
-    GROUPS,
-    LATER_RULE_TASKS,
-    LATER_RULES,
-    RULE_TASKS,
-    RULES,
-    VARIANTS,
-    Budget,
-    Unit,
-)
+from benchmarks.learning.matrix import EXPLORATION, GROUPS, VARIANTS, Budget, Unit
+from benchmarks.learning.profile_search import LATER_RULE_TASKS, LATER_RULES, RULE_TASKS, RULES
 from benchmarks.markdown import MISSING, number, table
 
 BESIDE = ("tuned", "td3_prototype", "td3_twice", *FAMILY, "sac_crossq", "crossq_256")

@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from rliable import library
 
-from benchmarks.learning.matrix import ALL_TASKS, GROUPS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import GROUPS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import is_done, read_done
+from benchmarks.learning.tasks import ALL_TASKS
 
 REPETITIONS = 2_000
 """Bootstrap samples of every interval."""

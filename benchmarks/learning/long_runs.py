@@ -10,24 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning import plots
+from benchmarks.learning.contenders import CHANGE_LONG, FIGURE2_LONG, LONG_STEPS, MILLION, SILENT_LONG
 from benchmarks.learning.figures import final, read
-from benchmarks.learning.matrix import (
-    CHANGE_LONG,
-    CHEETAH,
-    FIGURE2_LONG,
-    GROUPS,
-    LONG_GROUPS,
-    LONG_STEPS,
-    LONG_TASKS,
-    MILLION,
-    MILLION_LONG,
-    PAPER_TASKS,
-    SILENT_LONG,
-    VARIANTS,
-    Budget,
-    Unit,
-)
+from benchmarks.learning.matrix import GROUPS, LONG_GROUPS, LONG_TASKS, MILLION_LONG, PAPER_TASKS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, header_text
+from benchmarks.learning.tasks import CHEETAH
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 

@@ -7,7 +7,7 @@ Where they have not, normalising each by its own minibatch gives the target crit
 import numpy as np
 
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import TASKS
+from benchmarks.learning.tasks import TASKS
 from benchmarks.markdown import table
 
 N_STEPS = 5_000

@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning import plots, step_time
+from benchmarks.learning.contenders import FAMILY
 from benchmarks.learning.figures import SEEDS_FOR_INTERVALS, compare, complete, read, seeds_of
-from benchmarks.learning.matrix import ALL_TASKS, FAMILY, TASKS, UNSEEN, VARIANTS, Budget
+from benchmarks.learning.matrix import VARIANTS, Budget
 from benchmarks.learning.report import aggregate_cell, interval, p_text
+from benchmarks.learning.tasks import ALL_TASKS, TASKS, UNSEEN
 from benchmarks.markdown import MISSING, replace_results, table
 
 NAME = "results.md"

@@ -24,7 +24,8 @@ from benchmarks.learning.figures import (
     performance_profile,
     seeds_of,
 )
-from benchmarks.learning.matrix import ALL_TASKS, TASKS, VARIANTS
+from benchmarks.learning.matrix import VARIANTS
+from benchmarks.learning.tasks import ALL_TASKS, TASKS
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 mpl.use("Agg")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning import exploration, plots, step_time
+from benchmarks.learning.contenders import DOUBLED, FACTORS, FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS
 from benchmarks.learning.figures import (
     SEEDS_FOR_INTERVALS,
     Comparison,
@@ -24,27 +25,9 @@ from benchmarks.learning.figures import (
     read_pixels,
     seeds_of,
 )
-from benchmarks.learning.matrix import (
-    ALL_TASKS,
-    DOUBLED,
-    DOUBLED_TASKS,
-    FACTORS,
-    FAMILY,
-    FIGURE2,
-    FIRST_FAMILY,
-    HELD_OUT,
-    NORM_TASKS,
-    PEERS,
-    TASKS,
-    TUNED_NORMS,
-    TUNING,
-    UNSEEN,
-    VARIANTS,
-    WIDE_TASKS,
-    XQC,
-    Budget,
-)
+from benchmarks.learning.matrix import DOUBLED_TASKS, NORM_TASKS, VARIANTS, WIDE_TASKS, Budget
 from benchmarks.learning.store import PAGE, header_text
+from benchmarks.learning.tasks import ALL_TASKS, HELD_OUT, TASKS, TUNING, UNSEEN, XQC
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 

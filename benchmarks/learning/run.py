@@ -10,8 +10,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.learning import local
-from benchmarks.learning.matrix import ALL_GROUPS, ALL_TASKS, GROUPS, LONG_GROUPS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import ALL_GROUPS, GROUPS, LONG_GROUPS, VARIANTS, Budget, Unit
 from benchmarks.learning.store import PAGE, is_done
+from benchmarks.learning.tasks import ALL_TASKS
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.speed.machine import cores
 

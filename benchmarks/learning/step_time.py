@@ -17,9 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
 from benchmarks.learning.algorithms import build
+from benchmarks.learning.contenders import FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS
 from benchmarks.learning.evaluation import make_env
-from benchmarks.learning.matrix import FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TASKS, TUNED_NORMS, VARIANTS
+from benchmarks.learning.matrix import VARIANTS
 from benchmarks.learning.store import RESULTS, machine, source_hash, versions
+from benchmarks.learning.tasks import TASKS
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 
 FILE = "step_time.csv"

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TextIO
 
 import torch as th
 
-from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit, config_hash, kwargs_of
+from benchmarks.learning.matrix import VARIANTS, Budget, Unit, config_hash, kwargs_of
+from benchmarks.learning.tasks import ALL_TASKS
 from benchmarks.speed.machine import processor
 from sb3_bn_ddpg.common.atomic_files import atomic_write
 

@@ -14,8 +14,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.matrix import ALL_TASKS, VARIANTS, Budget, Unit
+from benchmarks.learning.matrix import VARIANTS, Budget, Unit
 from benchmarks.learning.store import RESULTS, UnitFile, differences, read_unit
+from benchmarks.learning.tasks import ALL_TASKS
 
 
 def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
@@ -91,7 +92,7 @@ def budget_of(arguments: argparse.Namespace) -> Budget:
 
 def _known_variant(name: str) -> str:
     if name not in VARIANTS:  # all of them would be a page
-        raise argparse.ArgumentTypeError(f"invalid choice: {name!r}: benchmarks/learning/matrix.py has no such variant")
+        raise argparse.ArgumentTypeError(f"invalid choice: {name!r}: no such variant in benchmarks/learning/contenders.py")
     return name
 
 

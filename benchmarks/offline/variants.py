@@ -42,7 +42,7 @@ PEER = "d3rlpy"
 
 
 class OfflineVariant(NamedTuple):
-    """The first fields of :class:`~benchmarks.learning.matrix.Variant`."""
+    """The first fields of :class:`~benchmarks.learning.contenders.Variant`."""
 
     label: str
     algorithm: str
