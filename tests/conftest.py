@@ -215,3 +215,22 @@ def joint_pass(nets: Networks, batch: ReplayBufferSamples, gamma: float, statist
     """Of the deterministic policy, without noise, of one critic."""
     (q_values, *_), target, features = step.joint_pass(nets, batch, gamma, statistics, acting(None))
     return q_values, target, features
+
+
+@pytest.fixture
+def double(monkeypatch):
+    """``double_model``, of which the fast update knows the features extractor."""
+    from fast_updates import double_model
+
+    monkeypatch.setattr("sb3_bn_ddpg.fast.support.FlattenExtractor", DoubleExtractor)
+    return double_model
+
+
+@pytest.fixture
+def double_pair(double):
+    """A function that makes the same model twice, updating by a path and by autograd."""
+
+    def make(path: bool | str = True, **kwargs: Any) -> tuple[BNDDPG, BNDDPG]:
+        return double(path, **kwargs), double(path, **kwargs | dict(fast_update=False))
+
+    return make

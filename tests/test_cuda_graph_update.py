@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, random_batch
-from test_fast_update import EXACT_RATES, by, needs_cuda
+from fast_updates import EXACT_RATES, by, needs_cuda
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.common.steps import averages

@@ -25,11 +25,11 @@ pytest.importorskip("shimmy")
 
 import rl_zoo3
 import yaml
+from fast_updates import needs_cuda
 from rliable import metrics
 from sb3_contrib import CrossQ
 from stable_baselines3 import DDPG
 from stable_baselines3.common.vec_env import DummyVecEnv
-from test_fast_update import needs_cuda
 
 import sb3_bn_ddpg
 from benchmarks.learning import (

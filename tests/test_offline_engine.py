@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import DoubleExtractor, VectorEnv, as_double, random_batch
-from test_fast_update import (
+from fast_updates import (
     CLASSES,
     COMPILED,
     CUDA,

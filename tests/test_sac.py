@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, DoubleExtractor, StopAt, VectorEnv, as_double, learns, random_batch
+from fast_updates import CLASSES, COMPILED
 from gymnasium import spaces
 from sb3_contrib import CrossQ
 from sb3_contrib.common.torch_layers import BatchRenorm
@@ -22,7 +23,6 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, IdentityEnvBox, SimpleMultiObsEnv
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
-from test_fast_update import CLASSES, COMPILED
 from test_frame_buffer import CountingEnv
 from test_her import PointGoal
 from test_update import FixedBuffer

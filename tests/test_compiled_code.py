@@ -1,0 +1,134 @@
+"""The code that Numba compiles, and what is kept of it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch as th
+from conftest import random_batch
+from fast_updates import needs_numba
+
+from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.deterministic.engine_step import gradient_step
+
+
+@needs_numba
+@pytest.mark.parametrize("fault", ["no folder", "a full disk", "a broken file"])
+def test_compiled_where_nothing_can_be_kept(tmp_path, fault):
+    """It compiles for this process alone, which one warning says."""
+    code = """
+        import sys, warnings
+        from numba.core import caching
+        fault = sys.argv[1]
+
+        def raises(*args):
+            raise {"a full disk": OSError(28, "No space left on device"), "a broken file": EOFError("Ran out of input")}[fault]
+
+        if fault == "no folder":
+            caching.CacheImpl._locator_classes = []
+        else:
+            setattr(caching.IndexDataCacheFile, "save" if fault == "a full disk" else "load", raises)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import numba, numpy
+            from sb3_bn_ddpg.fast import numba_operations as ops
+            target = numpy.zeros(3)
+            numba.njit(lambda target: ops.move(target, target + 1, 0.5))(target)
+        assert target.tolist() == [0.5] * 3
+        texts = [str(warning.message) for warning in caught if "Numba can keep no compiled code" in str(warning.message)]
+        assert len(texts) == 1 and "NUMBA_CACHE_DIR" in texts[0], texts
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), fault], check=True, env=environment)
+
+
+@needs_numba
+def test_two_processes_that_compile_for_different_types_at_a_time(tmp_path):
+    """Both read what is kept, then both write: each one's types lead to its own code, or to none."""
+    code = """
+        from sb3_bn_ddpg.fast import numba_operations as ops
+        from sb3_bn_ddpg.fast.numba_compiler import compiled
+        one, other = (compiled(ops.move.py_func)._cache._cache_file for _ in range(2))
+        index, write = one._load_index, other._save_data
+        other._load_index = dict  # as it was when both began
+
+        def write_later(*args):
+            one._load_index = dict
+            one.save("of one", "code of one")
+            write(*args)
+
+        other._save_data = write_later
+        other.save("of the other", "code of the other")
+        one._load_index = index
+        assert one.load("of one") == "code of one", one.load("of one")
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, env=environment)
+
+
+@needs_numba
+def test_a_line_says_that_a_step_is_compiled_once_a_machine(tmp_path):
+    (tmp_path / "own_step.py").write_text(
+        "from sb3_bn_ddpg.fast.numba_compiler import compiled\n\ndef double(x):\n    return 2 * x\n\n"
+        "assert compiled(double, is_step=True)(2) == 4\n"
+    )
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+
+    def stderr() -> str:
+        command = [sys.executable, str(tmp_path / "own_step.py")]
+        return subprocess.run(command, check=True, env=environment, capture_output=True, text=True).stderr
+
+    assert stderr().count("Compiling the gradient step") == 1
+    assert "Compiling" not in stderr()
+
+
+@needs_numba
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["BNDDPG", "BNSAC"])
+def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(algorithm, tmp_path):
+    """Else a training whose first process compiled would be resumed to other numbers, as once by the order of its sums."""
+    code = """
+        import hashlib, sys
+        import sb3_bn_ddpg
+        algorithm = getattr(sb3_bn_ddpg, sys.argv[1])
+        model = algorithm("MlpPolicy", "Pendulum-v1", seed=0, learning_starts=80, batch_size=64, fast_update="compiled")
+        model.learn(120)
+        digest = hashlib.sha256()
+        for tensor in model.policy.state_dict().values():
+            digest.update(tensor.numpy().tobytes())
+        print(digest.hexdigest())
+    """
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    command = [sys.executable, "-c", textwrap.dedent(code), algorithm]
+    compiling, reading = (
+        subprocess.run(command, check=True, env=environment, capture_output=True, text=True) for _ in range(2)
+    )
+    assert "Compiling" in compiling.stderr
+    assert "Compiling" not in reading.stderr
+    assert reading.stdout == compiling.stdout
+
+
+@needs_numba
+def test_one_compiled_code_serves_networks_of_any_depth(make_model):
+    from sb3_bn_ddpg.fast.compiled_update import compiled_function
+
+    numbers = []
+    for policy_kwargs in (dict(net_arch=[8]), dict(net_arch=[8, 8, 8], normalization="layer"), dict(net_arch=[])):
+        model = make_model(fast_update="compiled", policy_kwargs=policy_kwargs)
+        model._gradient_step(random_batch(model))
+        assert type(model._fast_update).__name__ == "CompiledUpdate"
+        numbers.append(len(compiled_function(gradient_step).signatures))
+    assert len(set(numbers)) == 1
+
+
+@needs_numba
+def test_compiled_resumes_to_the_bit(make_model, tmp_path):
+    whole = make_model("Pendulum-v1", fast_update="compiled").learn(120)
+    half = make_model("Pendulum-v1", fast_update="compiled").learn(60, schedule_timesteps=120)
+    half.save_checkpoint(tmp_path / "half")
+    resumed = BNDDPG.resume(tmp_path / "half", env="Pendulum-v1")
+    resumed.learn(60, reset_num_timesteps=False)
+    for key, value in whole.policy.state_dict().items():
+        assert th.equal(value, resumed.policy.state_dict()[key]), key
