@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium.envs.classic_control import PendulumEnv
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
@@ -222,6 +223,21 @@ def test_errors_that_are_not_the_files_do_not_name_it(kwargs, error_type, messag
     with pytest.raises(error_type, match=message) as error:
         model_of(tmp_path, entry={"buffer_size": 1000}, n_timesteps=10, **kwargs)
     assert "entry.yml" not in str(error.value)
+
+
+def test_the_environment_of_a_file_is_that_of_evaluations_too(tmp_path):
+    manager = manager_of(tmp_path, entry={"env_kwargs": {"g": 3.0}}, eval_freq=100)
+    manager.setup_experiment()
+    (callback,) = (each for each in manager.callbacks if isinstance(each, EvalCallback))
+    assert callback.eval_env.get_attr("g") == [3.0]
+    manager = manager_of(tmp_path, entry={"env_kwargs": {"g": 3.0}}, eval_env_kwargs={"g": 4.0}, eval_freq=100)
+    manager.setup_experiment()
+    assert manager.eval_env_kwargs == {"g": 4.0}
+
+
+def test_the_critics_rate_of_a_file_may_be_the_actors(tmp_path):
+    model = model_of(tmp_path, entry={"learning_rate": 2.0e-3, "critic_learning_rate": None})
+    assert model.critic_lr_schedule(1.0) == 2.0e-3
 
 
 def test_a_checkpoint_apart_from_its_folder_warns(tmp_path):

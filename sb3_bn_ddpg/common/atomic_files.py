@@ -7,6 +7,7 @@ import os
 import pathlib
 import secrets
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
@@ -44,6 +45,8 @@ def atomic_write(path: str | pathlib.Path) -> Iterator[BinaryIO]:
         with _open_locked(temporary) as file:
             yield file
             file.flush()
+            with suppress(OSError):  # one file that it replaces keeps its permissions
+                os.chmod(temporary, stat.S_IMODE(target.stat().st_mode))
             os.fsync(file.fileno())
             # While it is open, and so locked: nobody takes it for a leftover
             os.replace(temporary, target) if os.name == "posix" else None

@@ -219,7 +219,8 @@ def _dead_processes(env: VecEnv | None) -> list[tuple[int, int | None]]:
     :param env: The training environment
     :return: Index and exit code of each of its processes that is no more
     """
-    processes = env.processes if isinstance(env, SubprocVecEnv) else []
+    base = layers_of(env)[-1]
+    processes = base.processes if isinstance(base, SubprocVecEnv) else []
     for process in processes:
         process.join(timeout=0.2 / len(processes))  # one that dies now has closed its pipe already
     return [(index, process.exitcode) for index, process in enumerate(processes) if not process.is_alive()]

@@ -30,6 +30,8 @@ from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 
 METADATA_KEY = "bn_ddpg_policy"
 SHA256_KEY = "bn_ddpg_sha256"
+OUTPUT = "action"
+"""Name of an ONNX graph's output."""
 
 
 def export_policy(policy: BNActorCriticPolicy, normalize: VecNormalize | None, path: str | pathlib.Path) -> None:
@@ -102,7 +104,8 @@ def export_onnx(policy: BNActorCriticPolicy, normalize: VecNormalize | None, pat
     :param policy: The policy
     :param normalize: What normalises its observations, if anything does
     :param path: The file to write or replace, exactly as given
-    :raises ValueError: if the exporter cannot tell what a class of the user's calculates
+    :raises ValueError: if the exporter cannot tell what a class of the user's calculates, or an observation is called as the
+        output is
     :raises ImportError: if the packages onnx or onnxscript are missing
     """
     check_installed("export", "onnx", "onnxscript")
@@ -113,19 +116,25 @@ def export_onnx(policy: BNActorCriticPolicy, normalize: VecNormalize | None, pat
     exported: nn.Module = ExportedPolicy(_without_batch_norm(network), statistics).requires_grad_(False)
     if isinstance(space, spaces.Dict):
         names = sorted(space.spaces)
+        if OUTPUT in names:
+            raise ValueError(
+                f"`observation_space` with the key {OUTPUT!r} is not allowed for an ONNX graph, whose output has that name: "
+                "name the key differently in the environment"
+            )
         exported = _FromPositions(exported, names)
         inputs = tuple(_example(space[name]) for name in names)
     else:
         names, inputs = ["observation"], (_example(space),)
     n = th.export.Dim("n")
-    dynamic_shapes: Any = ({0: n},) * len(names) if len(names) == 1 else (tuple({0: n} for _ in names),)
+    # A module of `*entries` takes them as one tuple
+    dynamic_shapes: Any = (tuple({0: n} for _ in names),) if isinstance(space, spaces.Dict) else ({0: n},)
     try:
         with _quiet("torch.onnx"):
             program = th.onnx.export(
                 exported.eval(),
                 inputs,
                 input_names=names,
-                output_names=["action"],
+                output_names=[OUTPUT],
                 dynamic_shapes=dynamic_shapes,
                 dynamo=True,
                 verbose=False,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any
 
@@ -32,6 +32,9 @@ slower. Beside Adam's epsilon, and beside any bias, they count for nothing.
 """
 SMALLEST_EPS = 1e-12
 """Beside a smaller epsilon moments may count, and so they stay."""
+
+STATE_ENTRIES = ("step", "exp_avg", "exp_avg_sq")
+"""What Adam keeps of each parameter."""
 
 NORM_SETTINGS = ("momentum", "eps", "warmup_steps", "rmax", "dmax")
 """Attributes of normalisation layers that say how they normalise."""
@@ -87,6 +90,9 @@ class FlatStorage:
         for param, step, mean, square in zip(self.params, self.steps, means, squares, strict=True):
             # At once: a Ctrl-C in between leaves no half of a state, which could be saved but not loaded
             state[param] = state.get(param, {}) | {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+        # For is_current: what the optimizer's state holds of each parameter
+        self._states: list[dict[str, Any]] = [state[param] for param in self.params]
+        self._state_entries = [[entries[name] for entries in self._states] for name in STATE_ENTRIES]
         self._counted = self.steps.tolist()
         self.slices: list[Slice] = []
         start = first = 0
@@ -132,11 +138,12 @@ class FlatStorage:
             return False
         if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
             return False
-        address = self.values.data_ptr()
-        for param, grad in ((self.params[0], self.grad_views[0]), (self.params[-1], self.grad_views[-1])):
-            offset = param.data_ptr() - address
-            moment = self.optimizer.state[param].get("exp_avg") if param in self.optimizer.state else None
-            if param.grad is not grad or moment is None or moment.data_ptr() - self.exp_avg.data_ptr() != offset:
+        if not all(map(is_, map(attrgetter("grad"), self.params), self.grad_views)):
+            return False
+        if not all(map(is_, map(self.optimizer.state.get, self.params), self._states)):
+            return False
+        for name, entries in zip(STATE_ENTRIES, self._state_entries, strict=True):
+            if not all(map(is_, map(dict.get, self._states, repeat(name)), entries)):
                 return False
         if not self.steps.is_cuda and self.steps.tolist() != self._counted:
             return False  # somebody has written into the counters, as one who starts the optimizer anew does

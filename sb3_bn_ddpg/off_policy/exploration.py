@@ -27,6 +27,11 @@ def fitted_noise(noise: Any, n_envs: int, action_space: spaces.Box, seed: int | 
     action_shape = action_space.shape
     if noise == "ou":
         noise = OrnsteinUhlenbeckNoise(np.zeros(action_shape))
+    elif noise == "normal" and action_shape == ():
+        raise ValueError(
+            "`action_noise='normal'` is not allowed for actions of shape (), for which SB3's NormalActionNoise returns no "
+            "array: it must be 'ou', None or an `ActionNoise` of your own"
+        )
     elif noise == "normal":
         noise = NormalActionNoise(np.zeros(action_shape), np.full(action_shape, NORMAL_SIGMA))
     if noise is None:

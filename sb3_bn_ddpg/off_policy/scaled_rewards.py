@@ -56,10 +56,11 @@ class ScaledRewardsAlgorithm(SteppingAlgorithm):
 
     def _take_parameters(self, parameters: dict[str, Any], exact_match: bool, device: th.device | str) -> None:
         state, scaler = parameters.pop("reward_scaler", None), self.reward_scaler
+        has_critic = any(name.startswith(("policy", "critic")) for name in parameters)
         super()._take_parameters(parameters, exact_match, device)
         if scaler is not None and state is not None:
             scaler.load_state_dict(state)
-        elif state is not None or (scaler is not None and scaler.count == 0):
+        elif state is not None or (scaler is not None and has_critic):
             theirs, ours = ("scaled", "unscaled") if scaler is None else ("unscaled", "scaled")
             warnings.warn(
                 f"The parameters are of critics of {theirs} rewards, but `reward_scaling={self.reward_scaling!r}`: values of "

@@ -82,7 +82,8 @@ class PixelObservation(gym.Wrapper[Frame, NDArray[Any], Any, NDArray[Any]], Reco
         :return: A new frame, of shape ``(3, height, width)``
         """
         image: Any = self.env.render()
-        frame: Frame = np.ascontiguousarray(np.transpose(image, (2, 0, 1)))
+        # A copy in any case: a renderer may draw each frame into the same memory
+        frame: Frame = np.array(np.transpose(image, (2, 0, 1)), order="C")
         if frame.shape[1:] != self.size:
             pooled = th.nn.functional.interpolate(th.from_numpy(frame)[None].float(), self.size, mode="area")
             frame = pooled[0].round().byte().numpy()

@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_bn_ddpg.saving import known_environments as known
 from sb3_bn_ddpg.saving.known_environments import StateNotOfferedError
@@ -122,7 +121,7 @@ def capture_level(level: Any) -> tuple[LevelState, str | None]:
         lasting, _ = result_of(lambda each: pack(known.get_lasting_state(each)), level)
     own_spaces = {name: value for name, value in vars(level).items() if isinstance(value, spaces.Space)}
     generators = {name: space_generators(space) for name, space in own_spaces.items()}
-    parameters = {} if isinstance(level, VecEnvWrapper) else result_of(known.parameters, level)[0] or {}
+    parameters = result_of(known.parameters, level)[0] or {}
     return LevelState(name_of(level), state, lasting, generators, parameters), reason
 
 
@@ -135,16 +134,22 @@ def compare(env: gym.Env[Any, Any], saved: EnvironmentState) -> tuple[bool, str 
     names, expected = names_of(env), [level.name for level in saved.levels]
     if not are_same(names, expected):
         return False, f"it is built of {names}, the checkpoint's of {expected}"
-    for level, saved_level in zip(chain_of(env), saved.levels, strict=True):
-        now = known.parameters(level)
-        changed = [
-            f"`{name}` {then} then, {now[name]} now"
-            for name, then in saved_level.parameters.items()
-            if then != now.get(name, then)
-        ]
-        if changed:
-            return True, f"the {type(level).__name__} was made with other parameters ({'; '.join(changed)[:300]})"
-    return True, None
+    return True, next(filter(None, map(changed_parameters, chain_of(env), saved.levels)), None)
+
+
+def changed_parameters(level: Any, saved: LevelState) -> str | None:
+    """
+    :param level: A level of an environment
+    :param saved: The state of one of the same class
+    :return: What this one was made with that the other was not, or None
+    """
+    now = known.parameters(level)
+    changed = [
+        f"`{name}` {then} then, {now[name]} now" for name, then in saved.parameters.items() if then != now.get(name, then)
+    ]
+    if not changed:
+        return None
+    return f"the {type(level).__name__} was made with other parameters ({'; '.join(changed)[:300]})"
 
 
 def restore_environment(env: gym.Env[Any, Any], saved: EnvironmentState, reason: str | None) -> str | None:

@@ -100,6 +100,12 @@ VEC_WRAPPERS = {
     f"{_VEC_ENV}.vec_transpose.VecTransposeImage": NO_STATE,
     f"{_VEC_ENV}.vec_video_recorder.VecVideoRecorder": Attributes((), ("step_id",)),  # it only watches
 }
+VEC_SETTINGS = {
+    f"{_VEC_ENV}.vec_normalize.VecNormalize": (
+        *("norm_obs", "norm_obs_keys", "norm_reward", "clip_obs", "clip_reward", "gamma", "epsilon", "training"),
+    )
+}
+"""Attributes of wrappers of vectorised environments that decide what a training sees"""
 
 MUJOCO_STATE = ("goal", "goal_pos", "cylinder_pos", "init_qpos")
 """Attributes that some of Gymnasium's MuJoCo environments set at each episode's start, beside their simulator's state"""
@@ -194,6 +200,8 @@ def parameters(level: Any) -> dict[str, str]:
     attributes = ENVIRONMENTS.get(name) or WRAPPERS.get(name)
     if says_itself(level):
         return {}
+    if name in VEC_SETTINGS:
+        return {setting: _in_words(vars(level)[setting]) for setting in VEC_SETTINGS[name]}
     if attributes is not None:
         return _simple(level, set(sum(attributes, ())))
     if name == SHIMMY:
@@ -227,6 +235,8 @@ def _lasting(level: Any) -> tuple[str, ...]:
 
 
 def _values(level: Any, names: Any) -> dict[str, Any]:
+    if not getattr(level, "norm_obs", True):  # SB3's VecNormalize has no statistics then
+        names = [name for name in names if name != "obs_rms"]
     missing = [name for name in names if name not in vars(level)]
     if missing:  # before the first reset, or in another version of the package
         raise StateNotOfferedError(f"a {type(level).__name__} without `{missing[0]}` is not known")

@@ -19,6 +19,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
     :ivar _callback: The callbacks of the last call of ``learn``
     :ivar _is_within_step: Whether an action was chosen whose transition is not stored
     :ivar _is_collecting: Whether a rollout is running
+    :ivar _is_training_due: Whether it has stored transitions, so that gradient steps follow
     :ivar _is_stopped: Whether a callback ended the last one, in the middle of a step
     :ivar _learned_normalized: Whether the last training's observations were those of ``VecNormalize``
     :ivar _pending_callback_states: Counters of a checkpoint's callbacks, for the next call of ``learn``
@@ -30,6 +31,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
     _callback: BaseCallback | None = None
     _is_within_step: bool = False
     _is_collecting: bool = False
+    _is_training_due: bool = False
     _is_stopped: bool = False
     _learned_normalized: bool = False
     _pending_callback_states: Any = None
@@ -62,14 +64,14 @@ class StepLifeCycle(OffPolicyAlgorithm):
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
         """As SB3's."""
-        self._is_collecting, self._is_stopped = True, False
+        self._is_collecting, self._is_training_due, self._is_stopped = True, False, False
         try:
             rollout = super().collect_rollouts(*args, **kwargs)
             self._is_stopped = not rollout.continue_training
             self._is_within_step = self._is_stopped  # a subclass may store transitions by itself
             return rollout
         finally:
-            self._is_collecting = False
+            self._is_collecting = self._is_training_due = False
 
     def _sample_action(self, *args: Any, **kwargs: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         self._is_within_step = True  # until its transition is stored
@@ -77,7 +79,7 @@ class StepLifeCycle(OffPolicyAlgorithm):
 
     def _store_transition(self, *args: Any, **kwargs: Any) -> None:
         super()._store_transition(*args, **kwargs)
-        self._is_within_step = False
+        self._is_within_step, self._is_training_due = False, True
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._callback = super()._init_callback(callback, progress_bar)
@@ -87,5 +89,5 @@ class StepLifeCycle(OffPolicyAlgorithm):
         return self._callback
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["_callback", "_is_collecting", "_is_stopped", "_pending_callback_states", "_is_new_episode_told"]
-        return [*super()._excluded_save_params(), *own]
+        own = ["_callback", "_is_collecting", "_is_training_due", "_is_stopped", "_pending_callback_states"]
+        return [*super()._excluded_save_params(), *own, "_is_new_episode_told"]

@@ -26,6 +26,7 @@ from sb3_bn_ddpg.common.atomic_files import (
     existing_file,
 )
 from sb3_bn_ddpg.common.guards import check_no_answer_is_due
+from sb3_bn_ddpg.common.vec_env_layers import layers_of
 from sb3_bn_ddpg.export import files as export
 from sb3_bn_ddpg.saving import checkpoint, environment_state
 from sb3_bn_ddpg.saving.life_cycle import StepLifeCycle
@@ -60,12 +61,19 @@ class SavingAlgorithm(StepLifeCycle):
         :raises ValueError: if a parameter of the networks is not finite, or an argument of the model cannot be pickled and
             read back; an earlier checkpoint stays
         :raises EnvironmentFailureError: if the environment's processes were interrupted in the middle of a step
-        :raises RuntimeError: in the middle of a step of a running training, as from a callback's ``_on_step``
+        :raises RuntimeError: in the middle of a step of a running training, as from a callback's ``_on_step`` or
+            ``_on_rollout_end``; or if the model has no environment
         """
         check_no_answer_is_due(self)
-        if self._is_within_step and self._is_collecting:
+        if self.env is None:
             raise RuntimeError(
-                f"`save_checkpoint({str(path)!r})` is not allowed in the middle of a step, which is not stored yet: "
+                f"`save_checkpoint({str(path)!r})` is not allowed of a model without an environment, whose state a checkpoint "
+                "holds: `save` writes the model alone"
+            )
+        if self._is_collecting and (self._is_within_step or self._is_training_due):
+            lacking = "stored" if self._is_within_step else "learned from"
+            raise RuntimeError(
+                f"`save_checkpoint({str(path)!r})` is not allowed in the middle of a step, which is not {lacking} yet: "
                 "`learn(..., callback=CheckpointEvery(save_freq, path))` saves between two steps"
             )
         if self._has_lost_a_step:
@@ -331,6 +339,14 @@ class SavingAlgorithm(StepLifeCycle):
                 "`env=VecNormalize.load(...)`",
                 stacklevel=3,
             )
+        normalizers = [
+            layer for layer in layers_of(self.env) if isinstance(layer, VecNormalize) and getattr(layer, "norm_obs", True)
+        ]
+        if len(normalizers) > 1 or (normalizers and normalizers[0] is not self._vec_normalize_env):
+            raise ValueError(
+                "`env` with one VecNormalize in another is not allowed for an export, which holds the statistics of one: "
+                "use one for observations and rewards"
+            )
         return self._vec_normalize_env
 
     def _attach_replay_buffer(self) -> None:
@@ -353,8 +369,13 @@ class SavingAlgorithm(StepLifeCycle):
 
     def __getstate__(self) -> dict[str, Any]:
         # The callbacks of the last call of learn hold its local and global variables, which cannot be copied, nor can compiled
-        # code and graphs: the fast update is made anew where it is missing
-        return self.__dict__ | {"_callback": None, "_fast_update": None}
+        # code and graphs: the fast update is made anew where it is missing. No rollout of a copy is running
+        return self.__dict__ | {
+            "_callback": None,
+            "_fast_update": None,
+            "_is_collecting": False,
+            "_is_training_due": False,
+        }
 
 
 @contextmanager

@@ -127,6 +127,8 @@ class HyperparameterManager(ExperimentManager):
         if self.algo in ALGORITHMS:
             self._read_dataset(hyperparams)
         self._file_hyperparams = dict(saved_hyperparams)
+        if hyperparams.get("env_kwargs") and not self._eval_env_kwargs_args:
+            self.eval_env_kwargs = hyperparams["env_kwargs"]  # else the Zoo evaluates in another environment
         return hyperparams, saved_hyperparams
 
     def _read_dataset(self, hyperparams: dict[str, Any]) -> None:
@@ -255,7 +257,7 @@ class HyperparameterManager(ExperimentManager):
             if isinstance(hyperparams.get(name), str):
                 parse_linear_schedule(name, hyperparams[name])  # for its message: the Zoo's names nothing
         processed = ExperimentManager._preprocess_schedules(hyperparams)
-        if "critic_learning_rate" in processed:
+        if processed.get("critic_learning_rate") is not None:
             as_actors = ExperimentManager._preprocess_schedules({"learning_rate": processed["critic_learning_rate"]})
             processed["critic_learning_rate"] = as_actors["learning_rate"]
         return processed

@@ -170,6 +170,7 @@ class TrainingManager(HyperparameterManager):
         given = self.custom_hyperparams or {}
         checked = given | ({"env_kwargs": self.env_kwargs} if self.env_kwargs else {})
         saved = hyperparams | ({"env_kwargs": arguments["env_kwargs"]} if arguments.get("env_kwargs") else {})
+        of_class = ALGORITHMS[self.algo].algorithm.__name__
         of_model = inspect.signature(ALGORITHMS[self.algo].algorithm).parameters
         settled = {*of_model, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
         for name in checked.keys() & settled:
@@ -178,6 +179,12 @@ class TrainingManager(HyperparameterManager):
                     f"`{name}={checked[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
                     f"hyperparameters in {self.config} and the environment as it was"
                 )
+        unknown = given.keys() - settled - {"callback", "n_timesteps", "policy"}
+        if unknown:
+            name = min(unknown)
+            raise ValueError(
+                f"`{name}={given[name]!r}` is not allowed: {of_class} has no such argument, and RL Zoo no such hyperparameter"
+            )
         if "n_timesteps" in given:
             raise ValueError(
                 f"`n_timesteps={given['n_timesteps']!r}` is not allowed with a checkpoint: `-n` says for how many more steps "
@@ -191,6 +198,8 @@ class TrainingManager(HyperparameterManager):
         self.eval_env_kwargs = self.args.eval_env_kwargs or self.env_kwargs
         if "env_kwargs" in hyperparams and self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs
+        elif "env_kwargs" in hyperparams and not self.args.eval_env_kwargs:
+            self.eval_env_kwargs = hyperparams["env_kwargs"]
         return dict(hyperparams), hyperparams
 
     def create_log_folder(self) -> None:
