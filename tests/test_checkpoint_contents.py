@@ -263,7 +263,7 @@ def test_parameters_stay_those_of_the_environment_that_was_passed(tmp_path):
     assert resumed.replay_buffer.dones[29] == 1
     same = make_vec_env("Pendulum-v1", env_kwargs=dict(g=10.0))
     same.envs[0].unwrapped.viewer = "another"  # attributes that are nobody's parameter
-    resumed = BNDDPG.resume(tmp_path / "checkpoint", VecNormalize(same), device="cpu")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", VecNormalize(same, clip_obs=5.0), device="cpu")
     assert resumed._last_obs is not None
     assert same.envs[0].unwrapped.viewer == "another"
 

@@ -112,7 +112,7 @@ def restore(venv: VecEnv, state: VecEnvState, new_episode: bool = False) -> str 
         short = [[name.rpartition(".")[2] for name in each] for each in (names, expected)]
         raise ValueError(f"`env` with the wrappers {short[0]} is not allowed: the checkpoint's environment has {short[1]}")
     reason = "a new episode was asked for" if new_episode else state.not_offered
-    reason = reason or next(filter(None, map(changed_parameters, wrappers, state.wrappers)), None)
+    of_wrappers = next(filter(None, map(changed_parameters, wrappers, state.wrappers)), None)
     if reason is None and type(base) not in KNOWN_BASES:
         reason = f"the state of a {type(base).__name__} is not known"
     environments = state.environments
@@ -124,11 +124,13 @@ def restore(venv: VecEnv, state: VecEnvState, new_episode: bool = False) -> str 
                     f"`env` is not allowed, it is not like the checkpoint's: {next(filter(None, compared))[1]}. With "
                     "`new_episode=True` the training goes on with a new episode"
                 )
-            reason = reason or next((difference for _, difference in compared if difference is not None), None)
+            differences = [*(difference for _, difference in compared), of_wrappers]
+            reason = reason or next(filter(None, differences), None)
             functions = [partial(restore_environment, saved=saved, reason=reason) for saved in environments]
             reason = next(filter(None, _call_in_each(base, functions)), None)
     except StateNotOfferedError as missing:  # out of reach, where they were not then
         reason = reason or str(missing)
+    reason = reason or of_wrappers  # where the environments are out of reach
     for wrapper, saved in zip(wrappers, state.wrappers, strict=True):
         reason = restore_level(wrapper, saved, reason)
     if state.seeds is not None and hasattr(base, "_seeds"):
