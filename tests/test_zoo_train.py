@@ -257,6 +257,7 @@ def test_a_resumed_training_is_that_of_its_folder(tmp_path):
         ([], r"`-i logs/.*checkpoint\.zip` is not allowed without `-n`: its training has ended, after 600 steps"),
         (["-n", "10", "--env-kwargs", "g:5.0"], r"`env_kwargs={'g': 5\.0}` is not allowed with a checkpoint"),
         (["-n", "10", "-params", "normalize:True"], "`normalize=True` is not allowed with a checkpoint"),
+        (["-n", "10", "--optimize"], r"`-i logs/.*checkpoint\.zip` is not allowed with `--optimize`"),
         (["-n", "10", "-params", "tauu:0.1"], r"`tauu=0\.1` is not allowed: BNDDPG has no such argument"),
         (
             ["-n", "10", "--algo", "ddpg"],

@@ -57,8 +57,8 @@ class TrainingManager(HyperparameterManager):
     :param algo: Algorithm
     :param rest: Other positional arguments of ``ExperimentManager``
     :param kwargs: Its keyword arguments
-    :raises ValueError: if ``n_eval_envs`` is no positive integer, a checkpoint is to be resumed by another algorithm, or steps
-        in the environment are to follow where there are none before
+    :raises ValueError: if ``n_eval_envs`` is no positive integer, a checkpoint is to be resumed by another algorithm or a
+        search, or steps in the environment are to follow where there are none before
     """
 
     checkpoint_freq: ClassVar[int] = CHECKPOINT_FREQ
@@ -75,6 +75,11 @@ class TrainingManager(HyperparameterManager):
         self._is_given_steps = self.n_timesteps > 0  # later, the Zoo puts the file's there
         self._is_resumed = self.continue_training and is_checkpoint(self.trained_agent)
         if self._is_resumed:
+            if self.optimize_hyperparameters:
+                raise ValueError(
+                    f"`-i {self.trained_agent}` is not allowed with `--optimize`: a search trains models of its own, from the "
+                    "first step"
+                )
             self._check_algorithm()
         self._check_online_steps()
         args.online_steps = self.online_steps  # the Zoo saves the arguments, and a resumed training reads them
