@@ -475,3 +475,11 @@ def test_it_learns():
     assert off() > 0.4
     assert learns(model, 3000, lambda: off() < 0.3)  # half of what a random policy has, which a constant one does not reach
     assert type(model._fast_update).__name__ == "FastUpdate"
+
+
+def test_parameters_of_unscaled_rewards_are_told_after_training_too(make_model, tmp_path):
+    scaled, plain = (make_model(VectorEnv(), reward_scaling=word) for word in ("return_std", None))
+    scaled.learn(30)
+    plain.save(tmp_path / "plain")
+    with pytest.warns(UserWarning, match="critics of unscaled rewards"):
+        scaled.set_parameters(tmp_path / "plain")

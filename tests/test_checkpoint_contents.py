@@ -372,3 +372,11 @@ def test_classes_of_the_users_script_are_its_own(tmp_path, trains, resumes):
         result = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "resumed"
+
+
+@pytest.mark.parametrize("other", [dict(gamma=0.9), dict(clip_obs=5.0), dict(norm_reward=False), dict(training=False)])
+def test_other_settings_of_vec_normalize_are_told(make_model, other, tmp_path):
+    model = make_model(VecNormalize(make_vec_env("Pendulum-v1"))).learn(30)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.warns(UserWarning, match=f"VecNormalize was made with other parameters .`{next(iter(other))}`"):
+        BNDDPG.resume(tmp_path / "checkpoint", VecNormalize(make_vec_env("Pendulum-v1"), **other))

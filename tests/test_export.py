@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv, SimpleMultiObsEnv
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CROSSQ, MlpPolicy, load_policy
@@ -435,3 +435,33 @@ def test_unchanged_file_loads(exported, tmp_path):
     """What the refusals above start from."""
     _write(tmp_path / "policy", *exported)
     assert load_policy(tmp_path / "policy").predict(np.zeros(3, np.float32))[0].shape == (1,)
+
+
+def test_onnx_of_a_dictionary_of_one_key(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    env = SpaceEnv(spaces.Dict(only=spaces.Box(-1, 1, (3,))), spaces.Box(-1, 1, (1,)))
+    model = BNDDPG("MultiInputPolicy", env, policy_kwargs=SMALL)
+    model.export_onnx(tmp_path / "policy.onnx")
+    obs = {"only": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)}
+    (actions,) = onnxruntime.InferenceSession(tmp_path / "policy.onnx").run(None, obs)
+    np.testing.assert_allclose(actions, model.predict(obs, deterministic=True)[0], atol=1e-5)
+
+
+def test_onnx_of_an_observation_called_as_the_output_is_refused(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnx")
+    box = spaces.Box(-1, 1, (3,))
+    env = SpaceEnv(spaces.Dict(action=box, state=box), spaces.Box(-1, 1, (1,)))
+    model = BNDDPG("MultiInputPolicy", env, policy_kwargs=SMALL)
+    with pytest.raises(ValueError, match="the key 'action' is not allowed"):
+        model.export_onnx(tmp_path / "policy.onnx")
+    assert not (tmp_path / "policy.onnx").exists()
+
+
+def test_a_vec_normalize_in_another_is_not_exported(make_model, tmp_path):
+    pytest.importorskip("safetensors")
+    inner = VecNormalize(DummyVecEnv([VectorEnv]), norm_reward=False)
+    model = make_model(VecNormalize(inner, norm_obs=False))
+    with pytest.raises(ValueError, match="one VecNormalize in another"):
+        model.export_policy(tmp_path / "policy.safetensors")

@@ -323,3 +323,17 @@ def test_a_copy_of_a_model_goes_on_by_itself(make_model, path):
     model._gradient_step(batch)
     for key, value in model.policy.state_dict().items():
         assert th.equal(value, copied.policy.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("change", ["replaced", "deleted"])
+def test_adams_state_of_a_layer_in_the_middle_counts(make_model, change):
+    """As who resets dormant units sets it."""
+    model = make_model().learn(40)
+    optimizer = model.actor.optimizer
+    param = optimizer.param_groups[0]["params"][3]
+    if change == "replaced":
+        optimizer.state[param] = {"step": th.tensor(0.0)} | {name: th.zeros_like(param) for name in ("exp_avg", "exp_avg_sq")}
+    else:
+        del optimizer.state[param]
+    model.train(3, 16)
+    assert float(optimizer.state[param]["step"]) == 3

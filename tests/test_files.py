@@ -197,3 +197,12 @@ def test_configurations():
 def test_open_files():
     counts = endurance.open_files_of_learns(4)
     assert max(counts[1:]) <= counts[0]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_file_that_is_replaced_keeps_its_permissions(make_model, tmp_path):
+    model, path = make_model(), tmp_path / "model.zip"
+    model.save(path)
+    path.chmod(0o640)
+    model.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640

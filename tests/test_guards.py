@@ -138,17 +138,18 @@ def test_notes_in_python_3_10(has_context):
 
 
 @pytest.mark.parametrize(("dies", "message"), [(True, r"died \(exit code -9"), (False, r"died \(exit code 1")])
-def test_environment_in_a_process_that_dies(make_model, tmp_path, dies, message):
+@pytest.mark.parametrize("wrap", [lambda env: env, VecNormalize])
+def test_environment_in_a_process_that_dies(make_model, tmp_path, wrap, dies, message):
     env = SubprocVecEnv([FailingEnv, partial(FailingEnv, 15, dies)])
     try:
         with pytest.raises((EOFError, ConnectionError)) as caught:  # SB3's
-            make_model(env).learn(100, CheckpointEvery(20, tmp_path / "checkpoint"))
+            make_model(wrap(env)).learn(100, CheckpointEvery(20, tmp_path / "checkpoint"))
         printed = "".join(traceback.format_exception(caught.value))
         assert re.search(rf"At step 28 of the training, the process of environment 1 {message}", printed)
     finally:
         for process in env.processes:
             process.kill()
-    assert BNDDPG.resume(tmp_path / "checkpoint", make_vec_env(FailingEnv, n_envs=2)).num_timesteps == 20
+    assert BNDDPG.resume(tmp_path / "checkpoint", wrap(make_vec_env(FailingEnv, n_envs=2))).num_timesteps == 20
 
 
 class Engine:

@@ -1,5 +1,6 @@
 """A training that ends in the middle of something, and goes on: no transition, return or episode reaches across the seam."""
 
+import copy
 import traceback
 import warnings
 
@@ -265,3 +266,33 @@ def test_noise_that_a_callback_sets_at_the_start(make_model):
     model = make_model().learn(25)
     model.learn(10, reset_num_timesteps=False, callback=SetNoise())
     assert isinstance(model.action_noise, NormalActionNoise)
+
+
+def test_a_checkpoint_of_a_rollout_that_is_not_learned_from_is_refused(make_model, tmp_path):
+    class Saving(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):
+            self.model.save_checkpoint(tmp_path / "checkpoint")
+
+    with pytest.raises(RuntimeError, match="not learned from yet"):
+        make_model(train_freq=(1, "episode"), gradient_steps=-1).learn(40, callback=Saving())
+
+
+def test_a_checkpoint_without_an_environment_is_refused(make_model, tmp_path):
+    make_model().save(tmp_path / "model")
+    with pytest.raises(RuntimeError, match="without an environment"):
+        BNDDPG.load(tmp_path / "model").save_checkpoint(tmp_path / "checkpoint")
+
+
+def test_a_copy_made_in_a_callback_is_in_no_rollout(make_model, tmp_path):
+    class Copying(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 25:
+                self.copied = copy.deepcopy(self.model)
+            return True
+
+    callback = Copying()
+    make_model().learn(30, callback=callback)
+    callback.copied.save_checkpoint(tmp_path / "checkpoint")

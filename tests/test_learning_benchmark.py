@@ -14,16 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
-
-pytest.importorskip("mujoco")
-pytest.importorskip("rl_zoo3")
-pytest.importorskip("rliable")
-pytest.importorskip("seaborn")
-pytest.importorskip("dm_control")
-pytest.importorskip("shimmy")
-
+from learning_units import PENDULUM, UNIT, synthetic
 from stable_baselines3 import DDPG
-from test_learning_report import synthetic
 
 import sb3_bn_ddpg
 from benchmarks.learning import figures, local, matrix, store
@@ -37,8 +29,6 @@ from benchmarks.learning.tasks import CHEETAH
 from benchmarks.learning.unit import run
 from sb3_bn_ddpg import BNDDPG
 
-PENDULUM = "InvertedDoublePendulum-v5"
-UNIT = Unit(PENDULUM, "sb3_ddpg", 0)
 TINY = Budget(steps=1_060, every=530, episodes=2)
 
 

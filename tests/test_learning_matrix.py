@@ -7,17 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
-
-pytest.importorskip("mujoco")
-pytest.importorskip("rl_zoo3")
-pytest.importorskip("rliable")
-pytest.importorskip("seaborn")
-pytest.importorskip("dm_control")
-pytest.importorskip("shimmy")
-
-import rl_zoo3
-import yaml
 from fast_updates import needs_cuda
+from learning_units import PENDULUM, UNIT
 from sb3_contrib import CrossQ
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -35,15 +26,14 @@ from benchmarks.learning.matrix import (
     LONG_TASKS,
     VARIANTS,
     Budget,
-    Unit,
     config_hash,
 )
 from benchmarks.learning.recorder import MeanLogger
 from benchmarks.learning.store import is_done, unit_path
 from benchmarks.learning.tasks import ALL_TASKS, CHEETAH, HELD_OUT, TASKS, TUNING
 
-PENDULUM = "InvertedDoublePendulum-v5"
-UNIT = Unit(PENDULUM, "sb3_ddpg", 0)
+rl_zoo3 = pytest.importorskip("rl_zoo3")
+yaml = pytest.importorskip("yaml")
 
 
 def test_every_cell_names_a_task_and_a_variant_and_tuning_stays_on_its_tasks():

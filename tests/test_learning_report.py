@@ -5,14 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
-pytest.importorskip("mujoco")
-pytest.importorskip("rl_zoo3")
-pytest.importorskip("rliable")
-pytest.importorskip("seaborn")
-pytest.importorskip("dm_control")
-pytest.importorskip("shimmy")
-
+from learning_units import PENDULUM, synthetic
 from rliable import metrics
 
 from benchmarks.learning import exploration, figures, long_runs, overview, plots, report, step_time, store
@@ -21,8 +14,6 @@ from benchmarks.learning.matrix import GROUPS, LEARNING_STARTS, LONG_TASKS, VARI
 from benchmarks.learning.store import UnitFile
 from benchmarks.learning.tasks import TASKS, TUNING, WALKER
 from benchmarks.markdown import BEGIN, END, number
-
-PENDULUM = "InvertedDoublePendulum-v5"
 
 
 def test_interquartile_mean_and_improvement_are_rliables():
@@ -38,18 +29,6 @@ def test_intervals_repeat_and_hold_their_value():
     first, second = (figures.estimate(figures.interquartile_mean, scores) for _ in range(2))
     assert first == second
     assert first.low < first.value < first.high
-
-
-def synthetic(folder: Path, units: list[Unit], budget: Budget) -> None:
-    """Units that reach the returns (their variant's rank among the variants) x step, and whose steps take 2 ms."""
-    for unit in units:
-        rank = list(VARIANTS).index(unit.variant)
-        with UnitFile(folder, unit, budget.of(unit.variant)) as file:
-            for step in [0] if unit.variant == "random" else range(0, 10_001, 2_500):
-                statistics = dict(q_value=1.0 + step, actor_loss=-1.0, critic_loss=0.1) if step else {}
-                clocks = dict(wall_seconds=step * 0.003, cpu_seconds=step * 0.002)
-                evaluation = dict(return_mean=10.0 + rank * step / 10 + unit.seed, return_std=1.0, length_mean=5.0)
-                file.add(dict(step=step) | evaluation | clocks | statistics)
 
 
 SHORT = Budget(steps=10_000)

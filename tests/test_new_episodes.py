@@ -294,3 +294,19 @@ def test_a_subclass_that_stores_transitions_by_itself(tmp_path, train_freq):
     resumed.learn(4, reset_num_timesteps=False)
     assert fresh.steps == 64
     assert resumed.replay_buffer.dones.sum() == 0
+
+
+def test_without_timeouts_a_new_episode_is_no_end(make_model, tmp_path):
+    """Nothing else tells the last transition from one into a terminal state."""
+    buffer = dict(replay_buffer_kwargs=dict(handle_timeout_termination=False))
+
+    class OwnEnv(VectorEnv):
+        get_checkpoint_state = None  # its state is not known
+
+    model = make_model(OwnEnv(), **buffer).learn(30)
+    with pytest.warns(UserWarning, match="new episode"):
+        model.save_checkpoint(tmp_path / "checkpoint")
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", OwnEnv())
+    assert resumed._last_obs is None
+    np.testing.assert_array_equal(resumed.replay_buffer.dones, model.replay_buffer.dones)
+    assert not model.replay_buffer.dones[29].any()

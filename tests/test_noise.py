@@ -7,7 +7,8 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
-from conftest import VectorEnv
+from conftest import SMALL, SpaceEnv, VectorEnv
+from gymnasium import spaces
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -20,7 +21,7 @@ from stable_baselines3.common.noise import (
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_bn_ddpg import BNDDPG, OrnsteinUhlenbeckNoise
+from sb3_bn_ddpg import BNDDPG, BNTD3, OrnsteinUhlenbeckNoise
 
 
 def sample(noise: OrnsteinUhlenbeckNoise, n_steps: int) -> np.ndarray:
@@ -380,3 +381,8 @@ def test_works_with_sb3s_own_algorithms():
     model = SAC("MlpPolicy", env, action_noise=noise, learning_starts=10, buffer_size=100, policy_kwargs=dict(net_arch=[8]))
     model.learn(40)
     assert model.action_noise is noise
+
+
+def test_normal_noise_for_actions_without_a_dimension_is_refused():
+    with pytest.raises(ValueError, match="`action_noise='normal'` is not allowed for actions of shape"):
+        BNTD3("MlpPolicy", SpaceEnv(spaces.Box(-1, 1, (3,)), spaces.Box(-1.0, 1.0, ())), policy_kwargs=SMALL)

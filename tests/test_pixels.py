@@ -157,3 +157,27 @@ def test_rendering():
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stdout + done.stderr
     print(done.stdout)  # what is skipped there
+
+
+def test_frames_of_a_renderer_with_one_picture_memory():
+    class Rendering(gym.Env):
+        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+        render_mode = "rgb_array"
+        observation_space = action_space = spaces.Box(-1, 1, (1,))
+        picture = np.zeros((3, 8, 8), np.uint8)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.picture[...] = 0
+            return np.zeros(1, np.float32), {}
+
+        def step(self, action):
+            self.picture[...] += 1
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+        def render(self):
+            return self.picture.transpose(1, 2, 0)
+
+    env = PixelObservation(Rendering(), 3, (8, 8))
+    env.reset()
+    assert env.step(np.zeros(1))[0][::3, 0, 0].tolist() == [1, 2, 3]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from conftest import StopAt, VectorEnv
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import CallbackList, EvalCallback, EveryNTimesteps
@@ -388,3 +389,21 @@ def test_a_callback_that_would_never_save(make_model, tmp_path):
 def test_save_freq():
     with pytest.raises(ValueError, match="`save_freq=0` is not allowed"):
         CheckpointEvery(0, "checkpoint")
+
+
+def test_statistics_of_rewards_alone_go_on(make_model, tmp_path):
+    """``VecNormalize(norm_obs=False)`` has no statistics of observations; those of rewards were lost with them."""
+
+    def make():
+        return VecNormalize(make_vec_env("Pendulum-v1", seed=0), norm_obs=False)
+
+    model = make_model(make()).learn(60)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    variance = model.env.ret_rms.var
+    model.learn(30, reset_num_timesteps=False)
+    resumed = BNDDPG.resume(tmp_path / "checkpoint", make())
+    assert resumed.env.ret_rms.var == variance > 1
+    assert resumed._last_obs is not None
+    resumed.learn(30, reset_num_timesteps=False)
+    for key, value in model.policy.state_dict().items():
+        assert th.equal(value, resumed.policy.state_dict()[key]), key

@@ -1,7 +1,7 @@
 """The state of single environments and each of their levels: what is called where they are, in worker processes too."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -134,22 +134,25 @@ def compare(env: gym.Env[Any, Any], saved: EnvironmentState) -> tuple[bool, str 
     names, expected = names_of(env), [level.name for level in saved.levels]
     if not are_same(names, expected):
         return False, f"it is built of {names}, the checkpoint's of {expected}"
-    return True, next(filter(None, map(changed_parameters, chain_of(env), saved.levels)), None)
+    return True, changed_parameters(chain_of(env), saved.levels)
 
 
-def changed_parameters(level: Any, saved: LevelState) -> str | None:
+def changed_parameters(levels: Sequence[Any], saved: Sequence[LevelState]) -> str | None:
     """
-    :param level: A level of an environment
-    :param saved: The state of one of the same class
-    :return: What this one was made with that the other was not, or None
+    :param levels: Levels of an environment
+    :param saved: The states of as many of the same classes
+    :return: What the first of them was made with that the saved one was not, or None
     """
-    now = known.parameters(level)
-    changed = [
-        f"`{name}` {then} then, {now[name]} now" for name, then in saved.parameters.items() if then != now.get(name, then)
-    ]
-    if not changed:
-        return None
-    return f"the {type(level).__name__} was made with other parameters ({'; '.join(changed)[:300]})"
+    for level, saved_level in zip(levels, saved, strict=True):
+        now = known.parameters(level)
+        changed = [
+            f"`{name}` {then} then, {now[name]} now"
+            for name, then in saved_level.parameters.items()
+            if then != now.get(name, then)
+        ]
+        if changed:
+            return f"the {type(level).__name__} was made with other parameters ({'; '.join(changed)[:300]})"
+    return None
 
 
 def restore_environment(env: gym.Env[Any, Any], saved: EnvironmentState, reason: str | None) -> str | None:

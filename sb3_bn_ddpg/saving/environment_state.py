@@ -112,7 +112,7 @@ def restore(venv: VecEnv, state: VecEnvState, new_episode: bool = False) -> str 
         short = [[name.rpartition(".")[2] for name in each] for each in (names, expected)]
         raise ValueError(f"`env` with the wrappers {short[0]} is not allowed: the checkpoint's environment has {short[1]}")
     reason = "a new episode was asked for" if new_episode else state.not_offered
-    of_wrappers = next(filter(None, map(changed_parameters, wrappers, state.wrappers)), None)
+    of_wrappers = changed_parameters(wrappers, state.wrappers)
     if reason is None and type(base) not in KNOWN_BASES:
         reason = f"the state of a {type(base).__name__} is not known"
     environments = state.environments

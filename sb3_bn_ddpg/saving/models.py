@@ -339,10 +339,8 @@ class SavingAlgorithm(StepLifeCycle):
                 "`env=VecNormalize.load(...)`",
                 stacklevel=3,
             )
-        normalizers = [
-            layer for layer in layers_of(self.env) if isinstance(layer, VecNormalize) and getattr(layer, "norm_obs", True)
-        ]
-        if len(normalizers) > 1 or (normalizers and normalizers[0] is not self._vec_normalize_env):
+        normalizers = [layer for layer in layers_of(self.env) if isinstance(layer, VecNormalize) and layer.norm_obs]
+        if normalizers not in ([], [self._vec_normalize_env]):
             raise ValueError(
                 "`env` with one VecNormalize in another is not allowed for an export, which holds the statistics of one: "
                 "use one for observations and rewards"

@@ -175,36 +175,33 @@ class TrainingManager(HyperparameterManager):
         given = self.custom_hyperparams or {}
         checked = given | ({"env_kwargs": self.env_kwargs} if self.env_kwargs else {})
         saved = hyperparams | ({"env_kwargs": arguments["env_kwargs"]} if arguments.get("env_kwargs") else {})
-        of_class = ALGORITHMS[self.algo].algorithm.__name__
-        of_model = inspect.signature(ALGORITHMS[self.algo].algorithm).parameters
-        settled = {*of_model, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
+        algorithm = ALGORITHMS[self.algo].algorithm
+        settled = {*inspect.signature(algorithm).parameters, *NOISE_HYPERPARAMETERS, *ENVIRONMENT_HYPERPARAMETERS}
         for name in checked.keys() & settled:
             if name not in saved or checked[name] != saved[name]:
                 raise ValueError(
                     f"`{name}={checked[name]!r}` is not allowed with a checkpoint, whose training goes on with the "
                     f"hyperparameters in {self.config} and the environment as it was"
                 )
-        unknown = given.keys() - settled - {"callback", "n_timesteps", "policy"}
-        if unknown:
-            name = min(unknown)
-            raise ValueError(
-                f"`{name}={given[name]!r}` is not allowed: {of_class} has no such argument, and RL Zoo no such hyperparameter"
-            )
         if "n_timesteps" in given:
             raise ValueError(
                 f"`n_timesteps={given['n_timesteps']!r}` is not allowed with a checkpoint: `-n` says for how many more steps "
                 "its training goes on"
+            )
+        if unknown := given.keys() - settled - {"callback"}:
+            name = min(unknown)
+            raise ValueError(
+                f"`{name}={given[name]!r}` is not allowed: {algorithm.__name__} has no such argument, and RL Zoo no such "
+                "hyperparameter"
             )
         hyperparams |= given
         # In the arguments too, which the Zoo saves
         self.args.env_kwargs = self.env_kwargs or arguments.get("env_kwargs")
         self.args.eval_env_kwargs = self._eval_env_kwargs_args or arguments.get("eval_env_kwargs")
         self.env_kwargs = self.args.env_kwargs or {}
-        self.eval_env_kwargs = self.args.eval_env_kwargs or self.env_kwargs
+        self.eval_env_kwargs = self.args.eval_env_kwargs or self.env_kwargs or hyperparams.get("env_kwargs") or {}
         if "env_kwargs" in hyperparams and self.env_kwargs:
             hyperparams["env_kwargs"] = self.env_kwargs
-        elif "env_kwargs" in hyperparams and not self.args.eval_env_kwargs:
-            self.eval_env_kwargs = hyperparams["env_kwargs"]
         return dict(hyperparams), hyperparams
 
     def create_log_folder(self) -> None:
