@@ -166,7 +166,7 @@ def test_one_line():
         model = algorithm("MlpPolicy", env, **hyperparameters(algo, "Pendulum-v1"))
         assert (model.batch_size, model.gamma, model.learning_starts) == (256, 0.98, 200)
     by_env = hyperparameters("bn_ddpg", make_vec_env("Pendulum-v1"))
-    assert (by_env.env_id, by_env["gamma"]) == ("Pendulum-v1", 0.98)
+    assert (by_env.env_id, by_env["gamma"]) == (None, 0.98)
 
 
 @pytest.mark.parametrize("algo", ["bn_ddpg", "bn_td3", "bn_sac"])
@@ -178,8 +178,16 @@ def test_an_environment_without_an_id(algo, entry):
         assert repr(entry) in settings.entry
         model = settings.make_model(made, buffer_size=10, device="cpu")
         assert model.observation_space == (env if entry == "default" else model).observation_space
-        with pytest.raises(ValueError, match="`env` without an id cannot be made anew: give `make_model` the environment"):
+        with pytest.raises(ValueError, match="`env` cannot be made anew, since `hyperparameters` was given the environment"):
             settings.make_env()
+
+
+def test_a_given_environment_is_not_replaced_by_another_of_its_id():
+    env = gym.make("Pendulum-v1", g=2.0, max_episode_steps=7)
+    settings = hyperparameters("bn_td3", env)
+    with pytest.raises(ValueError, match="give `make_model` the environment, or `hyperparameters` its id"):
+        settings.make_model()
+    assert settings.make_model(env, buffer_size=10).get_env().get_attr("g") == [2.0]
 
 
 def test_models_share_nothing():
@@ -211,6 +219,43 @@ def test_evaluations_change_no_statistics(tmp_path):
     assert (training.num_envs, training.training, training.norm_reward, training.gamma) == (3, True, True, 0.5)
     assert (evaluation.num_envs, evaluation.training, evaluation.norm_reward) == (1, False, False)
     assert isinstance(training, VecNormalize)
+
+
+def test_a_model_brings_its_own_discount_to_the_environment_made_for_it(tmp_path):
+    config = tmp_path / "own.yml"
+    config.write_text("default: {n_timesteps: 10, policy: MlpPolicy, normalize: true, gamma: 0.5, frame_stack: 2}")
+    settings = hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
+    for env in (None, "Pendulum-v1"):
+        model = settings.make_model(env, gamma=0.9, buffer_size=10)
+        assert (model.gamma, model.get_vec_normalize_env().gamma) == (0.9, 0.9)
+        assert model.observation_space.shape == (6,)
+    assert settings.make_env().venv.gamma == 0.5
+
+
+def test_a_given_environment_without_the_entrys_normalization_warns(tmp_path):
+    config = tmp_path / "own.yml"
+    config.write_text("default: {n_timesteps: 10, policy: MlpPolicy, normalize: true, frame_stack: 2, n_envs: 2}")
+    settings = hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
+    settings.make_model(settings.make_env(), buffer_size=10)
+    for env in (gym.make("Pendulum-v1"), make_vec_env("Pendulum-v1")):
+        with pytest.warns(UserWarning, match="own.yml asks for VecNormalize and VecFrameStack, and the environment has none"):
+            settings.make_model(env, buffer_size=10)
+    with pytest.warns(UserWarning, match="asks for VecFrameStack, and"):
+        settings.make_model(VecNormalize(make_vec_env("Pendulum-v1")), buffer_size=10)
+
+
+def test_each_training_gets_callbacks_of_its_own(tmp_path):
+    config = tmp_path / "own.yml"
+    callback = "{stable_baselines3.common.callbacks.StopTrainingOnMaxEpisodes: {max_episodes: 2}}"
+    config.write_text(f"default: {{n_timesteps: 10, policy: MlpPolicy, callback: {callback}}}")
+    settings = hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
+    for _ in range(2):
+        model = settings.make_model(learning_starts=10_000, buffer_size=1000)
+        model.learn(1000, callback=settings.callbacks)
+        assert model.num_timesteps == 400
+    config.write_text(config.read_text().replace("max_episodes", "no_such_argument"))
+    with pytest.raises(TypeError, match="no_such_argument"):
+        hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
 
 
 def test_images_come_channels_first(monkeypatch):

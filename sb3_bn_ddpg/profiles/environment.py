@@ -1,14 +1,15 @@
 """What a hyperparameter file says of the environment, which no constructor of an algorithm takes."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
 from sb3_bn_ddpg.profiles.words import evaluated, wrapper_of
 
@@ -49,19 +50,38 @@ class EnvironmentSettings:
         :return: The settings
         :raises FileError: if an expression fails or a name is unknown
         """
-        normalize = evaluated(file, "normalize", said.get("normalize", False))
-        if normalize:
+        normalize = evaluated(file, "normalize", said.get("normalize", False)) or None
+        if normalize is not None:
             normalize = (normalize if isinstance(normalize, dict) else {}) | ({} if gamma is None else {"gamma": gamma})
         return cls(
             said={key: value for key, value in said.items() if value not in NOTHING and (key, value) != ("n_envs", 1)},
             env_kwargs=said.get("env_kwargs") or {},
             wrapper=wrapper_of(file, "env_wrapper", said.get("env_wrapper")),
             vec_env_wrapper=wrapper_of(file, "vec_env_wrapper", said.get("vec_env_wrapper")),
-            normalize=normalize or None,
+            normalize=normalize,
             frame_stack=said.get("frame_stack"),
             n_envs=said.get("n_envs", 1),
             monitor_kwargs=evaluated(file, "monitor_kwargs", said.get("monitor_kwargs")) or {},
         )
+
+    def with_gamma(self, gamma: float | None) -> "EnvironmentSettings":
+        """
+        :param gamma: A discount factor
+        :return: The settings with it for ``VecNormalize``; if None, as they are
+        """
+        return self if gamma is None or self.normalize is None else replace(self, normalize=self.normalize | {"gamma": gamma})
+
+    def missing_in(self, env: GymEnv) -> list[str]:
+        """
+        :param env: An environment that was made elsewhere
+        :return: The wrappers for all environments that the entry asks for by name, and that are not around it
+        """
+        wanted = {VecNormalize: self.normalize, VecFrameStack: self.frame_stack}
+        return [
+            wrapper.__name__
+            for wrapper, setting in wanted.items()
+            if setting is not None and not (isinstance(env, VecEnv) and is_vecenv_wrapped(env, wrapper))
+        ]
 
     def make(self, env_id: str, n_envs: int | None, seed: int | None, evaluation: bool, **kwargs: Any) -> VecEnv:
         """

@@ -1,8 +1,9 @@
 """An entry of a profile, or of a hyperparameter file of one's own, as the arguments of an algorithm's constructor."""
 
 import copy
-from collections.abc import KeysView
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, KeysView
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ class Hyperparameters:
     ``**`` unpacks the arguments of the constructor, all but the environment and the policy.
 
     :param algorithm: The algorithm's class
-    :param env_id: The environment's id; None if it has none
+    :param env_id: The environment's id; None if the environment was given, which is no recipe to make another of
     :param entry: The file and the entry in it, for messages
     :param policy: The policy, a word or a class
     :param n_timesteps: How many steps to train, for ``learn``
     :param kwargs: The other arguments of the constructor
     :param environment: What the entry says of the environment
-    :param callbacks: What the entry says of callbacks, for ``learn``
+    :param callback_classes: Classes and arguments of the entry's callbacks
     """
 
     algorithm: type[BNOffPolicyAlgorithm]
@@ -52,7 +53,12 @@ class Hyperparameters:
     n_timesteps: int
     kwargs: dict[str, Any]
     environment: EnvironmentSettings
-    callbacks: list[BaseCallback] = field(default_factory=list)
+    callback_classes: list[tuple[Callable[..., BaseCallback], dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def callbacks(self) -> list[BaseCallback]:
+        """What the entry says of callbacks, for ``learn``: new ones each time, since a training changes them."""
+        return [callback(**copy.deepcopy(arguments)) for callback, arguments in self.callback_classes]
 
     def make_env(self, n_envs: int | None = None, seed: int | None = None, evaluation: bool = False, **kwargs: Any) -> VecEnv:
         """
@@ -63,20 +69,33 @@ class Hyperparameters:
         :param evaluation: Whether it is for evaluations: ``VecNormalize`` then leaves rewards as they are, and its statistics
         :param kwargs: Further arguments of SB3's ``make_vec_env``: ``monitor_dir``, ``vec_env_cls``, ``vec_env_kwargs``
         :return: The environment
-        :raises ValueError: if it has no id by which it could be made
+        :raises ValueError: if an environment was given, not its id: its arguments and wrappers are not known
         """
         if self.env_id is None:
-            raise ValueError("`env` without an id cannot be made anew: give `make_model` the environment")
+            raise ValueError(
+                "`env` cannot be made anew, since `hyperparameters` was given the environment: give `make_model` the "
+                "environment, or `hyperparameters` its id"
+            )
         return self.environment.make(self.env_id, n_envs, seed, evaluation, **kwargs)
 
     def make_model(self, env: GymEnv | str | None = None, **arguments: Any) -> BNOffPolicyAlgorithm:
         """
-        :param env: The environment (if None: :meth:`make_env`, with the model's seed)
-        :param arguments: Arguments of the constructor, ``seed`` and ``device`` for example, or others than the entry's
+        :param env: The environment, which is taken as it is, or its id, of which it is made as in :meth:`make_env` (if None:
+            the id that :func:`hyperparameters` was given)
+        :param arguments: Arguments of the constructor, ``seed`` and ``device`` for example, or others than the entry's. An
+            environment that is made here gets the ``seed`` and, for ``VecNormalize``, the ``gamma``.
         :return: A model that is not trained yet
+        :raises ValueError: if ``env`` is None, and :func:`hyperparameters` was given an environment
         """
-        if env is None:
-            env = self.make_env(seed=arguments.get("seed"))
+        if env is None or isinstance(env, str):
+            settings = replace(self, environment=self.environment.with_gamma(arguments.get("gamma")), env_id=env or self.env_id)
+            env = settings.make_env(seed=arguments.get("seed"))
+        elif missing := self.environment.missing_in(env):
+            warnings.warn(
+                f"{self.entry} asks for {' and '.join(missing)}, and the environment has none: `.make_env()` makes one that "
+                "has, of an id",
+                stacklevel=2,
+            )
         return self.algorithm(**({"policy": self.policy} | copy.deepcopy(self.kwargs) | arguments), env=env)
 
     def keys(self) -> KeysView[str]:
@@ -84,7 +103,7 @@ class Hyperparameters:
         :return: The names of the constructor's arguments, for ``**``
         :raises ValueError: if the entry says something of the environment, or of callbacks, which would be lost
         """
-        said = self.environment.said | ({"callback": self.callbacks} if self.callbacks else {})
+        said = self.environment.said | ({"callback": self.callback_classes} if self.callback_classes else {})
         if said:
             raise ValueError(
                 f"{self.entry} also sets {', '.join(said)}, which `**` would lose: the constructor has no such argument. Use "
@@ -105,7 +124,8 @@ def hyperparameters(
     ``default_dict`` or ``default_images``.
 
     :param algo: The algorithm, as on the command line
-    :param env: The environment's id, or the environment. Of an id it is made, and closed, if its action's shape is needed.
+    :param env: The environment's id, or the environment, for ``make_model(env)``. Of an id it is made, and closed, if its
+        action's shape is needed.
     :param profile: Name of the algorithm's profile (if None: its default)
     :param config: A YAML file in RL Zoo's format in the place of a profile, for example a search's ``best.yml``. As in the
         Zoo, it may hold Python code: read only what you trust.
@@ -131,7 +151,7 @@ def hyperparameters(
         name = default_entry(_spaces(env, EnvironmentSettings())[0]) or name
     if name not in entries:
         raise ValueError(f"`env={env_id!r}` is not allowed: {file} has neither an entry of that name nor `default`")
-    return _built(row.algorithm, env, env_id, file, name, copy.deepcopy(entries[name]))
+    return _built(row.algorithm, env, file, name, copy.deepcopy(entries[name]))
 
 
 def read_entries(file: Path) -> dict[str, dict[str, Any]]:
@@ -190,7 +210,6 @@ def _spaces(
 def _built(
     algorithm: type[BNOffPolicyAlgorithm],
     env: str | gym.Env[Any, Any] | VecEnv,
-    env_id: str | None,
     file: Path,
     name: str,
     entry: dict[str, Any],
@@ -198,7 +217,6 @@ def _built(
     """
     :param algorithm: The algorithm
     :param env: The environment or its id
-    :param env_id: Its id, if it has one
     :param file: The hyperparameter file
     :param name: The entry's name
     :param entry: The entry, which is used up
@@ -218,7 +236,7 @@ def _built(
     said = {key: entry.pop(key) for key in ENVIRONMENT_KEYS if key in entry}
     environment = EnvironmentSettings.of_entry(file, said, entry.get("gamma"))
     n_timesteps, policy = int(entry.pop("n_timesteps")), entry.pop("policy")
-    callbacks = [callback(**arguments) for callback, arguments in classes_of(file, "callback", entry.pop("callback", None))]
+    callbacks = classes_of(file, "callback", entry.pop("callback", None))
     if isinstance(policy, str) and "." in policy:
         policy = class_of(file, "policy", policy)
     translate_noise_type(entry)
@@ -229,4 +247,7 @@ def _built(
             entry["action_noise"] = OrnsteinUhlenbeckActionNoise(np.zeros(shape), sigma)
         entry["action_noise"] = build_action_noise(entry["action_noise"], shape)
     entry_of_file = f"the entry {name!r} of {file}"
-    return Hyperparameters(algorithm, env_id, entry_of_file, policy, n_timesteps, entry, environment, callbacks)
+    env_id = env if isinstance(env, str) else None
+    settings = Hyperparameters(algorithm, env_id, entry_of_file, policy, n_timesteps, entry, environment, callbacks)
+    settings.callbacks  # wrong arguments fail here
+    return settings
