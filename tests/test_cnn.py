@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 
-from sb3_bn_ddpg import BNDDPG, CnnPolicy
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CnnPolicy
 from sb3_bn_ddpg.deterministic.step import gradient_step
 from sb3_bn_ddpg.networks.layers import PaperCNN
 from sb3_bn_ddpg.networks.norm_layers import BatchNorm2d, BatchRenorm2d, batch_statistics
@@ -212,6 +212,12 @@ def test_natures_network_still_fits():
     model = make_model(policy_kwargs=dict(features_extractor_class=NatureCNN, features_extractor_kwargs=dict(features_dim=32)))
     assert model.policy.net_arch == [200, 200]
     model.learn(20)
+
+
+@pytest.mark.parametrize(("cls", "units"), [(BNDDPG, [400, 300]), (BNTD3, [400, 300]), (BNSAC, [256, 256])])
+def test_images_without_convolutions_have_the_layers_of_states(cls, units):
+    env = FakeImageEnv(screen_height=6, screen_width=6, n_channels=3, discrete=False)
+    assert cls("MlpPolicy", env, buffer_size=10).policy.net_arch == units
 
 
 @pytest.mark.parametrize("sharing", [{}, *SHARING.values()], ids=["none", *SHARING])

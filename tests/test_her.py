@@ -229,6 +229,15 @@ def test_a_new_model_learns_from_a_replay_buffer_that_is_loaded(tmp_path):
     assert model.learn(10)._n_updates == 10
 
 
+def test_a_replay_buffer_without_hindsight_is_refused(tmp_path):
+    make_model(limited(), replay_buffer_class=None).learn(60).save_replay_buffer(tmp_path / "buffer")
+    model = make_model(limited())
+    before = model.replay_buffer
+    with pytest.raises(ValueError, match="a DictReplayBuffer is not allowed for a model with `replay_buffer_class=HerReplay"):
+        model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer is before
+
+
 def success_rate(model: BNDDPG, n_episodes: int = 50) -> float:
     env, successes = PointGoal(), []
     for seed in range(n_episodes):

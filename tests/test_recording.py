@@ -63,6 +63,17 @@ def test_recording_in_a_wrapper_that_no_text_stands_for():
     assert record_dataset(model, "test/wrapped-v0", 5, env).total_steps == 5
 
 
+def test_minari_makes_the_environment_of_a_dataset_again():
+    """SB3 puts a Monitor around it, whose arguments no description has."""
+    model = BNDDPG("MlpPolicy", gym.make("Pendulum-v1", g=5.0, max_episode_steps=9), policy_kwargs=dict(net_arch=[4]))
+    env = record_dataset(model, "test/again-v0", 20).recover_environment()
+    assert (env.unwrapped.g, env.spec.max_episode_steps) == (5.0, 9)
+    assert env.spec.additional_wrappers == ()
+    in_wrapper = gym.wrappers.RescaleAction(model.get_env().envs[0], -2, 2)
+    again = store_dataset("test/again-v0", "test/wrapped-v0", in_wrapper).recover_environment()
+    assert [each.name for each in again.spec.additional_wrappers] == ["RescaleAction"]
+
+
 def test_recording_in_the_models_environment():
     assert record_dataset(make(BNIQL, env=VectorEnv()), "test/own-v0", 5).total_steps == 5
     with pytest.raises(ValueError, match="`n_steps=0` is not allowed"):

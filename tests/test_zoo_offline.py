@@ -307,7 +307,7 @@ def test_on_into_the_environment(algo, is_noisy, command, monkeypatch):
     """After the gradient steps, with noise where the policy has none; interrupted there, it goes on to the same numbers."""
     train = ["train", "--algo", algo, "--env", "Pendulum-v1", "--eval-freq", "-1", "--checkpoint-freq", "40", "--seed", "1"]
     train += ["--dataset", stored("data.npz"), "-n", "30", "--online-steps", "20"]
-    train += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16"]
+    train += ["-params", "policy_kwargs:dict(net_arch=[8])", "batch_size:16", "--log-interval", "1000"]
     cls = zoo.ALGORITHMS[algo].algorithm
     output = command(*train)
     assert "Going on in the environment, for 20 steps" in output
@@ -319,6 +319,8 @@ def test_on_into_the_environment(algo, is_noisy, command, monkeypatch):
     learn_online = cls.learn_online
 
     def interrupted(model, total_timesteps, callback=None, **kwargs):
+        assert "log_interval" not in kwargs  # one of gradient steps, here it would be one of episodes
+
         def interrupt(local_variables, global_variables):
             if model.num_timesteps == 45:
                 raise KeyboardInterrupt

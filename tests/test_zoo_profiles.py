@@ -293,3 +293,26 @@ def test_last_profile_of_sac():
 def test_unknown_profile():
     with pytest.raises(ValueError, match="`profile='best'` is not allowed: it must be one of 'tuned', 'paper'"):
         zoo.profile_path("best")
+
+
+def test_a_model_that_goes_on_with_other_values_says_which(tmp_path, monkeypatch, recwarn):
+    """RL Zoo's -i takes the model of a training and the hyperparameters of the command line, by default those of a profile."""
+    folder = tmp_path / "first/Pendulum-v1"
+    folder.mkdir(parents=True)
+    model_of("bn_td3", "paper", "Pendulum-v1", tmp_path, hyperparams={"buffer_size": 50}).save(folder.parent / "model.zip")
+    (folder / "config.yml").write_text(yaml.dump([*(FILES["bn_td3", "paper"]["default"] | {"buffer_size": 50}).items()]))
+    loading = dict(trained_agent=str(folder.parent / "model.zip"), hyperparams={"buffer_size": 60})
+    assert model_of("bn_td3", "paper", "Pendulum-v1", tmp_path, **loading).buffer_size == 60
+    assert not [str(each.message) for each in recwarn if "goes on with other" in str(each.message)]
+    with pytest.warns(UserWarning, match=r"model.zip goes on with other hyperparameters .*bn_td3.yml: .*gamma 0.99 -> 0.98"):
+        model = model_of("bn_td3", "tuned", "Pendulum-v1", tmp_path, **loading)
+    assert model.gamma == 0.98
+
+
+def test_a_profile_may_be_named_by_a_relative_path(tmp_path, monkeypatch):
+    file = zoo.profile_path("tuned", "bn_sac")
+    monkeypatch.chdir(file.parent)
+    manager = exp_manager.ExperimentManager(
+        Namespace(env="Image-v0"), "bn_sac", "Image-v0", log_folder=str(tmp_path), config=file.name, verbose=0
+    )
+    assert manager.read_hyperparameters()[0]["policy"] == "CnnPolicy"

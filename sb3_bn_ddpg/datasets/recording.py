@@ -4,12 +4,15 @@ import copy
 import inspect
 import warnings
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecNormalize, VecTransposeImage
 
@@ -19,6 +22,8 @@ from sb3_bn_ddpg.datasets.transitions import MINARI_ID, Dataset, transitions_of
 
 COLUMNS = ("observations", "actions", "rewards", "terminations", "truncations")
 """What Minari keeps of an episode, observations with the last one"""
+MONITOR = f"{Monitor.__module__}:{Monitor.__name__}"
+"""SB3's Monitor, as Gymnasium names a wrapper"""
 SCORES = ("ref_min_score", "ref_max_score")
 """A dataset's reference scores, the lower one first"""
 
@@ -244,11 +249,14 @@ def _created(
         for number, columns in enumerate(episodes)
     ]
     about: dict[str, Any] = dict(observation_space=observation_space, action_space=action_space)
-    # No text stands for an environment that is registered as a function, or for a wrapper with a class among its arguments
-    with suppress(ValueError, TypeError):
-        if env is not None and env.spec is not None:
-            env.spec.to_json()
-            about |= dict(env=env)
+    if env is not None and env.spec is not None:
+        # SB3's Monitor changes nothing that is recorded, and does not say its arguments: no environment could be made with it
+        wrappers = tuple(each for each in env.spec.additional_wrappers if each.entry_point != MONITOR)
+        described = _Described(env, replace(env.spec, additional_wrappers=wrappers))
+        # No text stands for an environment that is registered as a function, or for a wrapper with a class among its arguments
+        with suppress(ValueError, TypeError):
+            described.spec.to_json()
+            about |= dict(env=described)
     # Not through Minari, which forgets them where it knows no environment, and measures the lower one if it is left out
     scores = {name: value for name, value in metadata.items() if name in SCORES}
     about |= {name: value for name, value in metadata.items() if name not in SCORES}
@@ -263,6 +271,24 @@ def _created(
                 minari.delete_dataset(dataset_id)  # the half of it that is there, or the next attempt would find it
             raise
     return dataset
+
+
+class _Described(gym.Wrapper[Any, Any, Any, Any]):
+    """
+    An environment with a description that is not its own.
+
+    :param env: The environment
+    :param spec: The description
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], spec: EnvSpec) -> None:
+        super().__init__(env)
+        self._described_as = spec
+
+    @property
+    def spec(self) -> EnvSpec:  # type: ignore[override]
+        """The description."""
+        return self._described_as
 
 
 def _check_new(dataset_id: str, metadata: dict[str, Any]) -> None:

@@ -81,6 +81,8 @@ class BNActorCriticPolicy(BoundedPolicy):
 
     actor_class: ClassVar[type[BaseActor]] = Actor
     """Of the actor and its target"""
+    default_units: ClassVar[tuple[int, ...]] = (400, 300)
+    """Of the hidden layers, if no convolutions stand before them (section 7)"""
     actor: BaseActor
     actor_target: BaseActor
     critic: Critic
@@ -131,9 +133,10 @@ class BNActorCriticPolicy(BoundedPolicy):
             normalize_images=normalize_images,
         )
         if net_arch is None:
-            # Section 7: 400 and 300 units for states, 200 and 200 after the convolutions
+            # Section 7: 200 and 200 units after the convolutions
             is_convolutional = issubclass(features_extractor_class, (PaperExtractor, NatureCNN, CombinedExtractor))
-            net_arch = [200, 200] if is_convolutional and has_images(observation_space, normalize_images) else [400, 300]
+            has_both = is_convolutional and has_images(observation_space, normalize_images)
+            net_arch = [200, 200] if has_both else list(self.default_units)
         actor_arch, critic_arch = _checked_net_arch(net_arch)
         self.net_arch = net_arch
         check_choice("shared_extractor_loss", shared_extractor_loss, get_args(SharedExtractorLoss))

@@ -156,6 +156,7 @@ class BNSACPolicy(BNActorCriticPolicy):
 
     actor: GaussianActor
     actor_class = GaussianActor
+    default_units = (256, 256)
 
     def __init__(
         self,
@@ -167,8 +168,6 @@ class BNSACPolicy(BNActorCriticPolicy):
         n_critics: int = 2,
         **kwargs: Any,
     ) -> None:
-        if net_arch is None and not has_images(observation_space, kwargs.get("normalize_images", True)):
-            net_arch = [256, 256]
         super().__init__(
             observation_space,
             action_space,

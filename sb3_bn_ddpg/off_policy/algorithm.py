@@ -33,6 +33,7 @@ from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.off_policy.demonstrations import check_demonstrations, demonstrated_buffer
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
 from sb3_bn_ddpg.off_policy.scaled_rewards import ScaledRewardsAlgorithm
+from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
 
 DIAGNOSTICS_INTERVAL = 10
 """Gradient norms, drift and saturation are measured once in this number of updates of the actor: they cost a tenth of one."""
@@ -185,7 +186,7 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
             self._last_obs = None
         continues_episode = not reset_num_timesteps and self._last_obs is not None
         if not continues_episode:
-            self._cut_off_episodes()  # or returns, goals and next observations would reach across the reset
+            cut_off_episodes(self.replay_buffer)  # or returns, goals and next observations would reach across the reset
             self._begin_returns()
         self._fit_action_noise()  # may have been exchanged since
         noise = self.action_noise

@@ -9,7 +9,7 @@ import gymnasium as gym
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
 from sb3_bn_ddpg.profiles.words import evaluated, wrapper_of
 
@@ -76,7 +76,7 @@ class EnvironmentSettings:
         :param env: An environment that was made elsewhere
         :return: The wrappers for all environments that the entry asks for by name, and that are not around it
         """
-        wanted = {VecNormalize: self.normalize, VecFrameStack: self.frame_stack}
+        wanted: dict[type[VecEnvWrapper], Any] = {VecNormalize: self.normalize, VecFrameStack: self.frame_stack}
         return [
             wrapper.__name__
             for wrapper, setting in wanted.items()

@@ -88,7 +88,9 @@ class Hyperparameters:
         :raises ValueError: if ``env`` is None, and :func:`hyperparameters` was given an environment
         """
         if env is None or isinstance(env, str):
-            settings = replace(self, environment=self.environment.with_gamma(arguments.get("gamma")), env_id=env or self.env_id)
+            settings = replace(
+                self, environment=self.environment.with_gamma(arguments.get("gamma")), env_id=env or self.env_id
+            )
             env = settings.make_env(seed=arguments.get("seed"))
         elif missing := self.environment.missing_in(env):
             warnings.warn(
@@ -249,5 +251,5 @@ def _built(
     entry_of_file = f"the entry {name!r} of {file}"
     env_id = env if isinstance(env, str) else None
     settings = Hyperparameters(algorithm, env_id, entry_of_file, policy, n_timesteps, entry, environment, callbacks)
-    settings.callbacks  # wrong arguments fail here
+    _ = settings.callbacks  # wrong arguments fail here
     return settings

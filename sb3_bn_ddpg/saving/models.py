@@ -133,11 +133,6 @@ class SavingAlgorithm(StepLifeCycle):
         checkpoint.restore_state(model, saved.state, env_state, new_episode)
         return model
 
-    def _cut_off_episodes(self) -> None:
-        """Let the replay buffer's unfinished episodes end, if it makes something of transitions that follow each other."""
-        if isinstance(self.replay_buffer, (NStepReplayBuffer, HerReplayBuffer)) or self.optimize_memory_usage:
-            cut_off_episodes(self.replay_buffer)
-
     # --- SB3's methods
 
     def save(self, path: PathOrFile, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
@@ -253,8 +248,8 @@ class SavingAlgorithm(StepLifeCycle):
         :param truncate_last_traj: Whether the last trajectory is taken as finished, as by a time limit: the environment's
             episode is another. If not, returns of several steps, and goals, reach from one to the other.
         :raises FileError: if the file is truncated or holds no replay buffer; the present one stays
-        :raises ValueError: if it is one of other spaces, of another number of environments, or of single steps where
-            ``n_steps`` is not 1; the present one stays
+        :raises ValueError: if it is one of other spaces, of another number of environments, of single steps where ``n_steps``
+            is not 1, or without hindsight where the model has it; the present one stays
         """
         path = existing_file(path, "pkl")
         if isinstance(path, pathlib.Path):
@@ -265,7 +260,7 @@ class SavingAlgorithm(StepLifeCycle):
                 super().load_replay_buffer(path, truncate_last_traj)
             self._check_loaded_buffer()
             if truncate_last_traj:
-                self._cut_off_episodes()
+                cut_off_episodes(self.replay_buffer)
         except BaseException:
             self.replay_buffer = before
             raise
@@ -287,6 +282,12 @@ class SavingAlgorithm(StepLifeCycle):
             raise ValueError(
                 f"a replay buffer of {buffer.n_envs} environments is not allowed: it must be of as many as the model's, "
                 f"{self.n_envs}"
+            )
+        has_hindsight = isinstance(self.replay_buffer_class, type) and issubclass(self.replay_buffer_class, HerReplayBuffer)
+        if has_hindsight and not isinstance(buffer, HerReplayBuffer):
+            raise ValueError(
+                f"a {type(buffer).__name__} is not allowed for a model with `replay_buffer_class=HerReplayBuffer`: it has no "
+                "hindsight"
             )
         self._attach_replay_buffer()
         self._check_steps_of(buffer)

@@ -124,9 +124,9 @@ def cut_off_episodes(buffer: Any) -> None:
     """
     Let the unfinished episodes of a replay buffer end where they are, as a time limit ends them.
 
-    :param buffer: The replay buffer
+    :param buffer: The replay buffer, if there is one
     """
-    if buffer.size() == 0:
+    if buffer is None or buffer.size() == 0:
         return
     if hasattr(buffer, "truncate_last_trajectory"):  # HER
         with warnings.catch_warnings():

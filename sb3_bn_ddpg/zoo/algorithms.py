@@ -70,9 +70,9 @@ def profile_path(profile: str | None = None, algo: str = ALGO) -> Path:
     return file_of(profiles[profile])
 
 
-def shipped_files(algo: str) -> list[str]:
+def shipped_files(algo: str) -> list[Path]:
     """
     :param algo: Any algorithm
     :return: The hyperparameter files that this package ships for it
     """
-    return [str(profile_path(profile, algo)) for profile in ALGORITHMS[algo].profiles] if algo in ALGORITHMS else []
+    return [profile_path(profile, algo).resolve() for profile in ALGORITHMS[algo].profiles] if algo in ALGORITHMS else []

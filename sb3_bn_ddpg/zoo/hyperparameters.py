@@ -154,7 +154,7 @@ class HyperparameterManager(ExperimentManager):
         :return: What the Zoo reads: the hyperparameters of the file and the command line, and a copy of them to save
         """
         config, env_name = self.config, self.env_name
-        if config in shipped_files(self.algo):
+        if Path(config).resolve() in shipped_files(self.algo):
             entry = self._default_entry(yaml.safe_load(Path(config).read_text()))
             self.env_name = SimpleNamespace(gym_id=entry or env_name.gym_id)  # the entry that the Zoo looks for
             try:

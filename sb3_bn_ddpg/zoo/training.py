@@ -18,7 +18,7 @@ from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.offline.base import BNOfflineAlgorithm
 from sb3_bn_ddpg.saving.checkpoint import is_checkpoint, read_manifest
-from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS
+from sb3_bn_ddpg.zoo.algorithms import ALGORITHMS, ZooAlgorithm
 from sb3_bn_ddpg.zoo.hyperparameters import HyperparameterManager
 from sb3_bn_ddpg.zoo.interrupts import CheckpointUntilInterrupted, Interrupts, left_to_parent
 
@@ -257,7 +257,8 @@ class TrainingManager(HyperparameterManager):
     def _learn_from_data(self, model: BNOfflineAlgorithm, n_timesteps: int, **kwargs: Any) -> None:
         """
         Gradient steps on the dataset, then steps in the environment if ``online_steps`` says so: schedules end with the last
-        of them. A training that was interrupted in the environment goes on there.
+        of them. A training that was interrupted in the environment goes on there. ``log_interval`` is one of gradient steps,
+        so what is learned in the environment, where it would be one of episodes, is logged as by default.
 
         :param model: The model
         :param n_timesteps: Number of gradient steps, or of those in the environment
@@ -273,18 +274,45 @@ class TrainingManager(HyperparameterManager):
             kwargs |= dict(reset_num_timesteps=False, schedule_timesteps=end if is_longer else model._schedule_timesteps)
         elif steps_to_follow > 0:
             kwargs["schedule_timesteps"] = n_timesteps + steps_to_follow
+        online_kwargs = {name: value for name, value in kwargs.items() if name != "log_interval"}
         if is_online:
-            model.go_on_online(n_timesteps, **kwargs)
+            model.go_on_online(n_timesteps, **online_kwargs)
             return
         model.learn(n_timesteps, **kwargs)
         if steps_to_follow > 0 and model.remaining_timesteps == 0:  # no callback has ended it
             print(f"Going on in the environment, for {steps_to_follow} steps")
-            kwargs |= dict(reset_num_timesteps=False)
-            model.learn_online(steps_to_follow, **kwargs, action_noise=None if model.acts_at_random else "normal")
+            online_kwargs |= dict(reset_num_timesteps=False, action_noise=None if model.acts_at_random else "normal")
+            model.learn_online(steps_to_follow, **online_kwargs)
+
+    def _warn_of_other_hyperparameters(self, row: ZooAlgorithm) -> None:
+        """
+        Say what a loaded model learns with that it has not learned with so far: by default a profile, whatever was its own.
+
+        :param row: The algorithm
+        """
+        file = Path(self.trained_agent).parent / self.env_name / "config.yml"
+        if not file.is_file():
+            return
+        so_far = dict(yaml.unsafe_load(file.read_text()))
+        defaults = {name: each.default for name, each in inspect.signature(row.algorithm).parameters.items()}
+        settled = {"policy", "policy_kwargs", row.dataset_argument, *(self.custom_hyperparams or {})}
+        values = {
+            name: [each.get(name, default) for each in (so_far, self._file_hyperparams)]
+            for name, default in defaults.items()
+            if name not in settled
+        }
+        if changes := [f"{name} {before!r} -> {now!r}" for name, (before, now) in values.items() if before != now]:
+            warnings.warn(
+                f"{self.trained_agent} goes on with other hyperparameters than it has learned with so far, those of "
+                f"{self.config}: {', '.join(changes)}. `--profile` or `--conf-file` names others",
+                stacklevel=2,
+            )
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         if not self._is_resumed:
             row = ALGORITHMS.get(self.algo)
+            if row is not None:
+                self._warn_of_other_hyperparameters(row)
             if row is None or not row.needs_dataset:
                 return super()._load_pretrained_agent(hyperparams, env)
             # As the Zoo does, but for a replay buffer beside the model, which would replace the dataset that is named
