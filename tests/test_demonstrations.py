@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from conftest import SMALL, SpaceEnv, VectorEnv
 from gymnasium import spaces
+from offline_models import data, same_parameters
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from stable_baselines3.her import HerReplayBuffer
-from test_offline import data, same_parameters
 
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CheckpointEvery, FileError, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer

@@ -22,7 +22,7 @@ from fast_updates import (
     needs_numba,
     steps,
 )
-from test_offline import data, make, same_parameters
+from offline_models import data, make, same_parameters
 from torch import nn
 
 from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC

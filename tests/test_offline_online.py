@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from conftest import VectorEnv
+from offline_models import ALL, BNIQL, BNTD3BC, data, make, same_parameters
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from test_offline import ALL, BNIQL, BNTD3BC, data, make, same_parameters
 
 from sb3_bn_ddpg import BNTD3, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import DoubleExtractor, VectorEnv
+from offline_models import data
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
-from test_offline import data
 from torch import nn
 
 from benchmarks.offline import d3rlpy_step as settings

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from conftest import SpaceEnv, VectorEnv
 from gymnasium import spaces
+from offline_models import BNBCQ, BNIQL, Untouchable, data, make
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
-from test_offline import BNBCQ, BNIQL, Untouchable, data, make
 
 from sb3_bn_ddpg import BNDDPG, BNTD3, dataset_buffer, record_dataset, store_dataset
 from sb3_bn_ddpg.datasets.recording import reference_scores
