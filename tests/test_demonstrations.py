@@ -161,6 +161,21 @@ def test_a_loaded_replay_buffer_goes_beside_them(tmp_path):
     assert model.replay_buffer.size() == 33
 
 
+def test_a_ratio_holds_for_demonstrations_of_a_file(tmp_path):
+    make().learn(30).save_replay_buffer(tmp_path / "buffer")
+    model = BNDDPG("MlpPolicy", VectorEnv(), demonstration_ratio=0.25, learning_starts=10, policy_kwargs=SMALL, batch_size=16)
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.learn(3, reset_num_timesteps=False).replay_buffer.dataset_share == 0.25
+
+
+def test_where_learning_begins_anew_no_terminal_state_is_made():
+    """Single steps have their own next observations, demonstrations beside them or not."""
+    model = make(replay_buffer_kwargs=dict(handle_timeout_termination=False), learning_starts=1000)
+    for _ in range(2):
+        model.learn(10)
+    assert not model.replay_buffer.dones[:20].any()
+
+
 def test_exploding_q_values_are_measured_by_their_rewards_too():
     model = make(demonstrations=paid(rewards=np.full(200, -5e6)))
     model._learning_guard.note_rewards(model)

@@ -136,7 +136,7 @@ def test_observations_are_standardised_by_the_dataset(tmp_path):
         features = network.features(th.as_tensor(dataset["observations"], dtype=th.float32)).detach().numpy()
         np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-3)
-    model.save(tmp_path / "model")
+    model.learn(1).save(tmp_path / "model")
     other = BNTD3BC.load(tmp_path / "model", dataset=data(seed=1), device="cpu")
     assert other.actor.features_extractor.mean.equal(model.actor.features_extractor.mean)  # what its networks know
     assert make(BNTD3BC, normalize_observations=False).actor.features_extractor.mean.eq(0).all()
@@ -208,6 +208,46 @@ BAD = [
 def test_bad_arguments(cls, name, value):
     with pytest.raises(ValueError, match=f"`{name}={value!r}` is not allowed"):
         make(cls, **{name: value})
+
+
+def test_a_dataset_that_comes_with_load_is_what_standardises(tmp_path):
+    """Of a model that has not learned: the way that the message about a missing dataset names."""
+    of_data = make(BNTD3BC).actor.features_extractor
+    BNTD3BC("MlpPolicy", VectorEnv(), policy_kwargs=dict(net_arch=[16, 12])).save(tmp_path / "none")
+    make(BNTD3BC, dataset=data(seed=1)).save(tmp_path / "other")
+    for name in ("none", "other"):
+        loaded = BNTD3BC.load(tmp_path / name, dataset=data()).actor.features_extractor
+        assert loaded.mean.equal(of_data.mean)
+        assert loaded.scale.equal(of_data.scale)
+
+
+@pytest.mark.parametrize(("cls", "name"), [(BNIQL, "value"), (BNBCQ, "vae")])
+def test_weight_decay_is_the_actors(cls, name):
+    model = make(cls, policy_kwargs=dict(optimizer_class=th.optim.AdamW, optimizer_kwargs=dict(weight_decay=0.1)))
+    decays = [group["weight_decay"] for group in getattr(model.policy, name).optimizer.param_groups]
+    assert decays == [0.0]
+    assert model.actor.optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_saturation_is_of_the_actions_not_of_bcqs_perturbations():
+    at_bound = data() | dict(actions=np.full((200, 2), 1.0))
+    model = make(BNBCQ, dataset=at_bound, learning_rate=1e-2).learn(150, log_interval=1000)
+    assert model.logger.name_to_value["train/actor_saturation"] > 0.2
+
+
+def test_callbacks_find_infos():
+    def look(local_variables, global_variables):
+        assert local_variables["infos"] == [{}]
+
+    make(BNIQL).learn(2, callback=look)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value"), [(BNBCQ, "vae_arch", 750), (BNBCQ, "vae_arch", None), (BNIQL, "final_init", 1e-5)]
+)
+def test_bad_arguments_of_the_policy(cls, name, value):
+    with pytest.raises(ValueError, match=f"`{name}={value!r}` is not allowed"):
+        make(cls, policy_kwargs={name: value})
 
 
 def test_bcq_chooses_the_best_of_its_samples():

@@ -6,7 +6,8 @@ from conftest import VectorEnv
 from offline_models import ALL, BNIQL, BNTD3BC, data, make, same_parameters
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_bn_ddpg import BNTD3, dataset_buffer
+from sb3_bn_ddpg import BNTD3, OrnsteinUhlenbeckNoise, dataset_buffer
+from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import transitions_of
 
@@ -78,6 +79,76 @@ def test_a_normalisation_must_not_adapt(training, norm):
                 learn(3)
         else:
             assert learn(3).num_timesteps == 3
+
+
+def test_a_model_of_normalized_observations_does_not_go_on_without(tmp_path):
+    def env():
+        normalized = VecNormalize(DummyVecEnv([VectorEnv]), training=False, norm_reward=False)
+        normalized.obs_rms.mean[:] = 5
+        return normalized
+
+    make(BNIQL, env=env()).learn(2).save(tmp_path / "model")
+    BNIQL.load(tmp_path / "model").predict(np.zeros(4))
+    for other in (None, VectorEnv()):
+        with pytest.raises(ValueError, match=r"`env` without VecNormalize is not allowed\. The model was trained on"):
+            BNIQL.load(tmp_path / "model", env=other, dataset=data())
+    loaded = BNIQL.load(tmp_path / "model", env=env(), dataset=data()).learn(2)
+    loaded.set_env(VectorEnv())
+    with pytest.raises(ValueError, match="`env` without VecNormalize is not allowed"):
+        loaded.learn_online(2)
+
+
+def test_noise_of_a_word_goes_on_in_the_next_call():
+    model, draws = make(BNTD3BC, env=VectorEnv()), []
+
+    def note(local_variables, global_variables):
+        draws.append(model.action_noise.noise_prev.copy())
+
+    for first in (True, False):
+        model.learn_online(5, callback=note, action_noise="ou", reset_num_timesteps=first)
+    assert not np.isin(draws[:5], draws[5:]).any()
+
+
+def test_models_share_no_noise():
+    noise = OrnsteinUhlenbeckNoise(np.zeros(2))
+    models = [make(BNTD3BC, env=VectorEnv(), seed=seed) for seed in (1, 2)]
+    for model in models:
+        model.learn_online(2, action_noise=noise)
+    first, second = (model.action_noise for model in models)
+    assert len({id(noise), id(first), id(second)}) == 3
+    assert (first.noise_prev != second.noise_prev).all()
+    models[0].go_on_online(2, reset_num_timesteps=False)
+    assert models[0].action_noise is first
+
+
+def test_a_refused_call_leaves_nothing_behind():
+    model = make(BNTD3BC, env=VectorEnv())
+    with pytest.raises(ValueError, match="`action_noise='pink'` is not allowed"):
+        model.learn_online(5, action_noise="pink", buffer_size=3)
+    assert model.learn_online(5).replay_buffer.buffer_size == 1_000_000
+
+
+def test_the_own_dataset_from_a_file_is_no_new_transitions(tmp_path):
+    model = make(BNIQL, env=VectorEnv())
+    model.save_replay_buffer(tmp_path / "dataset")
+    model.learn_online(5)
+    model.load_replay_buffer(tmp_path / "dataset")
+    assert type(model.replay_buffer) is DatasetBuffer
+    model.learn_online(3, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert (buffer.size(), buffer.buffer_size, buffer.dataset.size()) == (3, 1_000_000, 200)
+
+
+def test_scaled_rewards_do_not_get_beside_others(tmp_path):
+    learner = make(BNIQL, env=VectorEnv(), reward_scaling=0.25)
+    learner.save_replay_buffer(tmp_path / "dataset")
+    learner.learn_online(5).save_replay_buffer(tmp_path / "mixed")
+    model = BNTD3("MlpPolicy", VectorEnv(), policy_kwargs=dict(net_arch=[8]))
+    before = model.replay_buffer
+    for name in ("dataset", "mixed"):
+        with pytest.raises(ValueError, match=r"a replay buffer whose rewards were multiplied by 0\.25 .* is not allowed"):
+            model.load_replay_buffer(tmp_path / name)
+    assert model.replay_buffer is before
 
 
 def test_rewards_are_scaled_once():

@@ -258,6 +258,12 @@ def test_each_training_gets_callbacks_of_its_own(tmp_path):
         hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
 
 
+def test_an_id_may_name_the_module_that_registers_it():
+    settings = hyperparameters("bn_ddpg", "sb3_bn_ddpg:Pendulum-v1")
+    assert settings.entry == hyperparameters("bn_ddpg", "Pendulum-v1").entry
+    assert settings.make_model(buffer_size=10).observation_space.shape == (3,)
+
+
 def test_images_come_channels_first(monkeypatch):
     register_stand_in(monkeypatch, "Image-v7", OBSERVATIONS["default_images"])
     settings = hyperparameters("bn_ddpg", "Image-v7")
@@ -303,6 +309,18 @@ ENTRY = "n_timesteps: 10, policy: MlpPolicy"
         ),
         (f"default: {{{ENTRY}, env_wrapper: gymnasium.wrappers.No}}", "has no usable `env_wrapper`: .* gives AttributeError"),
         (f"default: {{{ENTRY}, env_wrapper: {{a.b: {{}}, c.d: {{}}}}}}", "must map one name to its arguments"),
+        (
+            "default: {policy: MlpPolicy, n_timesteps: 1e6}",
+            "has no usable `n_timesteps`: '1e6' must be a number > 0 .YAML takes",
+        ),
+        ("default: {policy: MlpPolicy, n_timesteps: .inf}", "has no usable `n_timesteps`: inf must be a number > 0"),
+        (f"default: {{{ENTRY}, n_envs: '2'}}", "has no usable `n_envs`: '2' must be an integer >= 1"),
+        (f"default: {{{ENTRY}, frame_stack: 0}}", "has no usable `frame_stack`: 0 must be an integer >= 1"),
+        (f"default: {{{ENTRY}, env_kwargs: g}}", "has no usable `env_kwargs`: 'g' must be a mapping"),
+        (
+            f"default: {{{ENTRY}, learnin_rate: 1.0}}",
+            "has an unknown `learnin_rate` in its entry 'default': BNDDPG has no such",
+        ),
         (f"default: {{{ENTRY}, learning_rate: 1e-3}}", "`learning_rate='1e-3'` is not allowed"),
         (f"default: {{{ENTRY}, action_noise: ou, noise_type: ou}}", "there must be one of the two"),
         (f"Ant-v5: {{{ENTRY}}}", "`env='Pendulum-v1'` is not allowed: .* neither an entry of that name nor `default`"),
@@ -313,7 +331,7 @@ def test_refused_files(text, message, tmp_path):
     config.write_text(text)
     with pytest.raises(ValueError, match=message) as raised:
         hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
-    assert isinstance(raised.value, FileError) == message.startswith(("is no", "has no", "must map"))
+    assert isinstance(raised.value, FileError) == message.startswith(("is no", "has ", "must map"))
     with pytest.raises(ValueError, match="`profile='tuned'` is not allowed beside `config="):
         hyperparameters("bn_ddpg", "Pendulum-v1", "tuned", config=config)
 

@@ -74,6 +74,18 @@ def test_minari_makes_the_environment_of_a_dataset_again():
     assert [each.name for each in again.spec.additional_wrappers] == ["RescaleAction"]
 
 
+def test_a_model_that_has_lost_its_normalization_records_nothing(tmp_path):
+    env = VecNormalize(DummyVecEnv([VectorEnv]))
+    BNDDPG("MlpPolicy", env, policy_kwargs=dict(net_arch=[4]), learning_starts=100).learn(5).save(tmp_path / "model")
+    model = BNDDPG.load(tmp_path / "model")
+    for call in (
+        lambda: record_dataset(model, "test/none-v0", 5, VectorEnv()),
+        lambda: reference_scores(model, 1, VectorEnv()),
+    ):
+        with pytest.raises(ValueError, match="`model` is not allowed without the VecNormalize on whose observations"):
+            call()
+
+
 def test_recording_in_the_models_environment():
     assert record_dataset(make(BNIQL, env=VectorEnv()), "test/own-v0", 5).total_steps == 5
     with pytest.raises(ValueError, match="`n_steps=0` is not allowed"):

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import TrainFrequencyUnit
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNDDPG, MlpPolicy, OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.networks.actors import Actor
@@ -179,6 +179,18 @@ def test_a_loaded_replay_buffer_that_does_not_suit(make_model, tmp_path):
         make_model(VectorEnv(obs_dim=5)).load_replay_buffer(tmp_path / "buffer")
     with pytest.raises(ValueError, match=r"a replay buffer of 1 environments is not allowed: .* the model's, 3"):
         make_model(make_vec_env(VectorEnv, n_envs=3)).load_replay_buffer(tmp_path / "buffer")
+
+
+def test_going_on_without_vec_normalize_warns(make_model, tmp_path):
+    make_model(VecNormalize(make_vec_env(VectorEnv))).learn(60).save(tmp_path / "model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        BNDDPG.load(tmp_path / "model", env=VecNormalize(make_vec_env(VectorEnv))).learn(5)
+    model = BNDDPG.load(tmp_path / "model", env=VectorEnv())
+    with pytest.warns(
+        UserWarning, match="on the observations of VecNormalize, whose statistics it does not have, and goes on"
+    ):
+        model.learn(5)
 
 
 def test_a_copy_after_learning(make_model):

@@ -1,7 +1,7 @@
 """A replay buffer of new transitions beside a dataset: learning from both."""
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ class MixedReplayBuffer(ReplayBuffer):
         any other, wherever it is from. Before there are new transitions, all of it is.
     :param kwargs: As of SB3's
     """
+
+    is_independent: ClassVar[bool] = True
+    """Whether it makes nothing of transitions that follow each other"""
 
     def __init__(self, *args: Any, dataset: DatasetBuffer, dataset_share: float | None = 0.5, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -112,6 +115,8 @@ class MixedNStepReplayBuffer(MixedReplayBuffer, NStepReplayBuffer):
     :param dataset_share: As of :class:`MixedReplayBuffer`
     :param kwargs: As of SB3's, among them ``n_steps`` and ``gamma``
     """
+
+    is_independent = False
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """

@@ -344,6 +344,11 @@ def _where_to_act(model: BaseAlgorithm, env: gym.Env[Any, Any] | str | None) -> 
     :return: The environment, and its action space
     :raises ValueError: if the model cannot act in it, or its actions are no bounded ``Box``
     """
+    if model.get_vec_normalize_env() is None and getattr(model, "_learned_normalized", False):
+        raise ValueError(
+            "`model` is not allowed without the VecNormalize on whose observations it was trained: load it with "
+            "`env=VecNormalize.load(...)`"
+        )
     if isinstance(env, VecEnv):
         raise ValueError(f"`env` of type {type(env).__name__} is not allowed: it must be a single environment, not vectorised")
     env = gym.make(env) if isinstance(env, str) else _single_environment(model) if env is None else env

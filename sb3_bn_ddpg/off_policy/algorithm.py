@@ -6,7 +6,7 @@ between the definition of its gradient step and faster ways, files.
 import inspect
 import warnings
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -29,10 +29,12 @@ from sb3_bn_ddpg.common.hindsight import check_first_episode
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.common.steps import averages, on_device
+from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.off_policy.demonstrations import check_demonstrations, demonstrated_buffer
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
 from sb3_bn_ddpg.off_policy.scaled_rewards import ScaledRewardsAlgorithm
+from sb3_bn_ddpg.saving.models import HOW_TO_NORMALIZE, OBSERVATIONS_LOST
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
 
 DIAGNOSTICS_INTERVAL = 10
@@ -62,6 +64,8 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     _largest_bonus: float = 0.0
     _had_demonstrations: bool = False  # also after it was saved, without them
+    learns_from_dataset: ClassVar[bool] = False
+    """Whether gradient steps on a dataset take the place of steps in the environment"""
 
     def __init__(self, **arguments: Any) -> None:
         setup = arguments.pop("_init_setup_model")
@@ -204,7 +208,10 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         check_observation(self, self.allow_nan_observations, self._last_obs)
         self._is_within_step = False
-        self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
+        sees_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
+        if self._learned_normalized and not sees_normalized:
+            warnings.warn(f"{OBSERVATIONS_LOST}, and goes on with the environment's own. {HOW_TO_NORMALIZE}", stacklevel=4)
+        self._learned_normalized = sees_normalized
         return result
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
@@ -218,8 +225,20 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
         before = getattr(self, "replay_buffer", None)
         super().load_replay_buffer(path, truncate_last_traj)
         loaded = self.replay_buffer
-        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, MixedReplayBuffer):
+        with_dataset = (MixedReplayBuffer, DatasetBuffer) if self.learns_from_dataset else MixedReplayBuffer
+        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, with_dataset):
             self.replay_buffer = before.with_new(loaded)
+        if isinstance(loaded, MixedReplayBuffer) and not self.learns_from_dataset:
+            self._had_demonstrations = True
+
+    def _check_loaded_buffer(self) -> None:
+        super()._check_loaded_buffer()
+        factor = getattr(self.replay_buffer, "reward_factor", 1.0)
+        if factor != 1 and not self.learns_from_dataset:
+            raise ValueError(
+                f"a replay buffer whose rewards were multiplied by {factor:.4g} (`reward_scaling` of an offline algorithm) is "
+                "not allowed beside rewards that are not: `demonstrations=path` takes them as they were"
+            )
 
     def _show_hidden_noise(self) -> None:
         if self._hidden_noise is not None:
@@ -293,10 +312,18 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
                 self.logger.record(f"train/{name}_statistics_drift", drift)
         if is_measured:
             with th.no_grad():  # with the running statistics, as in acting
-                actions = self.actor.forward_with("running", on_device(batch, self.device).observations)
+                actions = self._actions_in(on_device(batch, self.device).observations)
             self.logger.record("train/actor_saturation", (actions.abs() > SATURATED).float().mean().item())
         if isinstance(self.action_noise, OrnsteinUhlenbeckNoise):
             self.logger.record("rollout/noise_sigma", float(np.mean(self.action_noise.sigma)))
+
+    def _actions_in(self, observations: Any) -> th.Tensor:
+        """
+        :param observations: Observations of a minibatch
+        :return: The deterministic actions, scaled to [-1, 1], as in acting
+        """
+        actions: th.Tensor = self.actor.forward_with("running", observations)
+        return actions
 
     @property
     def _slower_targets(self) -> str:

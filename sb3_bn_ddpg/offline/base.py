@@ -11,16 +11,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import configure_logger
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_bn_ddpg.common.atomic_files import PathOrFile
 from sb3_bn_ddpg.common.checks import check_number
+from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.common.space_checks import check_spaces
 from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, RewardScaling, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import Dataset, check_order, transitions_of
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment  # noqa: F401  # older checkpoints name it here
-from sb3_bn_ddpg.saving.models import SelfSaving
+from sb3_bn_ddpg.off_policy.exploration import fitted_noise
+from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment
+from sb3_bn_ddpg.saving.models import HOW_TO_NORMALIZE, OBSERVATIONS_LOST, SelfSaving
 
 NO_DICTIONARIES = (
     "offline algorithms know no dictionaries of observations. Wrap the environment into "
@@ -70,6 +73,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     """
 
     has_target_actor: ClassVar[bool] = False
+    learns_from_dataset = True
     _steps_environment = False
     action_limit: ClassVar[float] = 1.0
     """What the dataset's actions are clipped to, scaled to [-1, 1]"""
@@ -157,6 +161,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if self.env is None:  # of a model that was loaded without one; callbacks ask for it
             self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
         self._set_up_update()
+        self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         self.start_time = time.time_ns()
         if self.ep_info_buffer is None or self.ep_success_buffer is None or reset_num_timesteps:
             self.ep_info_buffer = deque(maxlen=self._stats_window_size)
@@ -204,7 +209,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        dones = np.zeros(1, dtype=bool)  # SB3's callbacks look for it among the local variables: no episode ends
+        # SB3's callbacks, and RL Zoo's, look for these among the local variables: no episode ends
+        dones, infos = np.zeros(1, dtype=bool), [{}]  # type: ignore[var-annotated]
         callback.on_training_start(locals(), globals())
         goes_on = True
         while goes_on and self.num_timesteps < total_timesteps:
@@ -212,7 +218,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             self.train(gradient_steps=1, batch_size=self.batch_size)
             self.num_timesteps += 1
             self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
-            callback.update_locals(locals() | dict(dones=dones))
+            callback.update_locals(locals() | dict(dones=dones, infos=infos))
             goes_on = callback.on_step()
             callback.on_rollout_end()
             if log_interval is not None and self.num_timesteps % log_interval == 0:
@@ -265,13 +271,14 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         check_number("learning_starts", learning_starts, low=0, integer=True)
         buffer = self._dataset_and_new()
         self.check_may_go_online()
+        noise = self._noise_to_go_on_with(action_noise)
         if isinstance(buffer, DatasetBuffer):
             buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
             self.replay_buffer = buffer
         buffer.take_share("dataset_share", dataset_share, self.batch_size)
         if learning_starts > 0 and not reset_num_timesteps:
             learning_starts += self.num_timesteps  # SB3 counts them from the first step, which may be one of gradient
-        self.learning_starts, self.action_noise = learning_starts, action_noise  # type: ignore[assignment]  # words, too
+        self.learning_starts, self.action_noise = learning_starts, noise
         self._steps_environment = True
         return super().learn(
             total_timesteps,
@@ -286,16 +293,34 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
     def check_may_go_online(self) -> None:
         """
         :raises ValueError: if there is no environment, or one whose observations or rewards would be others than the dataset's
+        :raises RuntimeError: if the model was made without an environment
         """
         if self.env is None:
             raise ValueError("`env=None` is not allowed for learning in an environment: give the model one with `set_env`")
+        if isinstance(self.env, DummyVecEnv) and isinstance(self.env.envs[0].unwrapped, NoEnvironment):
+            self.env.reset()  # which says so
         self._check_vec_normalize()
+
+    def _noise_to_go_on_with(self, action_noise: ActionNoise | str | None) -> ActionNoise | None:
+        """
+        :param action_noise: The argument of :meth:`learn_online`
+        :return: The noise: the model's own if it is the same process, which goes on, or else a new one
+        :raises ValueError: if it is not a noise, or does not fit the environment's actions
+        """
+        if isinstance(action_noise, OrnsteinUhlenbeckNoise) and action_noise is not self.action_noise:
+            action_noise = action_noise.copy_for_model()
+        assert isinstance(self.action_space, spaces.Box)
+        noise = fitted_noise(action_noise, self.n_envs, self.action_space, self.seed)
+        is_of_word = isinstance(action_noise, str)
+        return self.action_noise if is_of_word and repr(noise) == repr(self.action_noise) else noise
 
     def _check_vec_normalize(self) -> None:
         """
-        :raises ValueError: if the environment's ``VecNormalize`` would change what the dataset's numbers mean
+        :raises ValueError: if the environment's ``VecNormalize`` would change what the dataset's numbers mean, or is missing
         """
         normalize = self.get_vec_normalize_env()
+        if self._learned_normalized and (normalize is None or not normalize.norm_obs):
+            raise ValueError(f"`env` without VecNormalize is not allowed. {OBSERVATIONS_LOST}: {HOW_TO_NORMALIZE}")
         if normalize is None:
             return
         if normalize.training and (normalize.norm_obs or normalize.norm_reward):
@@ -390,7 +415,11 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         """
         if kwargs.get("dataset") is not None:
             kwargs["dataset"] = transitions_of(kwargs["dataset"])
-        return super().load(*args, **kwargs)
+        model: Any = super().load(*args, **kwargs)
+        if kwargs.get("dataset") is not None and model._n_updates == 0:
+            model._use_dataset()  # anew: what the file has is of no dataset, or of another one
+        loaded: SelfSaving = model
+        return loaded
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "dataset"]

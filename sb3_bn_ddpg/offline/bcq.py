@@ -124,6 +124,9 @@ class BNBCQ(BNOfflineAlgorithm):
         super()._update_optimizers()
         update_learning_rate(self.vae.optimizer, self.lr_schedule(self._current_progress_remaining))
 
+    def _actions_in(self, observations: Any) -> th.Tensor:
+        return self.policy._predict(observations, deterministic=True)  # the actor alone perturbs
+
     def _step_noise(self, batch: Batch) -> th.Tensor:
         n_latents = (self.n_target_actions + 2) * len(batch.actions)
         return th.randn(n_latents, self.vae.latent_dim, device=batch.actions.device)

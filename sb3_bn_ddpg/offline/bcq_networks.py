@@ -175,6 +175,8 @@ class BNBCQPolicy(OfflinePolicy):
         n_sampled_actions: int = 100,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(vae_arch, (list, tuple)):
+            raise ValueError(f"`vae_arch={vae_arch!r}` is not allowed: it must be a list of integers")
         for n_units in vae_arch:
             check_number("vae_arch", n_units, low=1, integer=True)
         check_number("phi", phi, low=0)
@@ -190,7 +192,9 @@ class BNBCQPolicy(OfflinePolicy):
         kwargs |= dict(net_arch=self.own_kwargs["vae_arch"])
         self.vae = ActionVAE(**self._update_features_extractor(kwargs, None)).to(self.device)
         rate: dict[str, Any] = dict(lr=lr_schedule(1))
-        self.vae.optimizer = self.optimizer_class(self.vae.parameters(), **rate, **self.optimizer_kwargs)
+        # A weight decay in optimizer_kwargs is the actor's
+        parameters = [dict(params=list(self.vae.parameters()), weight_decay=0.0)]
+        self.vae.optimizer = self.optimizer_class(parameters, **rate, **self.optimizer_kwargs)
         self.vae.find_layers()
         self.register_buffer("latents", th.randn(self.own_kwargs["n_sampled_actions"], self.vae.latent_dim))
         super()._build(lr_schedule)

@@ -122,6 +122,11 @@ class BNIQLPolicy(OfflinePolicy):
     value: ValueNetwork
 
     def __init__(self, *args: Any, ortho_init: bool = True, **kwargs: Any) -> None:
+        if ortho_init and kwargs.get("final_init", "fan_in") != "fan_in":
+            raise ValueError(
+                f"`final_init={kwargs['final_init']!r}` is not allowed with `ortho_init=True`, which draws the output "
+                "layers as all others: it must be 'fan_in'"
+            )
         self.ortho_init = ortho_init
         super().__init__(*args, **kwargs)
 
@@ -132,7 +137,9 @@ class BNIQLPolicy(OfflinePolicy):
         value = ValueNetwork(**self._update_features_extractor(kwargs, None)).to(self.device)
         self.value = self._initialised(value)
         rate: dict[str, Any] = dict(lr=lr_schedule(1))
-        self.value.optimizer = self.optimizer_class(self.value.parameters(), **rate, **self.optimizer_kwargs)
+        # A weight decay in optimizer_kwargs is the actor's
+        parameters = [dict(params=list(self.value.parameters()), weight_decay=0.0)]
+        self.value.optimizer = self.optimizer_class(parameters, **rate, **self.optimizer_kwargs)
         self.value.find_layers()
         super()._build(lr_schedule)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize, is_vecenv_wrapped
 
+from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.profiles.words import evaluated, wrapper_of
 
 ENVIRONMENT_KEYS = ("env_kwargs", "env_wrapper", "vec_env_wrapper", "normalize", "frame_stack", "n_envs", "monitor_kwargs")
@@ -48,11 +50,16 @@ class EnvironmentSettings:
         :param said: What its entry says of the environment
         :param gamma: The entry's discount factor, which ``VecNormalize`` takes too
         :return: The settings
-        :raises FileError: if an expression fails or a name is unknown
+        :raises FileError: if an expression fails, a name is unknown or a value is not allowed
         """
         normalize = evaluated(file, "normalize", said.get("normalize", False)) or None
         if normalize is not None:
             normalize = (normalize if isinstance(normalize, dict) else {}) | ({} if gamma is None else {"gamma": gamma})
+        for key in ("n_envs", "frame_stack"):
+            if said.get(key) is not None and (type(said[key]) is not int or said[key] < 1):
+                raise FileError(file, f"has no usable `{key}`: {said[key]!r} must be an integer >= 1")
+        if not isinstance(said.get("env_kwargs") or {}, dict):
+            raise FileError(file, f"has no usable `env_kwargs`: {said['env_kwargs']!r} must be a mapping")
         return cls(
             said={key: value for key, value in said.items() if value not in NOTHING and (key, value) != ("n_envs", 1)},
             env_kwargs=said.get("env_kwargs") or {},
@@ -93,7 +100,7 @@ class EnvironmentSettings:
         :return: The environments in their wrappers, in the Zoo's order
         """
         env = make_vec_env(
-            gym.spec(env_id).make,
+            partial(gym.make, env_id),
             self.n_envs if n_envs is None else n_envs,
             seed,
             wrapper_class=self.wrapper,

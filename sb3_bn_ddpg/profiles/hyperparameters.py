@@ -1,6 +1,7 @@
 """An entry of a profile, or of a hyperparameter file of one's own, as the arguments of an algorithm's constructor."""
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable, KeysView
 from dataclasses import dataclass, field, replace
@@ -146,7 +147,7 @@ def hyperparameters(
         file = Path(config)
     else:
         raise ValueError(f"`profile={profile!r}` is not allowed beside `config={str(config)!r}`: there must be one of the two")
-    env_id = env if isinstance(env, str) else _id_of(env)
+    env_id = env.rpartition(":")[2] if isinstance(env, str) else _id_of(env)  # without the module that registers it
     entries = read_entries(file)
     name = env_id if env_id is not None and env_id in entries else "default"
     if config is None and name == "default":
@@ -237,7 +238,7 @@ def _built(
             entry[key] = evaluated(file, key, entry[key])
     said = {key: entry.pop(key) for key in ENVIRONMENT_KEYS if key in entry}
     environment = EnvironmentSettings.of_entry(file, said, entry.get("gamma"))
-    n_timesteps, policy = int(entry.pop("n_timesteps")), entry.pop("policy")
+    n_timesteps, policy = _n_timesteps(file, entry.pop("n_timesteps")), entry.pop("policy")
     callbacks = classes_of(file, "callback", entry.pop("callback", None))
     if isinstance(policy, str) and "." in policy:
         policy = class_of(file, "policy", policy)
@@ -248,8 +249,25 @@ def _built(
             sigma = entry.pop("noise_std") * np.ones(shape)
             entry["action_noise"] = OrnsteinUhlenbeckActionNoise(np.zeros(shape), sigma)
         entry["action_noise"] = build_action_noise(entry["action_noise"], shape)
+    if unknown := sorted(entry.keys() - inspect.signature(algorithm).parameters.keys()):
+        raise FileError(
+            file, f"has an unknown `{unknown[0]}` in its entry {name!r}: {algorithm.__name__} has no such argument"
+        )
     entry_of_file = f"the entry {name!r} of {file}"
     env_id = env if isinstance(env, str) else None
     settings = Hyperparameters(algorithm, env_id, entry_of_file, policy, n_timesteps, entry, environment, callbacks)
     _ = settings.callbacks  # wrong arguments fail here
     return settings
+
+
+def _n_timesteps(file: Path, value: Any) -> int:
+    """
+    :param file: The hyperparameter file
+    :param value: What it says of ``n_timesteps``
+    :return: The number
+    :raises FileError: if it is none
+    """
+    if isinstance(value, str) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        as_text = " (YAML takes 1e6 for a word: write 1.0e+6)" if isinstance(value, str) else ""
+        raise FileError(file, f"has no usable `n_timesteps`: {value!r} must be a number > 0{as_text}")
+    return int(value)

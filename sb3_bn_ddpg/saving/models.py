@@ -33,6 +33,9 @@ from sb3_bn_ddpg.saving.life_cycle import StepLifeCycle
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
 from sb3_bn_ddpg.saving.whole_files import SHA256_LINE, check_model_file, check_pickle
 
+OBSERVATIONS_LOST = "The model was trained on the observations of VecNormalize, whose statistics it does not have"
+HOW_TO_NORMALIZE = "load the model with `env=VecNormalize.load(...)`"
+
 SelfSaving = TypeVar("SelfSaving", bound="SavingAlgorithm")
 
 
@@ -335,9 +338,8 @@ class SavingAlgorithm(StepLifeCycle):
         """
         if self._vec_normalize_env is None and self._learned_normalized:
             warnings.warn(
-                "The model was trained on the observations of VecNormalize, whose statistics it does not have: the exported "
-                "policy takes normalised observations. For one that takes the environment's own, load the model with "
-                "`env=VecNormalize.load(...)`",
+                f"{OBSERVATIONS_LOST}: the exported policy takes normalised observations. For one that takes the "
+                f"environment's own, {HOW_TO_NORMALIZE}",
                 stacklevel=3,
             )
         normalizers = [layer for layer in layers_of(self.env) if isinstance(layer, VecNormalize) and layer.norm_obs]

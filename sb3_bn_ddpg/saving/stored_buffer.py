@@ -13,7 +13,7 @@ from sb3_bn_ddpg.saving.pickling import Pickler, Unpickler, pack
 
 BUFFERS = (BaseBuffer,)  # one may hold others, as of an expert's transitions
 INDEPENDENT = (ReplayBuffer, DictReplayBuffer)
-"""Replay buffers that make nothing of transitions that follow each other, unless they save memory."""
+"""SB3's replay buffers that make nothing of transitions that follow each other, unless they save memory."""
 
 
 @dataclass
@@ -135,7 +135,8 @@ def cut_off_episodes(buffer: Any) -> None:
         return
     if not isinstance(getattr(buffer, "dones", None), np.ndarray):
         return  # it keeps its transitions in its own way
-    if type(buffer) in INDEPENDENT and not buffer.handle_timeout_termination and not buffer.optimize_memory_usage:
+    is_independent = type(buffer) in INDEPENDENT or getattr(buffer, "is_independent", False)
+    if is_independent and not buffer.handle_timeout_termination and not buffer.optimize_memory_usage:
         return  # an end would be a terminal state, and each transition has its own next observation
     last = (buffer.pos - 1) % buffer.buffer_size
     unfinished = buffer.dones[last] == 0
