@@ -303,5 +303,6 @@ def missing_text(folder: Path, budget: Budget) -> str:
                 f"{VARIANTS[variant].label} {sum(unit.variant == variant for unit in gaps)}"
                 for variant in dict.fromkeys(unit.variant for unit in gaps)
             )
-            lines.append(f"- `{name}`: {len(gaps)} of {len(units)} runs" + (f" ({cells})" if len(gaps) < len(units) else ""))
+            stored = len(units) - len(gaps)
+            lines.append(f"- `{name}`: {stored} of {len(units)} runs stored" + (f" (missing: {cells})" if stored else ""))
     return "\n".join(lines)

@@ -104,7 +104,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     """
     rows = read(folder, budget)
     missing = missing_text(folder, budget)
-    parts = [f"Not stored yet, and so not in the figures:\n\n{missing}"] if missing else []
+    parts = [f"Not all stored yet, and so not all in the figures:\n\n{missing}"] if missing else []
     pictures = page.with_suffix("")
     if len(rows):
         everything = tuple(TASKS)

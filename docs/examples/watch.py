@@ -1,7 +1,7 @@
 """
 Watch a trained agent: film it, or open a window.
 
-    python docs/examples/quickstart.py        # trains one; any other that `model.save` has written goes as well
+    python docs/examples/quickstart.py        # trains one; any that `model.save` has written goes as well, with its --algo
     python docs/examples/watch.py             # films it
     python docs/examples/watch.py --window    # shows it
 
@@ -15,10 +15,13 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecVideoRecorder
 
-from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3
+
+ALGORITHMS = {"bn_ddpg": BNDDPG, "bn_td3": BNTD3, "bn_sac": BNSAC}
 
 
 def make_env(args: argparse.Namespace) -> VecEnv:
@@ -31,7 +34,7 @@ def make_env(args: argparse.Namespace) -> VecEnv:
     return VecVideoRecorder(env, str(args.out), trigger, video_length=args.timesteps, name_prefix=args.env.replace("/", "-"))
 
 
-def watch(model: BNDDPG, env: VecEnv, timesteps: int) -> None:
+def watch(model: BaseAlgorithm, env: VecEnv, timesteps: int) -> None:
     """Let the agent act, without noise and on batch norm's running statistics, and print the return of each episode."""
     observation = env.reset()
     for _ in range(timesteps):
@@ -46,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="Pendulum-v1", help="the environment that the agent was trained in")
     parser.add_argument("--model", type=Path, default=Path("runs/Pendulum-v1_seed0/model.zip"), help="the agent")
+    parser.add_argument("--algo", choices=ALGORITHMS, default="bn_ddpg", help="the agent's algorithm")
     parser.add_argument("--timesteps", type=int, default=400, help="environment steps to watch")
     parser.add_argument("--seed", type=int, default=0, help="seed of the environment")
     parser.add_argument("--window", action="store_true", help="open a window instead of filming")
@@ -54,7 +58,7 @@ def main() -> None:
     if not args.model.exists():
         parser.error(f"argument --model: there is no file {args.model}; docs/examples/quickstart.py trains an agent")
 
-    model = BNDDPG.load(args.model)
+    model = ALGORITHMS[args.algo].load(args.model)
     try:
         env = make_env(args)
         watch(model, env, args.timesteps)
