@@ -129,7 +129,10 @@ def conditions_text(folder: Path) -> str:
     ]
     if rows["machine"].isna().any():
         parts.append(f"{'the others ' if parts else ''}on a machine that was not recorded")
-    return f"BNDDPG's by its compiled update, the peers' by PyTorch. Measured: {'; '.join(parts)}."
+    return (
+        "This package's by its compiled update, the peers' by PyTorch. The columns are not all of one machine: the last line, "
+        f"which compares within each, is what to read. Measured: {'; '.join(parts)}."
+    )
 
 
 if __name__ == "__main__":
