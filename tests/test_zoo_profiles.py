@@ -307,6 +307,8 @@ def test_a_model_that_goes_on_with_other_values_says_which(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match=r"model.zip goes on with other hyperparameters .*bn_td3.yml: .*gamma 0.99 -> 0.98"):
         model = model_of("bn_td3", "tuned", "Pendulum-v1", tmp_path, **loading)
     assert model.gamma == 0.98
+    (folder / "config.yml").write_text("- [policy_kwargs, !!python/name:gone.Features '']")
+    assert model_of("bn_td3", "tuned", "Pendulum-v1", tmp_path, **loading).gamma == 0.98
 
 
 def test_a_profile_may_be_named_by_a_relative_path(tmp_path, monkeypatch):

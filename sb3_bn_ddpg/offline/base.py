@@ -22,7 +22,7 @@ from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import Dataset, check_order, transitions_of
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
-from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment
+from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment  # older checkpoints name it here
 from sb3_bn_ddpg.saving.models import HOW_TO_NORMALIZE, OBSERVATIONS_LOST, SelfSaving
 
 NO_DICTIONARIES = (

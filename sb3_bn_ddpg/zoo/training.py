@@ -293,7 +293,10 @@ class TrainingManager(HyperparameterManager):
         file = Path(self.trained_agent).parent / self.env_name / "config.yml"
         if not file.is_file():
             return
-        so_far = dict(yaml.unsafe_load(file.read_text()))
+        try:
+            so_far = dict(yaml.unsafe_load(file.read_text()))
+        except yaml.YAMLError:  # it names classes of a Python file that is gone, of which the model has its own copies
+            return
         defaults = {name: each.default for name, each in inspect.signature(row.algorithm).parameters.items()}
         settled = {"policy", "policy_kwargs", row.dataset_argument, *(self.custom_hyperparams or {})}
         values = {
