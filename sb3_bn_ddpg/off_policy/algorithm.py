@@ -6,7 +6,7 @@ between the definition of its gradient step and faster ways, files.
 import inspect
 import warnings
 from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -29,11 +29,8 @@ from sb3_bn_ddpg.common.hindsight import check_first_episode
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.common.space_checks import check_spaces, value_errors
 from sb3_bn_ddpg.common.steps import averages, on_device
-from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer
-from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
-from sb3_bn_ddpg.off_policy.demonstrations import check_demonstrations, demonstrated_buffer
+from sb3_bn_ddpg.off_policy.demonstrations import DemonstratedAlgorithm, check_demonstrations, demonstrated_buffer
 from sb3_bn_ddpg.off_policy.exploration import fitted_noise
-from sb3_bn_ddpg.off_policy.scaled_rewards import ScaledRewardsAlgorithm
 from sb3_bn_ddpg.saving.models import HOW_TO_NORMALIZE, OBSERVATIONS_LOST
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes
 
@@ -47,7 +44,7 @@ SATURATED = 0.98
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="BNOffPolicyAlgorithm")
 
 
-class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
+class BNOffPolicyAlgorithm(DemonstratedAlgorithm):
     """
     An off-policy actor-critic with batch norm, of which each pass says its statistics.
 
@@ -63,9 +60,6 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
     _hidden_noise: ActionNoise | None = None
     _largest_reward: float = 0.0  # of earlier trainings, for the guard of a model that is loaded without its replay buffer
     _largest_bonus: float = 0.0
-    _had_demonstrations: bool = False  # also after it was saved, without them
-    learns_from_dataset: ClassVar[bool] = False
-    """Whether gradient steps on a dataset take the place of steps in the environment"""
 
     def __init__(self, **arguments: Any) -> None:
         setup = arguments.pop("_init_setup_model")
@@ -208,37 +202,10 @@ class BNOffPolicyAlgorithm(ScaledRewardsAlgorithm):
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         check_observation(self, self.allow_nan_observations, self._last_obs)
         self._is_within_step = False
-        sees_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
-        if self._learned_normalized and not sees_normalized:
+        if self._learned_normalized and not self._sees_normalized:
             warnings.warn(f"{OBSERVATIONS_LOST}, and goes on with the environment's own. {HOW_TO_NORMALIZE}", stacklevel=4)
-        self._learned_normalized = sees_normalized
+        self._learned_normalized = self._sees_normalized
         return result
-
-    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
-        """
-        Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. The
-        model keeps its demonstrations, or its dataset, if the file has none.
-
-        :param path: Path to the pickled replay buffer.
-        :param truncate_last_traj: Whether the last trajectory is taken as finished
-        """
-        before = getattr(self, "replay_buffer", None)
-        super().load_replay_buffer(path, truncate_last_traj)
-        loaded = self.replay_buffer
-        with_dataset = (MixedReplayBuffer, DatasetBuffer) if self.learns_from_dataset else MixedReplayBuffer
-        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, with_dataset):
-            self.replay_buffer = before.with_new(loaded)
-        if isinstance(loaded, MixedReplayBuffer) and not self.learns_from_dataset:
-            self._had_demonstrations = True
-
-    def _check_loaded_buffer(self) -> None:
-        super()._check_loaded_buffer()
-        factor = getattr(self.replay_buffer, "reward_factor", 1.0)
-        if factor != 1 and not self.learns_from_dataset:
-            raise ValueError(
-                f"a replay buffer whose rewards were multiplied by {factor:.4g} (`reward_scaling` of an offline algorithm) is "
-                "not allowed beside rewards that are not: `demonstrations=path` takes them as they were"
-            )
 
     def _show_hidden_noise(self) -> None:
         if self._hidden_noise is not None:

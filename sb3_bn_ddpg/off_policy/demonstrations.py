@@ -3,15 +3,50 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_bn_ddpg.common.atomic_files import FileError
-from sb3_bn_ddpg.datasets.dataset_buffer import dataset_buffer
+from sb3_bn_ddpg.common.atomic_files import FileError, PathOrFile
+from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import check_order, transitions_of
+from sb3_bn_ddpg.off_policy.scaled_rewards import ScaledRewardsAlgorithm
+
+
+class DemonstratedAlgorithm(ScaledRewardsAlgorithm):
+    """An algorithm whose replay buffer may have a dataset beside the new transitions."""
+
+    _had_demonstrations: bool = False  # also after it was saved, without them
+    learns_from_dataset: ClassVar[bool] = False
+    """Whether gradient steps on a dataset take the place of steps in the environment"""
+
+    def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
+        """
+        Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. The
+        model keeps its demonstrations, or its dataset, if the file has none.
+
+        :param path: Path to the pickled replay buffer.
+        :param truncate_last_traj: Whether the last trajectory is taken as finished
+        """
+        before = getattr(self, "replay_buffer", None)
+        super().load_replay_buffer(path, truncate_last_traj)
+        loaded = self.replay_buffer
+        with_dataset = (MixedReplayBuffer, DatasetBuffer) if self.learns_from_dataset else MixedReplayBuffer
+        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, with_dataset):
+            self.replay_buffer = before.with_new(loaded)
+        if isinstance(loaded, MixedReplayBuffer) and not self.learns_from_dataset:
+            self._had_demonstrations = True
+
+    def _check_loaded_buffer(self) -> None:
+        super()._check_loaded_buffer()
+        factor = getattr(self.replay_buffer, "reward_factor", 1.0)
+        if factor != 1 and not self.learns_from_dataset:
+            raise ValueError(
+                f"a replay buffer whose rewards were multiplied by {factor:.4g} (`reward_scaling` of an offline algorithm) is "
+                "not allowed beside rewards that are not: `demonstrations=path` takes them as they were"
+            )
 
 
 def demonstrated_buffer(model: Any) -> tuple[type[ReplayBuffer], dict[str, Any]]:

@@ -69,3 +69,21 @@ def fitted_noise(noise: Any, n_envs: int, action_space: spaces.Box, seed: int | 
             f"it must return {' or '.join(map(str, allowed))} for the action space {action_space}"
         )
     return fitted
+
+
+def noise_to_go_on_with(
+    present: ActionNoise | None, noise: Any, n_envs: int, action_space: spaces.Box, seed: int | None
+) -> ActionNoise | None:
+    """
+    :param present: The noise of a model
+    :param noise: The argument ``action_noise`` of its next training
+    :param n_envs: As of :func:`fitted_noise`
+    :param action_space: As of :func:`fitted_noise`
+    :param seed: As of :func:`fitted_noise`
+    :return: The present noise if a word names the same process, which goes on, or else a new one
+    :raises ValueError: if it is not a noise, or does not fit the environment's actions
+    """
+    if isinstance(noise, OrnsteinUhlenbeckNoise) and noise is not present:
+        noise = noise.copy_for_model()
+    fitted = fitted_noise(noise, n_envs, action_space, seed)
+    return present if isinstance(noise, str) and repr(fitted) == repr(present) else fitted

@@ -15,13 +15,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_bn_ddpg.common.atomic_files import PathOrFile
 from sb3_bn_ddpg.common.checks import check_number
-from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
 from sb3_bn_ddpg.common.space_checks import check_spaces
 from sb3_bn_ddpg.datasets.dataset_buffer import DatasetBuffer, RewardScaling, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedReplayBuffer
 from sb3_bn_ddpg.datasets.transitions import Dataset, check_order, transitions_of
 from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
-from sb3_bn_ddpg.off_policy.exploration import fitted_noise
+from sb3_bn_ddpg.off_policy.exploration import noise_to_go_on_with
 from sb3_bn_ddpg.offline.no_environment import NoEnvironment, no_environment  # older checkpoints name it here
 from sb3_bn_ddpg.saving.models import HOW_TO_NORMALIZE, OBSERVATIONS_LOST, SelfSaving
 
@@ -161,7 +160,7 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         if self.env is None:  # of a model that was loaded without one; callbacks ask for it
             self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
         self._set_up_update()
-        self._learned_normalized = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
+        self._learned_normalized = self._sees_normalized
         self.start_time = time.time_ns()
         if self.ep_info_buffer is None or self.ep_success_buffer is None or reset_num_timesteps:
             self.ep_info_buffer = deque(maxlen=self._stats_window_size)
@@ -271,7 +270,8 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
         check_number("learning_starts", learning_starts, low=0, integer=True)
         buffer = self._dataset_and_new()
         self.check_may_go_online()
-        noise = self._noise_to_go_on_with(action_noise)
+        assert isinstance(self.action_space, spaces.Box)
+        noise = noise_to_go_on_with(self.action_noise, action_noise, self.n_envs, self.action_space, self.seed)
         if isinstance(buffer, DatasetBuffer):
             buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
             self.replay_buffer = buffer
@@ -301,25 +301,12 @@ class BNOfflineAlgorithm(BNOffPolicyAlgorithm):
             self.env.reset()  # which says so
         self._check_vec_normalize()
 
-    def _noise_to_go_on_with(self, action_noise: ActionNoise | str | None) -> ActionNoise | None:
-        """
-        :param action_noise: The argument of :meth:`learn_online`
-        :return: The noise: the model's own if it is the same process, which goes on, or else a new one
-        :raises ValueError: if it is not a noise, or does not fit the environment's actions
-        """
-        if isinstance(action_noise, OrnsteinUhlenbeckNoise) and action_noise is not self.action_noise:
-            action_noise = action_noise.copy_for_model()
-        assert isinstance(self.action_space, spaces.Box)
-        noise = fitted_noise(action_noise, self.n_envs, self.action_space, self.seed)
-        is_of_word = isinstance(action_noise, str)
-        return self.action_noise if is_of_word and repr(noise) == repr(self.action_noise) else noise
-
     def _check_vec_normalize(self) -> None:
         """
         :raises ValueError: if the environment's ``VecNormalize`` would change what the dataset's numbers mean, or is missing
         """
         normalize = self.get_vec_normalize_env()
-        if self._learned_normalized and (normalize is None or not normalize.norm_obs):
+        if self._learned_normalized and not self._sees_normalized:
             raise ValueError(f"`env` without VecNormalize is not allowed. {OBSERVATIONS_LOST}: {HOW_TO_NORMALIZE}")
         if normalize is None:
             return

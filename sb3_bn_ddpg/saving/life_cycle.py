@@ -39,6 +39,11 @@ class StepLifeCycle(OffPolicyAlgorithm):
     _is_new_episode_told: bool = False
 
     @property
+    def _sees_normalized(self) -> bool:
+        """Whether the environment's observations are those of ``VecNormalize``."""
+        return self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
+
+    @property
     def remaining_timesteps(self) -> int:
         """How many steps the last call of ``learn`` still had to take when it was interrupted."""
         return max(self._total_timesteps - self.num_timesteps, 0)
