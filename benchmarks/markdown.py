@@ -33,6 +33,14 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def numbers(values: Iterable[float]) -> str:
+    """
+    :param values: Figures, as of each seed
+    :return: All of them
+    """
+    return "; ".join(map(number, values)) or MISSING
+
+
 def replace_results(page: Path, parts: Iterable[str]) -> None:
     """
     Write paragraphs between the marks of a page.

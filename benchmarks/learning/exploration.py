@@ -8,7 +8,7 @@ from benchmarks.learning.contenders import ABLATION_STEPS, FAMILY
 from benchmarks.learning.figures import final, read
 from benchmarks.learning.matrix import EXPLORATION, GROUPS, VARIANTS, Budget, Unit
 from benchmarks.learning.profile_search import LATER_RULE_TASKS, LATER_RULES, RULE_TASKS, RULES
-from benchmarks.markdown import MISSING, number, table
+from benchmarks.markdown import MISSING, numbers, table
 
 BESIDE = ("tuned", "td3_prototype", "td3_twice", *FAMILY, "sac_crossq", "crossq_256")
 """Whose runs are longer; in the first table they count up to the same step."""
@@ -46,7 +46,7 @@ def returns_table(rows: pd.DataFrame, variants: tuple[str, ...], tasks: tuple[st
     :return: Final returns of each seed
     """
     returns = final(rows, "return_mean")
-    cells = returns.groupby(["variant", "task"]).agg(lambda of_seeds: "; ".join(map(number, of_seeds)))
+    cells = returns.groupby(["variant", "task"]).agg(numbers)
     lines = [
         [VARIANTS[variant].label, *(cells.get((variant, task), MISSING) for task in tasks)]
         for variant in variants

@@ -4,7 +4,6 @@ which some may be missing.
 """
 
 import argparse
-from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +15,7 @@ from benchmarks.learning.matrix import GROUPS, LONG_GROUPS, LONG_TASKS, MILLION_
 from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.tasks import CHEETAH
 from benchmarks.learning.unit import add_budget_arguments, budget_of
-from benchmarks.markdown import MISSING, number, replace_results, table
+from benchmarks.markdown import MISSING, number, numbers, replace_results, table
 
 NAME = "paper_length.md"
 SHORT_STEPS = 50_000
@@ -197,21 +196,13 @@ def logged_table(rows: pd.DataFrame) -> str:
             own = rows[(rows["task"] == task) & (rows["variant"] == variant)]
             line = [task, VARIANTS[variant].label, seeds_text(seeds_stored(rows, task, variant))]
             short = own.loc[own["step"] == SHORT_STEPS, "return_mean"]
-            line += [number(short.mean()), returns_text(final(own, "return_mean")), number(own["return_mean"].max())]
+            line += [number(short.mean()), numbers(final(own, "return_mean")), number(own["return_mean"].max())]
             for column in LOGGED:
                 value = final(own, column).mean() if column in own else float("nan")
                 line.append(f"{value:.0%}" if column in SHARES and value == value else number(value))
             lines.append(line)
     columns = ["", "", "seeds", f"return after {SHORT_STEPS:,} steps", "return at the end, each seed's", "largest evaluation"]
     return table([*columns, *LOGGED.values()], lines)
-
-
-def returns_text(returns: Iterable[float]) -> str:
-    """
-    :param returns: Final returns
-    :return: All of them
-    """
-    return "; ".join(map(number, returns)) or MISSING
 
 
 def beside_the_papers(

@@ -1,8 +1,7 @@
 """The report: ``python -m benchmarks.learning.report`` draws and writes everything from the stored units alone."""
 
 import argparse
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +28,7 @@ from benchmarks.learning.matrix import DOUBLED_TASKS, NORM_TASKS, VARIANTS, WIDE
 from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.tasks import ALL_TASKS, HELD_OUT, TASKS, TUNING, UNSEEN, XQC
 from benchmarks.learning.unit import add_budget_arguments, budget_of
-from benchmarks.markdown import MISSING, number, replace_results, table
+from benchmarks.markdown import MISSING, number, numbers, replace_results, table
 
 PIXELS = Path(__file__).parents[1] / "pixels" / "results"
 PIXELS_CAPTION = (
@@ -164,7 +163,7 @@ def section(
         + (PIXELS_CAPTION if pixels is not None and len(pixels) else ""),
         "Scores at the end, average / best of the seeds, as in the paper's Table 1:",
         score_table(rows, variants, tuple(TASKS)),
-        "Returns at the end, mean ± standard deviation over seeds:",
+        "Returns at the end, each seed's:",
         return_table(rows, variants, tuple(TASKS)),
         "What the algorithms logged, means over seeds and their range. The value of the evaluated policy is its mean reward "
         "a step times the discounted number of steps left, so a rough one; Q far above it is overestimation. Q is that of "
@@ -216,18 +215,22 @@ def aggregate_cell(rows: pd.DataFrame, name: str, tasks: Sequence[str]) -> str:
 
 
 def return_table(
-    rows: pd.DataFrame, variants: Sequence[str], tasks: Sequence[str], published: dict[str, dict[str, float]] | None = None
+    rows: pd.DataFrame,
+    variants: Sequence[str],
+    tasks: Sequence[str],
+    text: Callable[[pd.Series], str] = numbers,
+    published: dict[str, dict[str, float]] | None = None,
 ) -> str:
     """
     :param rows: The stored evaluations
     :param variants: The columns
     :param tasks: The rows
+    :param text: What a cell says of its seeds' final returns
     :param published: More columns: others' mean returns by task, by heading
-    :return: Mean and standard deviation of the final returns
+    :return: The final returns
     """
     names, others = present(rows, ("random", *variants)), published or {}
-    returns = final(rows, "return_mean").groupby(["task", "variant"]).agg(["mean", "std"])
-    cells = {key: spread(mean, std) for key, mean, std in returns.itertuples()}
+    cells = {key: text(of_seeds) for key, of_seeds in final(rows, "return_mean").groupby(["task", "variant"])}
     lines = [
         [
             task,
@@ -239,13 +242,12 @@ def return_table(
     return table(["Return", *(VARIANTS[name].label for name in names), *others], lines)
 
 
-def spread(mean: float, std: float) -> str:
+def mean_and_spread(of_seeds: pd.Series) -> str:
     """
-    :param mean: Mean over seeds
-    :param std: Their standard deviation, NaN of a single seed
-    :return: Both, or of a single seed its value alone
+    :param of_seeds: Final returns
+    :return: Their mean and standard deviation, or the single one
     """
-    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
+    return f"{number(of_seeds.mean())} ± {number(of_seeds.std())}" if len(of_seeds) > 1 else numbers(of_seeds)
 
 
 def interval(entry: Estimate, digits: int = 3) -> str:
@@ -375,7 +377,7 @@ def family(rows: pd.DataFrame) -> list[str]:
         "## BNTD3 and BNSAC",
         score_table(rows, variants, tuple(ALL_TASKS)),
         "Returns at the end, mean ± standard deviation over seeds, and XQC's published means, with two updates a step:",
-        return_table(rows, variants, tuple(ALL_TASKS), {"XQC, published": XQC}),
+        return_table(rows, variants, tuple(ALL_TASKS), mean_and_spread, {"XQC, published": XQC}),
         comparison_table(comparisons(rows, FAMILY_COMPARISONS, FAMILY_SCOPES)),
     ]
 
@@ -416,7 +418,7 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
         lines += [
             _ablation_line(rows, f"{factor}: {VARIANTS[name].label}", name, compared[name]) for name in present(rows, values)
         ]
-    columns = ["Final return", *TUNING, "seeds", "difference of interquartile means from the base", "p"]
+    columns = ["Return at the end, each seed's", *TUNING, "seeds", "difference of interquartile means from the base", "p"]
     parts.append(table(columns, lines))
     if among := comparisons(rows, NORM_COMPARISONS, {"tuning": TUNING}):
         parts += ["The other normalisations among themselves:", comparison_table(among)]
@@ -428,7 +430,7 @@ def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison 
     cells = []
     for task in TUNING:
         own = returns[returns.index.get_level_values("task") == task]
-        cells.append(spread(own.mean(), own.std()) if len(own) else MISSING)
+        cells.append(numbers(own))
     seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
     gain = [interval(found.gain), p_text(found.p_value)] if found else [MISSING, MISSING]
     return [label, *cells, "-".join(map(str, sorted(set(seeds)))), *gain]
