@@ -18,7 +18,7 @@ from sb3_bn_ddpg.off_policy import BNOffPolicyAlgorithm
 HAS_NUMBA = importlib.util.find_spec("numba") is not None
 needs_numba = pytest.mark.skipif(not HAS_NUMBA, reason="the extra `compiled` is not installed")
 COMPILES = pytest.mark.xdist_group("compiled")
-"""One process compiles: others that began at the same time would each do the same, for half a minute."""
+"""One process compiles: others that began at the same time would each do the same."""
 COMPILED = pytest.param("compiled", marks=needs_numba)
 needs_cuda = pytest.mark.skipif(not th.cuda.is_available(), reason="there is no CUDA device")
 CUDA = pytest.param("cuda", marks=needs_cuda)

@@ -85,6 +85,21 @@ def test_a_line_says_that_a_step_is_compiled_once_a_machine(tmp_path):
 
 
 @needs_numba
+def test_constants_share_one_code():
+    """A pass, and all that it calls, is not compiled for each mode anew."""
+    import numba
+
+    from sb3_bn_ddpg.fast.numba_compiler import compiled
+
+    def times(x, n):
+        return x * n
+
+    function = compiled(times)
+    assert numba.njit(lambda x: function(x, 2) + function(x, 3))(2.0) == 10
+    assert len(function.signatures) == 1
+
+
+@needs_numba
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["BNDDPG", "BNSAC"])
 def test_kept_code_has_the_numbers_of_the_process_that_compiled_it(algorithm, tmp_path):

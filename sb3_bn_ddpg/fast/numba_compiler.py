@@ -11,6 +11,7 @@ from types import FunctionType, ModuleType
 from typing import Any, cast
 
 import numba
+from numba.core import types
 from numba.extending import register_jitable
 
 from sb3_bn_ddpg.fast.parts import Transitions
@@ -32,6 +33,7 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
     :return: The same, compiled
     """
     kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not is_step, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
+    _compile_for_types_alone(kernel)
     try:
         kernel.enable_caching()
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
@@ -44,6 +46,21 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
         kernel._cache.load_overload = _announced(load) if is_step else load
         kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
     return cast(Callable[..., Any], kernel)
+
+
+def _compile_for_types_alone(kernel: Any) -> None:
+    """
+    Let compiled callers share one code of a function: Numba takes a constant that is passed, as a pass's mode, for a type of
+    its own, and would compile the function, and all that it calls, for each constant anew.
+
+    :param kernel: A compiled function
+    """
+    template, unliteral = kernel.get_call_template, cast(Callable[..., Any], types.unliteral)
+
+    def of_types(args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+        return template(tuple(map(unliteral, args)), {name: unliteral(of) for name, of in kws.items()})
+
+    kernel.get_call_template = of_types
 
 
 def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +120,7 @@ def _announced(load: Callable[..., Any]) -> Callable[..., Any]:
         kept = load(*args)
         if kept is None:
             print(
-                "Compiling the gradient step for networks of this kind: half a minute, once on this machine",
+                "Compiling the gradient step for networks of this kind: some 20 seconds, once on this machine",
                 file=sys.stderr,
                 flush=True,
             )
@@ -123,8 +140,8 @@ def _say_that_nothing_is_kept(reason: Exception) -> None:
         return
     _has_warned = True
     warnings.warn(
-        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for half a '
-        f"minute ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
+        f'Numba can keep no compiled code here, so `fast_update="compiled"` compiles in each process anew, for some '
+        f"20 seconds ({reason}). To keep it, set the environment variable NUMBA_CACHE_DIR to a writable folder",
         stacklevel=2,
     )
 
@@ -158,7 +175,8 @@ def compiled_steps(step: Callable[..., Any], operations: ModuleType) -> Callable
 
     assert isinstance(step, FunctionType)
     assert isinstance(steps, FunctionType)
-    one = numba.njit(**OPTIONS)(bound(step))
+    # Else it would be compiled by itself, and then once more with the loop
+    one = numba.njit(inline="always", **OPTIONS)(bound(step))
     return compiled(like(steps, step, dict(steps.__globals__) | {"one_step": one}), is_step=True)
 
 

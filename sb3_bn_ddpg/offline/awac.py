@@ -49,7 +49,7 @@ class BNAWAC(BNOfflineAlgorithm):
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
         uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
-        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. On a GPU, either is a
+        minibatches up to some hundred, after 20 seconds of compiling in the first run on a machine. On a GPU, either is a
         CUDA graph.
     :param target_statistics: Batch-norm statistics of passes whose output is only a target: ``"running"``, ``"batch"``,
         ``"running_update"`` or ``"batch_update"``, where ``_update`` also updates the running ones from this pass (see

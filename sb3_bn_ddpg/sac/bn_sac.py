@@ -131,7 +131,7 @@ class BNSAC(BNOffPolicyAlgorithm):
     :param fast_update: Whether to calculate the gradient steps by hand-derived formulas, where that is possible: linear layers
         with ReLU, batch norm, batch renorm, layer norm or none, Adam. The numbers are the same but for rounding; False always
         uses autograd. ``"compiled"`` does so in code compiled by Numba, for the CPU (extra ``compiled``): the faster one for
-        minibatches up to some hundred, after half a minute of compiling in the first run on a machine. Both take no more
+        minibatches up to some hundred, after 20 seconds of compiling in the first run on a machine. Both take no more
         threads than their matrix products gain by. On a GPU, either is a CUDA graph.
     :param allow_nan_observations: Whether observations may hold NaN, as a mark of what is not observed. If False, one ends the
         training with an error. If True, a features extractor of your own must leave them out. If None, NaN is allowed, with a
