@@ -8,6 +8,7 @@ import warnings
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from conftest import SMALL, VectorEnv
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
@@ -17,7 +18,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
-from sb3_bn_ddpg.saving.checkpoint import read_manifest
+from sb3_bn_ddpg.saving.checkpoint import _generators, _restore_generators, read_manifest
 
 
 class PassesOn:
@@ -372,6 +373,27 @@ def test_classes_of_the_users_script_are_its_own(tmp_path, trains, resumes):
         result = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "resumed"
+
+
+def test_numpys_numbers_are_equal_in_each_of_its_versions(make_model, tmp_path):
+    """NumPy 1 writes 9.5 and NumPy 2 np.float64(9.5): an episode would end for it."""
+
+    def env():
+        return gym.make("Pendulum-v1", g=np.float64(9.5))
+
+    make_model(env()).learn(30).save_checkpoint(tmp_path / "checkpoint")
+    with np.printoptions(legacy="1.25"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BNDDPG.resume(tmp_path / "checkpoint", env())
+
+
+def test_the_generator_of_another_device_is_kept(make_model, monkeypatch):
+    model, states = make_model(), [th.tensor([7], dtype=th.uint8)]
+    monkeypatch.setattr(th.mps, "get_rng_state", lambda: states[0])
+    monkeypatch.setattr(th.mps, "set_rng_state", states.append)
+    model.device = th.device("mps")
+    _restore_generators(model, _generators(model))
+    assert states[1] is states[0]
 
 
 @pytest.mark.parametrize("other", [dict(gamma=0.9), dict(clip_obs=5.0), dict(norm_reward=False), dict(training=False)])

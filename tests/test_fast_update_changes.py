@@ -50,6 +50,16 @@ def test_what_a_callback_changes_of_the_normalisation_counts(make_model, path):
     assert type(model._fast_update).__name__ == CLASSES[path]
 
 
+@pytest.mark.parametrize("path", [True, COMPILED])
+def test_learning_in_inference_mode_leaves_parameters_to_autograd(make_model, path):
+    model = make_model(**by(path))
+    with th.inference_mode():
+        model.learn(30)
+    assert type(model._fast_update).__name__ == CLASSES[path]
+    assert not any(param.is_inference() for param in model.policy.parameters())
+    model.critic(th.zeros(1, 4), th.zeros(1, 2))[0].sum().backward()
+
+
 def hook_of_the_optimizer(model, call):
     model.actor.optimizer.register_step_pre_hook(call)
 

@@ -3,6 +3,8 @@
 import copy
 import functools
 import inspect
+import os
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -294,6 +296,17 @@ def test_refused(arguments, error, message):
 
 
 ENTRY = "n_timesteps: 10, policy: MlpPolicy"
+
+
+def test_files_are_utf_8(tmp_path):
+    """Whatever the locale; another encoding is an error that names the file."""
+    (tmp_path / "own.yml").write_bytes(f"# für später\ndefault: {{{ENTRY}}}".encode())
+    code = "import sys; from sb3_bn_ddpg import hyperparameters; hyperparameters('bn_ddpg', 'Pendulum-v1', config=sys.argv[1])"
+    environment = os.environ | dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "own.yml")], check=True, env=environment)
+    (tmp_path / "own.yml").write_bytes(f"# für später\ndefault: {{{ENTRY}}}".encode("latin-1"))
+    with pytest.raises(FileError, match=r"own\.yml is no YAML"):
+        hyperparameters("bn_ddpg", "Pendulum-v1", config=tmp_path / "own.yml")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch as th
 from conftest import SMALL, VectorEnv
+from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 
 from sb3_bn_ddpg import BNSAC
@@ -83,3 +84,12 @@ def test_target_entropies_that_are_none(given):
 def test_no_gsde():
     with pytest.raises(ValueError, match="`use_sde=True` is not allowed"):
         make_sac(use_sde=True)
+    with pytest.raises(ValueError, match="`policy_kwargs` with use_sde=True is not allowed"):
+        make_sac(policy_kwargs=dict(use_sde=True))
+
+
+def test_policy_kwargs_that_sb3s_sac_has_had():
+    policy_kwargs = dict(net_arch=[8])
+    SAC("MlpPolicy", "Pendulum-v1", policy_kwargs=policy_kwargs)
+    assert policy_kwargs == dict(net_arch=[8], use_sde=False)
+    assert make_sac(policy_kwargs=policy_kwargs).policy_kwargs["net_arch"] == [8]

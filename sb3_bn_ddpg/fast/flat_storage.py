@@ -57,6 +57,7 @@ class FlatStorage:
     :param fixed_norm_weights: Weights that get their norm back after each step
     """
 
+    @th.inference_mode(False)  # where the caller is in it, parameters would be of no use to autograd ever after
     def __init__(self, network: Trained, target: Trained, fixed_norm_weights: tuple[th.Tensor, ...] = ()) -> None:
         self.network, self.optimizer, self.fixed_norm_weights = network, network.optimizer, fixed_norm_weights
         groups = self.optimizer.param_groups

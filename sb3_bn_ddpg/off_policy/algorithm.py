@@ -67,6 +67,12 @@ class BNOffPolicyAlgorithm(DemonstratedAlgorithm):
         if env is not None:  # None when a model is loaded
             env = arguments["env"] = maybe_make_env(env, arguments["verbose"])
             check_spaces(env.observation_space, env.action_space, arguments["policy"])
+        if arguments["policy_kwargs"] is not None:  # SB3's SAC writes use_sde=False into the dictionary that it is given
+            arguments["policy_kwargs"] = dict(arguments["policy_kwargs"])
+            if arguments["policy_kwargs"].pop("use_sde", False):
+                raise ValueError(
+                    "`policy_kwargs` with use_sde=True is not allowed: state-dependent exploration (gSDE) is not implemented"
+                )
         of_sb3 = inspect.signature(OffPolicyAlgorithm.__init__).parameters.keys() & arguments.keys()
         super().__init__(
             **{name: arguments[name] for name in of_sb3},

@@ -168,8 +168,8 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
     import yaml
 
     try:
-        entries = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise FileError(file, f"is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         raise FileError(file, "has no hyperparameters: it must be a mapping from environments to mappings")

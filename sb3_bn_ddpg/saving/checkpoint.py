@@ -352,6 +352,7 @@ def _generators(model: StepLifeCycle) -> dict[str, Any]:
         numpy=np.random.get_state(),
         torch=th.get_rng_state(),
         cuda=th.cuda.get_rng_state_all() if model.device.type == "cuda" else None,
+        device=None if model.device.type in ("cpu", "cuda") else getattr(th, model.device.type).get_rng_state(),
         action_space=environment_levels.space_generators(model.action_space),
         observation_space=environment_levels.space_generators(model.observation_space),
     )
@@ -363,5 +364,7 @@ def _restore_generators(model: StepLifeCycle, states: dict[str, Any]) -> None:
     th.set_rng_state(states["torch"])
     if states["cuda"] is not None and th.cuda.is_available():
         th.cuda.set_rng_state_all(states["cuda"][: th.cuda.device_count()])
+    if states.get("device") is not None and model.device.type not in ("cpu", "cuda"):  # Apple's or Intel's
+        getattr(th, model.device.type).set_rng_state(states["device"])
     environment_levels.set_space_generators(model.action_space, states["action_space"])
     environment_levels.set_space_generators(model.observation_space, states["observation_space"])

@@ -294,7 +294,9 @@ def _in_words(value: Any) -> str:
         return f"[{', '.join(map(_in_words, value))}]"
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_in_words(part)}' for key, part in value.items())}}}"
-    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+    if isinstance(value, np.generic):
+        value = value.item()  # NumPy's own words for it differ from version to version
+    if value is None or isinstance(value, (bool, int, float, str)):
         return repr(value)
     raise TypeError
 
