@@ -392,8 +392,14 @@ def test_the_generator_of_another_device_is_kept(make_model, monkeypatch):
     monkeypatch.setattr(th.mps, "get_rng_state", lambda: states[0])
     monkeypatch.setattr(th.mps, "set_rng_state", states.append)
     model.device = th.device("mps")
-    _restore_generators(model, _generators(model))
+    kept = _generators(model)
+    _restore_generators(model, kept)
     assert states[1] is states[0]
+    model.device = th.device("cpu")
+    _restore_generators(model, kept)
+    model.device = th.device("meta")  # which has none that PyTorch knows
+    with pytest.warns(UserWarning, match="leave out the generator of meta"):
+        _restore_generators(model, _generators(model))
 
 
 @pytest.mark.parametrize("other", [dict(gamma=0.9), dict(clip_obs=5.0), dict(norm_reward=False), dict(training=False)])

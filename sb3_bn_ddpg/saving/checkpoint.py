@@ -352,10 +352,24 @@ def _generators(model: StepLifeCycle) -> dict[str, Any]:
         numpy=np.random.get_state(),
         torch=th.get_rng_state(),
         cuda=th.cuda.get_rng_state_all() if model.device.type == "cuda" else None,
-        device=None if model.device.type in ("cpu", "cuda") else getattr(th, model.device.type).get_rng_state(),
+        device={model.device.type: _generator_of_device(model.device)},
         action_space=environment_levels.space_generators(model.action_space),
         observation_space=environment_levels.space_generators(model.observation_space),
     )
+
+
+def _generator_of_device(device: th.device) -> th.Tensor | None:
+    """
+    :param device: A model's device
+    :return: The state of its generator, if it is none of those above
+    """
+    if device.type in ("cpu", "cuda"):
+        return None
+    if (of_device := getattr(th, device.type, None)) is None:
+        warnings.warn(f"Checkpoints leave out the generator of {device}: a resumed training takes other numbers", stacklevel=4)
+        return None
+    state: th.Tensor = of_device.get_rng_state()
+    return state
 
 
 def _restore_generators(model: StepLifeCycle, states: dict[str, Any]) -> None:
@@ -364,7 +378,7 @@ def _restore_generators(model: StepLifeCycle, states: dict[str, Any]) -> None:
     th.set_rng_state(states["torch"])
     if states["cuda"] is not None and th.cuda.is_available():
         th.cuda.set_rng_state_all(states["cuda"][: th.cuda.device_count()])
-    if states.get("device") is not None and model.device.type not in ("cpu", "cuda"):  # Apple's or Intel's
-        getattr(th, model.device.type).set_rng_state(states["device"])
+    if (of_device := states.get("device", {}).get(model.device.type)) is not None:  # Apple's or Intel's
+        getattr(th, model.device.type).set_rng_state(of_device)
     environment_levels.set_space_generators(model.action_space, states["action_space"])
     environment_levels.set_space_generators(model.observation_space, states["observation_space"])
