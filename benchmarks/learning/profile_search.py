@@ -136,17 +136,18 @@ LATER_RULES = {
         ent_coef="auto_0.01",
         target_entropy="auto_0.5",
     ),
-    # CrossQ's networks and rates without its entropy, and white noise that falls in the place of it
+    # CrossQ's layers and rates (but DDPG's small output layers) without its entropy,
+    # and white noise that falls in the place of it
     "td3_crossq_three": _td3_crossq_with(
-        "BNTD3 with CrossQ's networks, three steps", action_noise=dict(type="normal", sigma=0.2)
+        "BNTD3 with CrossQ's layers, three steps", action_noise=dict(type="normal", sigma=0.2)
     ),
     "td3_crossq_falling": _td3_crossq_with(
-        "BNTD3 with CrossQ's networks, three steps, noise from 0.6 to 0.1",
+        "BNTD3 with CrossQ's layers, three steps, noise from 0.6 to 0.1",
         action_noise=_FALLING_NOISE,
     ),
     # The same two steps, scaled rewards and falling rates as BNSAC's tuned profile
     "td3_crossq_two_falling": _td3_crossq_with(
-        "BNTD3 with CrossQ's networks, rewards scaled, two steps, falling rates, noise from 0.6 to 0.1",
+        "BNTD3 with CrossQ's layers, rewards scaled, two steps, falling rates, noise from 0.6 to 0.1",
         action_noise=_FALLING_NOISE,
         n_steps=2,
         reward_scaling="return_std",
