@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,20 @@ from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC, CheckpointEvery, load_pol
 from sb3_bn_ddpg.networks.layers import PaperCNN
 
 # --- Learning
+
+
+def test_another_factor_of_the_rewards_is_told(tmp_path):
+    make(BNIQL).learn(3).save(tmp_path / "model")
+    same, larger = data(), data() | dict(rewards=10 * data()["rewards"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=same).learn(1)
+    with pytest.warns(UserWarning, match="its critics are of that unit") as told:
+        BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=larger).learn(1)
+    kept = float(str(told[0].message).rpartition("reward_scaling=")[2].partition(")")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=larger, reward_scaling=kept).learn(1)
 
 
 @pytest.mark.parametrize("cls", ALL)

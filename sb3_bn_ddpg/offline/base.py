@@ -1,6 +1,7 @@
 """The base of the offline algorithms: a dataset in the place of an environment, gradient steps in the place of steps."""
 
 import time
+import warnings
 from collections import deque
 from typing import Any, ClassVar, TypeVar
 
@@ -78,6 +79,7 @@ class BNOfflineAlgorithm(OnlineLearning):
 
     dataset: Dataset
     reward_scaling: RewardScaling = None
+    _learned_reward_factor: float | None = None
 
     def __init__(self, **arguments: Any) -> None:
         setup = arguments.pop("_init_setup_model")
@@ -136,6 +138,19 @@ class BNOfflineAlgorithm(OnlineLearning):
         if self.n_envs != 1 and self.env is not None:
             raise ValueError(f"`env` with {self.n_envs} environments is not allowed: it must be a single one")
 
+    def _note_reward_factor(self) -> None:
+        """
+        Warn if the rewards are multiplied by another factor than those that the model has learned from.
+        """
+        factor, before = self._dataset_and_new().reward_factor, self._learned_reward_factor
+        if self._n_updates > 0 and before is not None and not np.isclose(factor, before, rtol=1e-4):
+            warnings.warn(
+                f"The rewards of this dataset are multiplied by {factor:.6g}, those that the model has learned from were by "
+                f"{before:.6g}: its critics are of that unit. `load(..., reward_scaling={before:.6g})` keeps it",
+                stacklevel=4,
+            )
+        self._learned_reward_factor = float(factor)
+
     def _check_reward_scaling(self) -> None:
         if self.reward_scaling is not None:
             check_number("reward_scaling", self.reward_scaling, low=0, low_open=True, words=("return_range",))
@@ -153,7 +168,7 @@ class BNOfflineAlgorithm(OnlineLearning):
         # As SB3's, without its reset of the environment
         self._check_arguments()  # attributes may have been set since
         self._check_vec_normalize()
-        self._dataset_and_new()
+        self._note_reward_factor()
         if self.env is None:  # of a model that was loaded without one; callbacks ask for it
             self.env = self._wrap_env(no_environment(self.observation_space, self.action_space), verbose=0)
         self._set_up_update()
