@@ -28,6 +28,8 @@ def test_another_factor_of_the_rewards_is_told(tmp_path):
         BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=same).learn(1)
     with pytest.warns(UserWarning, match="its critics are of that unit") as told:
         BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=larger).learn(1)
+    with pytest.warns(UserWarning, match="its critics are of that unit"):
+        BNIQL.load(tmp_path / "model", env=VectorEnv(), dataset=larger).learn_online(1)
     kept = float(str(told[0].message).rpartition("reward_scaling=")[2].partition(")")[0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

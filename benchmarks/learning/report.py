@@ -427,10 +427,7 @@ def ablation(rows: pd.DataFrame, pictures: Path) -> list[str]:
 
 def _ablation_line(rows: pd.DataFrame, label: str, name: str, found: Comparison | None) -> list[str]:
     returns = final(rows[rows["variant"] == name], "return_mean")
-    cells = []
-    for task in TUNING:
-        own = returns[returns.index.get_level_values("task") == task]
-        cells.append(numbers(own))
+    cells = [numbers(returns[returns.index.get_level_values("task") == task]) for task in TUNING]
     seeds = returns.groupby("task").size().reindex(TUNING, fill_value=0)
     gain = [interval(found.gain), p_text(found.p_value)] if found else [MISSING, MISSING]
     return [label, *cells, "-".join(map(str, sorted(set(seeds)))), *gain]

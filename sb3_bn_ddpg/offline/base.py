@@ -164,6 +164,7 @@ class BNOfflineAlgorithm(OnlineLearning):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         if self._steps_environment:
+            self._note_reward_factor()
             return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         # As SB3's, without its reset of the environment
         self._check_arguments()  # attributes may have been set since
