@@ -540,6 +540,31 @@ def test_weight_normalization_keeps_norms_and_changes_no_output(make_model, fast
     np.testing.assert_allclose(before.detach(), after.detach(), atol=1e-3)
 
 
+@pytest.mark.parametrize("normalization", ["batch", "batch_renorm"])
+@pytest.mark.parametrize("use_target_networks", [False, True])
+def test_weight_normalization_of_a_trained_model_changes_no_output(make_model, tmp_path, normalization, use_target_networks):
+    kwargs = dict(learning_rate=0.1, critic_learning_rate=0.1, use_target_networks=use_target_networks)
+    model = make_model(policy_kwargs=SMALL | dict(normalization=normalization), **kwargs)
+    model.learn(40)
+    fixed_norm = (16 / 3) ** 0.5
+    assert abs(model.actor.mu[1].weight.norm().item() / fixed_norm - 1) > 0.05
+    model.save(tmp_path / "free")
+    fixed = type(model).load(tmp_path / "free", env=model.get_env(), weight_normalization="both")
+    fixed._setup_learn(0)
+    assert fixed.actor.mu[1].weight.norm().item() == pytest.approx(fixed_norm, rel=1e-5)
+    batch = random_batch(model, seed=9)
+    for name in ("actor", "actor_target", "critic", "critic_target"):
+        inputs = (batch.observations,) if "actor" in name else (batch.observations, batch.actions)
+        for statistics in ("running", "batch"):
+            before, after = (
+                th.as_tensor(getattr(each, name).forward_with(statistics, *inputs)[0]).detach() for each in (model, fixed)
+            )
+            np.testing.assert_allclose(before, after, rtol=1e-3, atol=1e-4)
+    weights = [weight.clone() for weight in fixed._networks.fixed_norm_critic_weights]
+    fixed._setup_learn(0)  # another one changes nothing
+    assert all(map(th.equal, weights, fixed._networks.fixed_norm_critic_weights))
+
+
 def test_weight_normalization_leaves_frozen_weights(make_model):
     model = make_model(weight_normalization="both", learning_rate=0.1)
     weight = model.actor.mu[1].weight.requires_grad_(False)

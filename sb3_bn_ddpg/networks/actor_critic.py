@@ -11,7 +11,11 @@ from torch import nn
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
-from sb3_bn_ddpg.networks.statistics import PassStatistics
+from sb3_bn_ddpg.networks.normalization import scale_free_layers
+from sb3_bn_ddpg.networks.statistics import PassStatistics, statistics_of
+
+ALMOST_FIXED = 1e-3
+"""Relative distance from the fixed norm that rounding explains; weights whose norm is free go further in some steps."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +89,43 @@ class Networks:
 def restore_norms(weights: tuple[th.Tensor, ...]) -> None:
     """
     Scale weights back to the norm that they have at the initialisation (section 7) on average. Before batch norm this changes
-    nothing that a network computes; but weights that grow learn ever more slowly
-    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`__).
+    nothing that a network computes from its minibatch's statistics; but weights that grow learn ever more slowly
+    (`Palenicek et al. <https://arxiv.org/abs/2506.03758>`__). Running statistics, by which batch
+    renormalisation corrects after its warm-up, follow this scaling as they follow the step itself.
 
     :param weights: Weights of linear layers and convolutions, whose first dimension is the outputs'
     """
     for weight in weights:
-        if not weight.requires_grad:  # frozen, as it may be at any time
+        if weight.requires_grad:  # not frozen, as it may be at any time
+            weight.mul_(_factor_to_fixed_norm(weight))
+
+
+def _factor_to_fixed_norm(weight: th.Tensor) -> th.Tensor:
+    # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the fan-in
+    factor: th.Tensor = math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight)
+    return factor
+
+
+@th.no_grad()
+def begin_fixed_norms(network: nn.Module, target: nn.Module) -> None:
+    """
+    Give the weights of a network that was trained with free ones their fixed norm. Biases and running statistics are scaled
+    with them, and the target network by the same factors, so that both compute what they did, also from running statistics.
+
+    :param network: The network; layers without statistics yet are left as they are
+    :param target: Its target network, or itself
+    """
+    for pair, target_pair in zip(scale_free_layers(network), scale_free_layers(target), strict=True):
+        weight, (*_, count) = pair[0].weight, statistics_of(pair[1])
+        factor = _factor_to_fixed_norm(weight)
+        if not weight.requires_grad or not count or abs(factor - 1) < ALMOST_FIXED:
             continue
-        # U[-1/sqrt(f), 1/sqrt(f)] has the variance 1 / (3 f), f the fan-in
-        weight.mul_(math.sqrt(weight.shape[0] / 3) / th.linalg.vector_norm(weight))
+        for layer, norm in {id(pair[0]): pair, id(target_pair[0]): target_pair}.values():
+            mean, var, _ = statistics_of(norm)
+            scaled = (layer.weight, mean) if layer.bias is None else (layer.weight, layer.bias, mean)
+            for tensor in scaled:
+                tensor.mul_(factor)
+            var.mul_(factor**2)
 
 
 def descend(nets: Networks, loss: th.Tensor) -> None:

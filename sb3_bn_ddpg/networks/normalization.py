@@ -113,16 +113,24 @@ def norm_parameters(network: nn.Module) -> set[nn.Parameter]:
     return {param for module in network.modules() if isinstance(module, norm_types) for param in module.parameters()}
 
 
+def scale_free_layers(network: nn.Module) -> tuple[tuple[nn.Linear | nn.Conv2d, nn.Module], ...]:
+    """
+    :param network: A network
+    :return: The linear layers and convolutions that batch norm or batch renormalisation follows, each with that layer:
+        normalised with statistics of the same weights, what the network computes does not depend on the weights' norms
+    """
+    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
+    return tuple(
+        (first, second)
+        for sequence in sequences
+        for first, second in pairwise(sequence)
+        if isinstance(first, (nn.Linear, nn.Conv2d)) and isinstance(second, (_BatchNorm, BatchRenorm))
+    )
+
+
 def scale_free_weights(network: nn.Module) -> tuple[th.Tensor, ...]:
     """
     :param network: A network
-    :return: Weights of the linear layers and convolutions that batch norm or batch renormalisation follows: what the network
-        computes does not depend on their norms
+    :return: The weights of its :func:`scale_free_layers`
     """
-    sequences = [module for module in network.modules() if isinstance(module, nn.Sequential)]
-    pairs = [pair for sequence in sequences for pair in pairwise(sequence)]
-    return tuple(
-        first.weight
-        for first, second in pairs
-        if isinstance(first, (nn.Linear, nn.Conv2d)) and isinstance(second, (_BatchNorm, BatchRenorm))
-    )
+    return tuple(layer.weight for layer, _ in scale_free_layers(network))

@@ -143,12 +143,12 @@ class StatisticsMixin(nn.Module):
             return
         ours, theirs = (each.norm_layers if borrowed else each.own_norm_layers for each in (self, source))
         for layer, source_layer in zip(ours, theirs, strict=True):
-            for buffer, source_buffer in zip(_buffers(layer), _buffers(source_layer), strict=True):
+            for buffer, source_buffer in zip(statistics_of(layer), statistics_of(source_layer), strict=True):
                 if sync == "polyak" and buffer.is_floating_point():
                     buffer.lerp_(source_buffer, tau)
                 else:
                     buffer.copy_(source_buffer)
-        of_layers = {id(buffer) for layer in source.norm_layers for buffer in _buffers(layer)}
+        of_layers = {id(buffer) for layer in source.norm_layers for buffer in statistics_of(layer)}
         for buffer, source_buffer in zip(self.buffers(), source.buffers(), strict=True):
             if id(source_buffer) not in of_layers:  # of layers of other kinds
                 buffer.copy_(source_buffer)
@@ -159,7 +159,7 @@ class StatisticsMixin(nn.Module):
         """
         if not self.own_norm_layers:
             return []
-        means, variances, counts = zip(*map(_buffers, self.own_norm_layers), strict=True)
+        means, variances, counts = zip(*map(statistics_of, self.own_norm_layers), strict=True)
         # One transfer from the device for all
         copies = th.split(th.cat([*means, *variances]).cpu(), [len(mean) for mean in means] * 2)
         n_layers = len(means)
@@ -203,7 +203,7 @@ class StatisticsMixin(nn.Module):
         return float(sum(totals) / len(divergence))
 
 
-def _buffers(layer: nn.Module) -> list[th.Tensor]:
+def statistics_of(layer: nn.Module) -> list[th.Tensor]:
     """
     :param layer: A layer that keeps running statistics
     :return: Its running mean, running variance and counter of updates

@@ -11,7 +11,7 @@ from sb3_bn_ddpg.fast.graph_update import CudaGraphUpdate
 from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, StepCall, UnsupportedError
 from sb3_bn_ddpg.fast.update import FastUpdate
-from sb3_bn_ddpg.networks.actor_critic import Networks
+from sb3_bn_ddpg.networks.actor_critic import Networks, begin_fixed_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
 from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
@@ -62,6 +62,10 @@ class SteppingAlgorithm(CheckedArguments):
             value,
         )
         self._check_weight_normalization()
+        if self.weight_normalization is not None:
+            begin_fixed_norms(self.critic, self.critic_target)
+        if self.weight_normalization == "both":
+            begin_fixed_norms(self.actor, self.actor_target)
         self._fast_update_classes = self._find_fast_steps()
         self._is_fast_update_checked = False
 
