@@ -1,20 +1,43 @@
 """The page of offline results, from the stored units alone: ``python -m benchmarks.offline.report``."""
 
 import argparse
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from benchmarks.learning.figures import FINAL_EVALUATIONS, SEEDS_FOR_INTERVALS, estimate, final, mean, read
+from benchmarks.learning.figures import (
+    FINAL_EVALUATIONS,
+    SEEDS_FOR_INTERVALS,
+    Estimate,
+    compare,
+    complete,
+    estimate,
+    final,
+    final_matrix,
+    mean,
+    read,
+)
 from benchmarks.learning.matrix import OFFLINE, Budget, Unit
-from benchmarks.learning.report import interval
+from benchmarks.learning.plots import save
+from benchmarks.learning.report import interval, p_text
 from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
-from benchmarks.markdown import MISSING, replace_results, table
-from benchmarks.offline.variants import KINDS, LABELS, NORMALIZATIONS, PEER, TASKS, variant_name
+from benchmarks.markdown import MISSING, number, replace_results, table
+from benchmarks.offline.plots import plot_scores
+from benchmarks.offline.variants import KINDS, LABELS, PEER, TASKS, variant_name
 
 NAME = "offline_results.md"
 COLUMNS = {"none": "no normalisation", "batch": "batch norm", "layer": "layer norm", PEER: "d3rlpy"}
+COMPARED = (
+    "Final scores, over the datasets on which both have all seeds; each dataset counts alike. p is a permutation test's: "
+    "how often runs exchanged at random within each dataset differ as much."
+)
+TIMED = "Median CPU seconds of a run, its evaluations included. The other core was at work, too."
+QUESTIONS = (("batch", "none"), ("layer", "none"), ("none", PEER), ("batch", PEER))
+"""Which of :data:`COLUMNS` is better?"""
 CAPTION = (
     f"Normalised scores, final (mean of the last {FINAL_EVALUATIONS} evaluations) / best (largest evaluation): means over the "
     f"stored seeds, from {SEEDS_FOR_INTERVALS} seeds on with the 95 % interval of a bootstrap. 0 is a random policy, 1 the "
@@ -57,8 +80,10 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             lines = table_lines(trained, algorithm)
             if lines:
                 parts += [f"### {label}", table(["Dataset", *COLUMNS.values()], lines)]
-        parts += ["### Does a normalisation help?", gains_table(trained), "## Machine and versions"]
-        parts += [header_text(folder, units(), budget)]
+        cells = by_dataset(trained)
+        parts[2:2] = ["### Who is better?", COMPARED, questions_table(cells), below_text(cells)]
+        parts += ["### CPU time", TIMED, times_table(cells), "## Machine and versions", header_text(folder, units(), budget)]
+        parts.insert(1, save(plot_scores(cells, final(cells), COLUMNS), page.with_suffix(""), "scores"))
     replace_results(page, parts)
 
 
@@ -94,31 +119,118 @@ def score_cell(rows: pd.DataFrame, task: str, variant: str) -> str:
     return " / ".join(interval(estimate(mean, each.to_numpy()[:, None]), 2) for each in (last, best))
 
 
-def gains_table(rows: pd.DataFrame) -> str:
+def by_dataset(rows: pd.DataFrame) -> pd.DataFrame:
     """
     :param rows: The stored evaluations
-    :return: By how much each normalisation's final scores are above those without, over the datasets that have both
+    :return: The same, with a dataset in the place of a task, an algorithm and one of :data:`COLUMNS` in that of a variant
     """
-    scores = final(rows).groupby(["task", "variant"]).mean()
+    parts = {
+        variant_name(kind, algorithm, column): (kind, algorithm, column)
+        for kind in KINDS
+        for algorithm in LABELS
+        for column in COLUMNS
+    }
+    kinds, algorithms, columns = zip(*rows["variant"].map(parts), strict=True)
+    rows = rows.assign(algorithm=algorithms, column=columns)
+    return rows.assign(
+        task=rows["task"] + " " + pd.Series(kinds, rows.index), variant=rows["algorithm"] + " " + rows["column"]
+    )
+
+
+def datasets_of(cells: pd.DataFrame, *variants: str) -> list[str]:
+    """
+    :param cells: As from :func:`by_dataset`
+    :param variants: Some of its variants
+    :return: Datasets on which all of them have seeds enough
+    """
+    names = [f"{task} {kind}" for task in TASKS for kind in KINDS]
+    return [name for name in names if len(complete(cells, variants, [name], SEEDS_FOR_INTERVALS)) == len(variants)]
+
+
+def questions_table(cells: pd.DataFrame) -> str:
+    """
+    :param cells: As from :func:`by_dataset`
+    :return: The answers to :data:`QUESTIONS` for each algorithm, over the datasets that both sides have seeds enough on
+    """
     lines = []
     for algorithm, label in LABELS.items():
-        cells = []
-        for normalization in NORMALIZATIONS:
-            if normalization == "none":
-                continue
-            pairs = [
-                tuple((task, variant_name(kind, algorithm, name)) for name in (normalization, "none"))
-                for task in TASKS
-                for kind in KINDS
-            ]
-            gains = [scores[one] - scores[other] for one, other in pairs if one in scores.index and other in scores.index]
-            better = sum(gain > 0 for gain in gains)
-            average = sum(gains) / len(gains) if gains else 0.0
-            cells.append(f"{average:+.2f}, better on {better} of {len(gains)}" if gains else MISSING)
-        if any(cell != MISSING for cell in cells):
-            lines.append([label, *cells])
-    header = ["Mean gain in the final score", *(COLUMNS[name] for name in NORMALIZATIONS if name != "none")]
-    return table(header, lines)
+        for one, other in QUESTIONS:
+            pair = f"{algorithm} {one}", f"{algorithm} {other}"
+            datasets = datasets_of(cells, *pair)
+            if datasets and (found := compare(cells, *pair, datasets)):
+                gain = estimate(difference_of_means, *(final_matrix(cells, variant, datasets) for variant in pair))
+                lines.append(
+                    [
+                        f"{label}: {COLUMNS[one]} > {COLUMNS[other]}?",
+                        str(len(datasets)),
+                        interval(gain),
+                        p_text(found.mean_p_value),
+                        interval(found.probability, 2),
+                    ]
+                )
+    if not lines:
+        return f"No two columns have {SEEDS_FOR_INTERVALS} seeds of a dataset yet."
+    return table(["", "datasets", "difference of means", "p", "probability of improvement"], lines)
+
+
+def difference_of_means(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    """
+    :param one: Scores, of shape ``(n_seeds, n_tasks)``
+    :param other: Likewise
+    :return: The first's mean less the other's
+    """
+    return mean(one) - mean(other)
+
+
+def below_text(cells: pd.DataFrame) -> str:
+    """
+    :param cells: As from :func:`by_dataset`
+    :return: On which datasets an algorithm's interval, with its authors' settings, lies wholly below d3rlpy's, or above it
+    """
+    compared, below, above = 0, [], []
+    for algorithm, label in LABELS.items():
+        pair = f"{algorithm} none", f"{algorithm} {PEER}"
+        for name in datasets_of(cells, *pair):
+            ours, theirs = (interval_of(cells, variant, name) for variant in pair)
+            compared += 1
+            if ours.high < theirs.low:
+                below.append(f"{label} on {name}")
+            elif ours.low > theirs.high:
+                above.append(f"{label} on {name}")
+    if not compared:
+        return f"No algorithm has {SEEDS_FOR_INTERVALS} seeds of a dataset beside d3rlpy's yet."
+    told = [
+        f"{where} d3rlpy's in {len(found)}" + f" ({', '.join(found)})" * bool(found)
+        for where, found in (("below", below), ("above", above))
+    ]
+    return (
+        f"Without normalisation, as the authors have it, the interval of an algorithm's final score lies wholly {told[0]} and "
+        f"{told[1]} of {compared} cells; in the others they overlap."
+    )
+
+
+def interval_of(cells: pd.DataFrame, variant: str, dataset: str) -> Estimate:
+    """
+    :param cells: As from :func:`by_dataset`
+    :param variant: One of its variants
+    :param dataset: One of its datasets
+    :return: The mean of its final scores
+    """
+    return estimate(mean, final_matrix(cells, variant, [dataset]))
+
+
+def times_table(cells: pd.DataFrame) -> str:
+    """
+    :param cells: As from :func:`by_dataset`
+    :return: CPU seconds of a run, evaluations included, for each algorithm
+    """
+    seconds = cells.groupby(["variant", "task", "seed"])["cpu_seconds"].max().groupby("variant").median()
+    lines = [
+        [label, *(number(seconds.get(f"{algorithm} {column}", math.nan)) for column in COLUMNS)]
+        for algorithm, label in LABELS.items()
+        if cells["algorithm"].eq(algorithm).any()
+    ]
+    return table(["Algorithm", *COLUMNS.values()], lines)
 
 
 if __name__ == "__main__":
