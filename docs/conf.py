@@ -1,11 +1,11 @@
 """Sphinx's configuration: ``make docs`` builds the pages, warnings are errors."""
 
-from importlib.metadata import version as version_of
+from sb3_bn_ddpg import __version__
 
 project = "sb3-bn-ddpg"
 author = "the sb3-bn-ddpg developers"
 copyright = "2026, the sb3-bn-ddpg developers"
-release = version = version_of("sb3-bn-ddpg")
+release = version = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "examples"]

@@ -1,7 +1,5 @@
 """The batch-normalised DDPG of Lillicrap et al. (arXiv 1509.02971), and TD3, SAC and CrossQ with it, for Stable-Baselines3."""
 
-from importlib.metadata import version
-
 from sb3_bn_ddpg.common.atomic_files import FileError
 from sb3_bn_ddpg.common.guards import EnvironmentFailureError
 from sb3_bn_ddpg.common.noise import OrnsteinUhlenbeckNoise
@@ -21,8 +19,7 @@ from sb3_bn_ddpg.profiles.hyperparameters import Hyperparameters, hyperparameter
 from sb3_bn_ddpg.sac.bn_sac import BNSAC, CROSSQ, XQC
 from sb3_bn_ddpg.saving.callbacks import CheckpointEvery
 from sb3_bn_ddpg.td3.bn_td3 import BNTD3
-
-__version__ = version("sb3-bn-ddpg")
+from sb3_bn_ddpg.version import __version__
 
 __all__ = [
     "BNAWAC",

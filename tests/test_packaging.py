@@ -89,16 +89,30 @@ def test_metadata(distributions: Path):
     (info,) = (path for path in zipfile.Path(wheel).iterdir() if path.name.endswith(".dist-info"))
     about = metadata.PathDistribution(info).metadata
     assert (about["Name"], about["License-Expression"], about["Author"]) == (NAME, "MIT", "sb3-bn-ddpg developers")
+    assert about["Version"] == sb3_bn_ddpg.__version__
     assert info.joinpath("licenses", "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
     assert "Paper, https://arxiv.org/abs/1509.02971" in about.get_all("Project-URL")
     assert (about["Description-Content-Type"], about.get_payload()) == ("text/markdown", (ROOT / "README.md").read_text())
 
 
 def test_one_version():
-    (in_pyproject,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
-    assert in_pyproject == sb3_bn_ddpg.__version__
-    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == in_pyproject
-    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0] == in_pyproject
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == sb3_bn_ddpg.__version__
+    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0] == sb3_bn_ddpg.__version__
+
+
+def test_a_copy_without_metadata(tmp_path: Path):
+    """As in a frozen program, or with ``PYTHONPATH``: nothing asks an installation for the version of anything."""
+    code = """import importlib.metadata, sys
+def nothing(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+import stable_baselines3, torch  # which ask for their own
+importlib.metadata.version = nothing
+import sb3_bn_ddpg
+from sb3_bn_ddpg.saving import checkpoint
+model = sb3_bn_ddpg.BNDDPG("MlpPolicy", "Pendulum-v1", policy_kwargs=dict(net_arch=[8, 8]))
+model.save_checkpoint(sys.argv[1])
+sb3_bn_ddpg.BNDDPG.resume(sys.argv[1])"""
+    run(sys.executable, "-c", code, str(tmp_path / "model"), cwd=tmp_path)
 
 
 def test_source_distribution_is_the_repository(distributions: Path):

@@ -21,6 +21,7 @@ from benchmarks.reliability import resumes
 from benchmarks.reliability.resumes import TRAININGS, fingerprint, whole
 from sb3_bn_ddpg import BNDDPG, CheckpointEvery
 from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.saving.checkpoint import VERSIONS
 
 # The processes that these need are started once: a few trainings stand for all, which `benchmarks.reliability.resumes` does
 QUICK = ("MlpPolicy", "MlpPolicy by autograd", "three environments", "n-step", "OU noise with a schedule", "TD3", "SAC")
@@ -345,7 +346,7 @@ def test_what_a_checkpoint_is_not(make_model, tmp_path):
 
 def test_other_versions_are_told(make_model, tmp_path, monkeypatch):
     make_model().learn(30).save_checkpoint(tmp_path / "checkpoint")
-    monkeypatch.setattr("sb3_bn_ddpg.saving.checkpoint.version", lambda name: "99")
+    monkeypatch.setitem(VERSIONS, "torch", "99")
     with pytest.warns(UserWarning, match=r"need not give the same numbers: .*torch .* then, 99 now"):
         BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())
 

@@ -16,10 +16,11 @@ import re
 import warnings
 import zipfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, BinaryIO
 
+import gymnasium as gym
 import numpy as np
+import stable_baselines3
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
@@ -32,12 +33,20 @@ from sb3_bn_ddpg.saving.environment_state import VecEnvState
 from sb3_bn_ddpg.saving.life_cycle import StepLifeCycle
 from sb3_bn_ddpg.saving.pickling import OwnsOutsideError, Pickler, RefusedError, pack, unpack
 from sb3_bn_ddpg.saving.stored_buffer import cut_off_episodes, read_buffer, readable_buffer, write_buffer
+from sb3_bn_ddpg.version import __version__
 
 FIRST_LINE = b"bn-ddpg checkpoint %d sha256 %s\n"
 FORMAT_VERSION = 5
 MEMBERS = ("manifest.json", "model.zip", "replay_buffer.pkl", "state.pkl")
-PACKAGES = ("gymnasium", "numpy", "sb3-bn-ddpg", "stable-baselines3", "torch")
-"""Those whose versions can change a resumed run's numbers."""
+VERSIONS = {
+    "python": platform.python_version(),
+    "gymnasium": gym.__version__,
+    "numpy": np.__version__,
+    "sb3-bn-ddpg": __version__,
+    "stable-baselines3": stable_baselines3.__version__,
+    "torch": str(th.__version__),
+}
+"""Of what can change a resumed run's numbers."""
 
 
 @dataclass
@@ -124,7 +133,7 @@ def write_checkpoint(model: StepLifeCycle, path: str | pathlib.Path) -> None:
         else [environment.spec_id for environment in env_state.environments],
         resumes="in the middle of an episode" if env_state.not_offered is None else "with a new episode",
         environment_state_not_offered=env_state.not_offered,
-        versions=_versions(),
+        versions=VERSIONS,
     )
     model_zip = io.BytesIO()
     model.save(model_zip, exclude=[*unreadable, *(["action_noise"] if is_own_noise else [])])
@@ -240,7 +249,7 @@ def changed_versions(manifest: dict[str, Any]) -> list[str]:
     :param manifest: A checkpoint's
     :return: Which versions differ from this process's, in words
     """
-    now, then = _versions(), manifest["versions"]
+    now, then = VERSIONS, manifest["versions"]
     return [f"{name} {then.get(name)} then, {now[name]} now" for name in now if now[name] != then.get(name)]
 
 
@@ -257,10 +266,6 @@ def check_finite_parameters(model: StepLifeCycle) -> None:
                     f"`{name}` of the {owner} holds numbers that are not finite at step {model.num_timesteps}: nothing was "
                     "saved. Go back to the last checkpoint, with a lower critic_learning_rate or smaller rewards"
                 )
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
 # --- Parts that may be left out
