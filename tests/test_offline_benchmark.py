@@ -26,7 +26,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The benchmark with a small teacher and a short recipe; the folder of its results."""
     monkeypatch.setattr(data.dataset, "__defaults__", (tmp_path / "datasets",))
     monkeypatch.setenv("MINARI_DATASETS_PATH", "")
-    monkeypatch.setattr(variants, "TEACHERS", {})
+    monkeypatch.setattr(variants, "OWN_RECIPES", {})
     teacher = VARIANTS[TINY.teacher]
     kwargs = teacher.kwargs | dict(policy_kwargs=dict(net_arch=[8]), batch_size=16, fast_update=True)
     monkeypatch.setitem(VARIANTS, TINY.teacher, dataclasses.replace(teacher, kwargs=kwargs))
@@ -45,17 +45,17 @@ def test_what_is_declared():
     assert {VARIANTS[unit.variant].kwargs["recipe"]["seed"] for unit in units if unit.variant != "random"} == {RECIPE.seed}
     assert RECIPE.teacher in VARIANTS
     assert {unit.task for unit in units} == set(TASKS)
-    for task, teacher in variants.TEACHERS.items():
-        assert teacher in VARIANTS
+    for task, own in variants.OWN_RECIPES.items():
+        assert own["teacher"] in VARIANTS
         unit, other = (Unit(name, variant_name("medium", "bn_iql", "batch"), 0) for name in (task, TASKS[0]))
-        assert kwargs_of(unit)["recipe"] == RECIPE._replace(teacher=teacher)._asdict()
+        assert kwargs_of(unit)["recipe"] == RECIPE._replace(**own)._asdict()
         assert kwargs_of(other) == VARIANTS[other.variant].kwargs
 
 
 def test_another_teacher_makes_another_run(monkeypatch: pytest.MonkeyPatch):
     units = [Unit(task, variant_name("medium", "bn_iql", "batch"), 0) for task in ("Hopper-v5", "Walker2d-v5")]
     before = [config_hash(unit, Budget()) for unit in units]
-    monkeypatch.setattr(variants, "TEACHERS", {"Hopper-v5": "tuned"})
+    monkeypatch.setattr(variants, "OWN_RECIPES", {"Hopper-v5": dict(teacher="tuned")})
     after = [config_hash(unit, Budget()) for unit in units]
     assert before[0] != after[0]
     assert before[1] == after[1]

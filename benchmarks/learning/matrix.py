@@ -176,11 +176,11 @@ ALL_GROUPS = GROUPS | LONG_GROUPS | EXPLORATION | OFFLINE
 def kwargs_of(unit: Unit) -> dict[str, Any]:
     """
     :param unit: A unit
-    :return: Its variant's arguments, with the task's teacher where it learns from a dataset
+    :return: Its variant's arguments, with the task's recipe where it learns from a dataset
     """
     kwargs = VARIANTS[unit.variant].kwargs
-    if "recipe" in kwargs and unit.task in offline.TEACHERS:
-        kwargs = kwargs | dict(recipe=kwargs["recipe"] | dict(teacher=offline.TEACHERS[unit.task]))
+    if "recipe" in kwargs:
+        kwargs = kwargs | dict(recipe=kwargs["recipe"] | offline.OWN_RECIPES.get(unit.task, {}))
     return kwargs
 
 
