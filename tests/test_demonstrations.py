@@ -13,6 +13,7 @@ from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg import BNDDPG, BNSAC, BNTD3, CheckpointEvery, FileError, dataset_buffer
 from sb3_bn_ddpg.datasets.mixed_buffer import MixedNStepReplayBuffer, MixedReplayBuffer
+from sb3_bn_ddpg.datasets.transitions import transitions_of
 
 ALL = [BNDDPG, BNTD3, BNSAC]
 PAY = 100.0
@@ -239,3 +240,21 @@ def test_more_that_is_refused(tmp_path):
 def test_without_demonstrations_nothing_is_mixed():
     model = BNSAC("MlpPolicy", VectorEnv(), buffer_size=50, policy_kwargs=SMALL, device="cpu", demonstration_ratio=0.5)
     assert not isinstance(model.replay_buffer, MixedReplayBuffer)
+
+
+def test_one_replay_buffer_of_both_with_several_environments():
+    """Any transition is as probable as any other, of whichever environment."""
+    model = make(env=DummyVecEnv([VectorEnv] * 4), demonstration_ratio=None, learning_starts=1000).learn(200)
+    counts = [n_demonstrated(model) for _ in range(500)]
+    assert np.mean(counts) == pytest.approx(16 * 200 / 400, rel=0.05)
+
+
+def test_a_saved_replay_buffer_that_is_named_like_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make().learn(30).save_replay_buffer("Pendulum-v1")
+    assert len(transitions_of("Pendulum-v1").rewards) >= 30
+
+
+def test_an_array_that_is_none():
+    with pytest.raises(ValueError, match="`demonstrations` without rewards is not allowed"):
+        make(demonstrations=data() | dict(rewards=None))

@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -206,3 +207,10 @@ def test_a_file_that_is_replaced_keeps_its_permissions(make_model, tmp_path):
     path.chmod(0o640)
     model.save(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_a_lack_of_memory_is_no_damaged_file(make_model, tmp_path, monkeypatch):
+    make_model().learn(30).save_checkpoint(tmp_path / "checkpoint")
+    monkeypatch.setattr("sb3_bn_ddpg.saving.checkpoint.read_buffer", Mock(side_effect=MemoryError))
+    with pytest.raises(MemoryError):
+        BNDDPG.resume(tmp_path / "checkpoint", VectorEnv())

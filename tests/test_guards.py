@@ -1,5 +1,6 @@
 """What goes wrong during training ends it with a clear error or a warning, and the last checkpoint is from before."""
 
+import math
 import os
 import re
 import signal
@@ -320,3 +321,13 @@ def test_a_loaded_model_knows_the_rewards_of_its_training(make_model, tmp_path):
 def test_advice_is_what_the_model_takes(make_model, kwargs, advice):
     with pytest.warns(UserWarning, match=f"Try a lower critic_learning_rate, {advice}"):
         _learn_from(make_model, reward=2.0, q_bias=500.0, **kwargs)
+
+
+def test_a_model_saved_without_its_replay_buffer_still_warns_of_exploding_values_later(make_model, tmp_path):
+    model = make_model().learn(30)
+    largest = model._learning_guard.largest_reward
+    del model.replay_buffer  # to free its memory
+    model.save(tmp_path / "model")
+    loaded = type(model).load(tmp_path / "model", env=VectorEnv())
+    loaded.learn(30)
+    assert largest <= loaded._learning_guard.largest_reward < math.inf

@@ -6,7 +6,7 @@ import pytest
 import torch as th
 from conftest import SMALL, learns
 from gymnasium import spaces
-from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers import RecordEpisodeStatistics, TimeLimit
 from stable_baselines3 import DDPG, HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -274,3 +274,17 @@ def test_another_environment_calculates_the_rewards():
     assert model.replay_buffer.env is model.env
     assert model.env.envs[0].unwrapped is not env
     model.learn(60)
+
+
+def test_a_training_that_goes_on_within_its_first_episode(tmp_path):
+    """Its steps so far count: learning starts after the time limit, as in one call."""
+
+    def env():
+        return TimeLimit(BitFlippingEnv(n_bits=24, continuous=True, max_steps=50), 50)
+
+    model = make_model(env())
+    model.learn(20)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    for each in (model, BNDDPG.resume(tmp_path / "checkpoint", env())):
+        each.learn(40, reset_num_timesteps=False)
+        assert each._n_updates == 10

@@ -267,3 +267,16 @@ def test_errors_come_before_the_first_step():
     with pytest.raises(TypeError, match="unknown arguments autor"):
         store_dataset(data(), "test/none-v0", VectorEnv(), autor="me")
     assert minari.list_local_datasets() == {}
+
+
+def test_environments_made_by_name_are_closed(monkeypatch):
+    closed = []
+    monkeypatch.setattr(VectorEnv, "close", lambda self: closed.append(self))
+    monkeypatch.setitem(gym.registry, "Closed-v0", gym.envs.registration.EnvSpec("Closed-v0", entry_point=VectorEnv))
+    model = make(BNIQL, env=VectorEnv())
+    record_dataset(model, "test/closed-v0", 20, "Closed-v0")
+    store_dataset(data(), "test/stored-v0", "Closed-v0")
+    assert len(closed) == 2
+    env = VectorEnv()
+    record_dataset(model, "test/open-v0", 20, env)
+    assert env not in closed

@@ -123,13 +123,13 @@ def clear_errors(
     Turn whatever a parser throws at a bad file into a :class:`FileError` that names it.
 
     :param path: The file
-    :param but: Errors that pass, beside ``FileError`` itself and those of opening a file
+    :param but: Errors that pass, beside ``FileError`` itself, those of opening a file, and a lack of memory
     :param what: What it says of the file
     """
     try:
         yield
     except Exception as error:
-        if isinstance(error, (FileError, FileNotFoundError, IsADirectoryError, PermissionError, *but)):
+        if isinstance(error, (FileError, FileNotFoundError, IsADirectoryError, PermissionError, MemoryError, *but)):
             raise
         detail = " ".join(str(error).split())[:300] or "no details"
         raise FileError(path, f"{what}: {type(error).__name__}: {detail}") from error

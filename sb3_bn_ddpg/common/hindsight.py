@@ -30,9 +30,12 @@ def check_first_episode(model: OffPolicyAlgorithm, until: float) -> None:
     frequency, unit = train_freq if isinstance(train_freq, tuple) else (train_freq, "step")
     if not _waits_for_an_episode(model) or getattr(unit, "value", unit) == "episode" or model.gradient_steps == 0:
         return
-    limit, n_envs = _shortest_time_limit(model.env), model.n_envs
+    limit, n_envs, buffer = _shortest_time_limit(model.env), model.n_envs, model.replay_buffer
     if limit is None:
         return
+    assert isinstance(buffer, HerReplayBuffer)
+    # Of episodes that go on, as after a resume, a part is stored
+    limit -= int(((buffer.pos - buffer._current_ep_start) % buffer.buffer_size).max())
     # Gradient steps come after whole rollouts
     rollout = frequency * n_envs
     n_rollouts = max((model.learning_starts - model.num_timesteps) // rollout + 1, 1)

@@ -66,7 +66,8 @@ class MixedReplayBuffer(ReplayBuffer):
         if self.size() == 0:
             n_stored = batch_size
         elif self.dataset_share is None:
-            n_stored = np.random.binomial(batch_size, self.dataset.size() / (self.dataset.size() + self.size()))
+            n_new = self.size() * self.n_envs  # SB3's size counts rows, of a transition of each environment
+            n_stored = np.random.binomial(batch_size, self.dataset.size() / (self.dataset.size() + n_new))
         else:
             n_stored = round(self.dataset_share * batch_size)
         self.dataset.device = self.device

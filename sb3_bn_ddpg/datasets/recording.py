@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from contextlib import redirect_stdout, suppress
+from contextlib import closing, redirect_stdout, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,11 @@ def record_dataset(
     check_number("n_steps", n_steps, low=1, integer=True)
     check_number("noise", noise, low=0)
     check_number("n_reference_episodes", n_reference_episodes, low=0, integer=True)
+    if isinstance(env, str):
+        with closing(gym.make(env)) as made:
+            return record_dataset(
+                *(model, dataset_id, n_steps, made, deterministic, noise, seed, n_reference_episodes), **metadata
+            )
     env, space = _where_to_act(model, env)
     _check_images(env.observation_space)
     generator = np.random.default_rng(seed)
@@ -106,7 +111,9 @@ def store_dataset(dataset: Dataset, dataset_id: str, env: gym.Env[Any, Any] | st
     :raises ImportError: if the package minari is missing (the extra ``offline``)
     """
     _check_new(dataset_id, metadata)
-    env = gym.make(env) if isinstance(env, str) else env
+    if isinstance(env, str):
+        with closing(gym.make(env)) as made:
+            return store_dataset(dataset, dataset_id, made, **metadata)
     data = transitions_of(dataset)
     observation_space, action_space = (
         getattr(data if getattr(data, name) is not None else env, name, None) for name in ("observation_space", "action_space")

@@ -72,7 +72,8 @@ def transitions_of(dataset: Dataset) -> Transitions:
     :raises ValueError: if it is empty, or of none of these kinds
     :raises ImportError: if the package minari is missing and needed (the extra ``offline``)
     """
-    if isinstance(dataset, str) and MINARI_ID.fullmatch(dataset) and not pathlib.Path(dataset).is_file():
+    is_file = isinstance(dataset, str) and any(pathlib.Path(name).is_file() for name in (dataset, f"{dataset}.pkl"))
+    if isinstance(dataset, str) and MINARI_ID.fullmatch(dataset) and not is_file:
         dataset = _minari_dataset(dataset)
     if isinstance(dataset, (str, pathlib.Path)):
         dataset = _file_of_arrays(dataset) if pathlib.Path(dataset).suffix == ".npz" else _saved_buffer(dataset)
@@ -339,6 +340,7 @@ def _of_arrays(arrays: Mapping[str, Any]) -> Transitions:
     :param arrays: Arrays by name
     :return: The transitions
     """
+    arrays = {name: value for name, value in arrays.items() if value is not None}
     names = {*arrays}
     if missing := sorted({*KEYS} - names):
         raise ValueError(
@@ -349,7 +351,7 @@ def _of_arrays(arrays: Mapping[str, Any]) -> Transitions:
         raise ValueError(
             f"`dataset` with {', '.join(unknown)} is not allowed: its keys must be {', '.join((*KEYS, *OPTIONAL_KEYS))}"
         )
-    values: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items() if value is not None}
+    values: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     lengths = {name: len(value) if value.ndim else 0 for name, value in values.items()}
     if len({*lengths.values()}) > 1:
         raise ValueError(f"`dataset` with arrays of the lengths {lengths} is not allowed: they must have one length")

@@ -4,6 +4,7 @@ between the definition of its gradient step and faster ways, files.
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -355,7 +356,9 @@ class BNOffPolicyAlgorithm(DemonstratedAlgorithm):
         :param include: name of parameters that might be excluded but should be included anyway
         """
         self._learning_guard.note_rewards(self)
-        self._largest_reward, self._largest_bonus = self._learning_guard.largest_reward, self._learning_guard.largest_bonus
+        self._largest_bonus = self._learning_guard.largest_bonus
+        if math.isfinite(self._learning_guard.largest_reward):  # else it was not known in this process, as without a buffer
+            self._largest_reward = self._learning_guard.largest_reward
         super().save(path, exclude, include)
 
     def _excluded_save_params(self) -> list[str]:

@@ -119,9 +119,10 @@ def restore(venv: VecEnv, state: VecEnvState, new_episode: bool = False) -> str 
     try:
         if environments is not None:  # all are looked at before one is changed
             compared = _call_in_each(base, [partial(compare, saved=saved) for saved in environments])
-            if reason is None and any(not is_same for is_same, _ in compared):
+            others = [difference for is_same, difference in compared if not is_same]
+            if reason is None and others:
                 raise ValueError(
-                    f"`env` is not allowed, it is not like the checkpoint's: {next(filter(None, compared))[1]}. With "
+                    f"`env` is not allowed, it is not like the checkpoint's: {others[0]}. With "
                     "`new_episode=True` the training goes on with a new episode"
                 )
             differences = [*(difference for _, difference in compared), of_wrappers]
