@@ -408,3 +408,15 @@ def test_statistics_of_rewards_alone_go_on(make_model, tmp_path):
     resumed.learn(30, reset_num_timesteps=False)
     for key, value in model.policy.state_dict().items():
         assert th.equal(value, resumed.policy.state_dict()[key]), key
+
+
+def test_which_of_several_environments_is_another(tmp_path):
+    def environments(*wrappers):
+        return DummyVecEnv([lambda wrap=wrap: Monitor(wrap(gym.make("Pendulum-v1"))) for wrap in wrappers])
+
+    same = gym.wrappers.RecordEpisodeStatistics
+    model = BNDDPG("MlpPolicy", environments(same, same), learning_starts=100, policy_kwargs=dict(net_arch=[8, 8]))
+    model.learn(4)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="it is not like the checkpoint's: .*NormalizeReward"):
+        BNDDPG.resume(tmp_path / "checkpoint", environments(same, gym.wrappers.NormalizeReward))
