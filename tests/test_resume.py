@@ -418,5 +418,5 @@ def test_which_of_several_environments_is_another(tmp_path):
     model = BNDDPG("MlpPolicy", environments(same, same), learning_starts=100, policy_kwargs=dict(net_arch=[8, 8]))
     model.learn(4)
     model.save_checkpoint(tmp_path / "checkpoint")
-    with pytest.raises(ValueError, match="it is not like the checkpoint's: .*NormalizeReward"):
+    with pytest.raises(ValueError, match=r"it is not like the checkpoint's: .*NormalizeReward"):
         BNDDPG.resume(tmp_path / "checkpoint", environments(same, gym.wrappers.NormalizeReward))
