@@ -11,7 +11,7 @@ import sb3_bn_ddpg
 
 PACKAGE = Path(sb3_bn_ddpg.__file__).parent
 FLOORS = [
-    ["common"],
+    ["common", "version"],
     ["networks"],
     ["fast", "export", "pixels"],
     ["saving"],
