@@ -169,6 +169,21 @@ def test_a_ratio_holds_for_demonstrations_of_a_file(tmp_path):
     assert model.learn(3, reset_num_timesteps=False).replay_buffer.dataset_share == 0.25
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_model_keeps_its_demonstrations_beside_those_of_a_file(n_steps, tmp_path):
+    """Whoever names a dataset learns from it: RL Zoo loads a replay buffer that lies beside a model by itself."""
+    first = make(n_steps=n_steps).learn(30)
+    first.save_replay_buffer(tmp_path / "buffer")
+    model = make(n_steps=n_steps, demonstrations=paid(rewards=np.zeros(200)), demonstration_ratio=0.25)
+    own = model.replay_buffer.dataset
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.dataset is own
+    assert not own.rewards.any()
+    np.testing.assert_array_equal(model.replay_buffer.observations, first.replay_buffer.observations)
+    assert model.learn(3, reset_num_timesteps=False).replay_buffer.size() == 33
+    assert model.replay_buffer.dataset_share == 0.25
+
+
 def test_where_learning_begins_anew_no_terminal_state_is_made():
     """Single steps have their own next observations, demonstrations beside them or not."""
     model = make(replay_buffer_kwargs=dict(handle_timeout_termination=False), learning_starts=1000)

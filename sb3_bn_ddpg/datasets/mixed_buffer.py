@@ -96,11 +96,11 @@ class MixedReplayBuffer(ReplayBuffer):
 
     def with_new(self, buffer: ReplayBuffer) -> "MixedReplayBuffer":
         """
-        :param buffer: A replay buffer of SB3's
-        :return: One like this, with that one's transitions in the place of its new ones, their rewards scaled as the dataset's
+        :param buffer: A replay buffer of SB3's, or one like this
+        :return: One like this, with that one's new transitions in the place of its own, their rewards scaled as the dataset's
         """
         mixed = copy.copy(self)
-        vars(mixed).update(vars(buffer))
+        vars(mixed).update(vars(buffer) | dict(dataset=self.dataset, dataset_share=self.dataset_share))
         factor = self.reward_factor / getattr(buffer, "reward_factor", 1.0)
         if factor != 1:
             mixed.rewards = (factor * mixed.rewards).astype(mixed.rewards.dtype)

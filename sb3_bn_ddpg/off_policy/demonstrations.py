@@ -24,8 +24,9 @@ class DemonstratedAlgorithm(ScaledRewardsAlgorithm):
 
     def load_replay_buffer(self, path: PathOrFile, truncate_last_traj: bool = True) -> None:
         """
-        Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. The
-        model keeps its demonstrations, or its dataset, if the file has none.
+        Load a replay buffer from a pickle file, as :meth:`sb3_bn_ddpg.saving.models.SavingAlgorithm.load_replay_buffer`. A
+        model keeps its demonstrations beside the file's new transitions, and takes the file's only if it has none; an offline
+        algorithm keeps its dataset if the file has none.
 
         :param path: Path to the pickled replay buffer.
         :param truncate_last_traj: Whether the last trajectory is taken as finished
@@ -33,8 +34,8 @@ class DemonstratedAlgorithm(ScaledRewardsAlgorithm):
         before = getattr(self, "replay_buffer", None)
         super().load_replay_buffer(path, truncate_last_traj)
         loaded = self.replay_buffer
-        with_dataset = (MixedReplayBuffer, DatasetBuffer) if self.learns_from_dataset else MixedReplayBuffer
-        if isinstance(before, MixedReplayBuffer) and loaded is not None and not isinstance(loaded, with_dataset):
+        is_whole = self.learns_from_dataset and isinstance(loaded, (MixedReplayBuffer, DatasetBuffer))
+        if isinstance(before, MixedReplayBuffer) and loaded is not None and not is_whole:
             self.replay_buffer = before.with_new(loaded)
         if isinstance(loaded, MixedReplayBuffer) and not self.learns_from_dataset:
             self._had_demonstrations = True
