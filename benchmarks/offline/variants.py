@@ -37,8 +37,11 @@ once and falls, always alike, until 45,000 steps: data that hold little else tel
 KINDS = {"medium": "a half-trained policy", "replay": "the replay buffer of a training"}
 NORMALIZATIONS: dict[str, str | None] = {"none": None, "batch": "batch", "layer": "layer"}
 LABELS = {"bn_iql": "IQL", "bn_td3_bc": "TD3+BC", "bn_awac": "AWAC", "bn_bcq": "BCQ"}
-STEPS = {"bn_iql": 20_000, "bn_td3_bc": 20_000, "bn_awac": 5_000, "bn_bcq": 20_000}
-"""Gradient steps. AWAC's minibatches are four times those of IQL and TD3+BC: all three see as many transitions."""
+STEPS = {"bn_iql": 20_000, "bn_td3_bc": 20_000, "bn_awac": 5_000, "bn_bcq": 5_000}
+"""
+Gradient steps. AWAC's minibatches are four times those of IQL and TD3+BC: all three see as many transitions. A step of BCQ, which
+generates a hundred actions in each next state, takes the time of ten of theirs.
+"""
 N_EVALUATIONS = 10
 PEER = "d3rlpy"
 """In the place of a normalisation: d3rlpy's algorithm, which has none."""
