@@ -15,8 +15,8 @@ def algorithm_of(name: str) -> Any:
     """
     :param name: d3rlpy's algorithm
     :return: The same, by its authors' settings where d3rlpy's defaults are others: IQL's rewards by the spread of the returns,
-        TD3+BC's standardised observations, AWAC's temperature and BCQ's networks. Its BCQ chooses among 100 actions in the
-        target too, its authors' among 10.
+        TD3+BC's standardised observations, AWAC's temperature and BCQ's networks. How many actions BCQ's target chooses
+        among is set in :func:`main`.
     """
     from d3rlpy.algos import AWACConfig, BCQConfig, IQLConfig, TD3PlusBCConfig
     from d3rlpy.models import VectorEncoderFactory
@@ -77,6 +77,8 @@ def main() -> None:
         except EOFError:
             return
         answer: Any = None
+        if name == "bcq":  # its target chooses among as many actions as it acts by; its authors' among 10, and acting among 100
+            algorithm.impl._n_action_samples = 10 if what == "fit" else 100
         if what == "fit":
             algorithm.fit(buffer, n_steps=argument, n_steps_per_epoch=argument, save_interval=argument + 1, **quiet)
             answer = time.process_time()
