@@ -18,6 +18,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_bn_ddpg import BNDDPG
+from sb3_bn_ddpg.saving import stored_buffer
 from sb3_bn_ddpg.saving.checkpoint import _generators, _restore_generators, read_manifest
 
 
@@ -165,6 +166,19 @@ def test_buffers_within_the_replay_buffer_stay(make_model, tmp_path):
         warnings.simplefilter("error")
         make_model(replay_buffer_class=ExpertBuffer).learn(20).save_checkpoint(tmp_path / "checkpoint")
         assert BNDDPG.resume(tmp_path / "checkpoint", VectorEnv()).replay_buffer.expert.rewards.max() == 7
+
+
+def test_a_buffer_within_the_replay_buffer_is_tried_without_its_arrays(make_model, tmp_path, monkeypatch):
+    """A dataset would take its memory twice more at each checkpoint. What else it has is tried as all else."""
+    tried, pack = [], stored_buffer.pack
+    monkeypatch.setattr(stored_buffer, "pack", lambda *args, **kw: tried.append(pack(*args, **kw)) or tried[-1])
+    model = make_model(replay_buffer_class=ExpertBuffer).learn(20)
+    model.replay_buffer.expert.rewards = np.zeros((10**6, 1), dtype=np.float32)
+    model.save_checkpoint(tmp_path / "checkpoint")
+    assert sum(map(len, tried)) < 10**6
+    model.replay_buffer.expert.instrument = PassesOn(object())
+    with pytest.warns(UserWarning, match="leave out of the replay buffer what cannot be read back: {'expert': 'RecursionError"):
+        model.save_checkpoint(tmp_path / "checkpoint")
 
 
 def test_dictionaries_of_arrays_stay(tmp_path):

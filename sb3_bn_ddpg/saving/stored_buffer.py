@@ -51,7 +51,7 @@ def readable_buffer(buffer: Any) -> Any:
         if _is_of_arrays(value):
             continue  # the large part of the file, and known to be readable
         try:
-            pack(value, allowed=BUFFERS)
+            pack(_without_arrays(value), allowed=BUFFERS)
         except Exception as error:
             bad[name] = f"{type(error).__name__}: {error}"
     if not bad:
@@ -61,6 +61,19 @@ def readable_buffer(buffer: Any) -> Any:
     for name in bad:
         vars(readable).pop(name, None)
     return readable
+
+
+def _without_arrays(value: Any) -> Any:
+    """
+    :param value: An attribute of a replay buffer
+    :return: If it is a replay buffer, such as a dataset, a copy without the large part of it; else itself
+    """
+    if not isinstance(value, BaseBuffer) or hasattr(type(value), "__setstate__"):  # which may need all of it
+        return value
+    small = copy.copy(value)
+    for name in [name for name, each in vars(small).items() if _is_of_arrays(each)]:
+        del vars(small)[name]
+    return small
 
 
 def _is_of_arrays(value: Any) -> bool:
