@@ -177,7 +177,7 @@ def test_a_buffer_within_the_replay_buffer_is_tried_without_its_arrays(make_mode
     model.save_checkpoint(tmp_path / "checkpoint")
     assert sum(map(len, tried)) < 10**6
     model.replay_buffer.expert.instrument = PassesOn(object())
-    with pytest.warns(UserWarning, match="leave out of the replay buffer what cannot be read back: {'expert': 'RecursionError"):
+    with pytest.warns(UserWarning, match="leave out of the replay buffer .*'expert': 'RecursionError"):
         model.save_checkpoint(tmp_path / "checkpoint")
 
 

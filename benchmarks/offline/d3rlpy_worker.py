@@ -77,7 +77,7 @@ def main() -> None:
         except EOFError:
             return
         answer: Any = None
-        if name == "bcq":  # its target chooses among as many actions as it acts by; its authors' among 10, and acting among 100
+        if name == "bcq":  # here target and acting choose among equally many actions, the authors' among 10 and 100
             algorithm.impl._n_action_samples = 10 if what == "fit" else 100
         if what == "fit":
             algorithm.fit(buffer, n_steps=argument, n_steps_per_epoch=argument, save_interval=argument + 1, **quiet)
