@@ -159,6 +159,14 @@ def test_observations_are_standardised_by_the_dataset(tmp_path):
     assert make(BNTD3BC, normalize_observations=False).actor.features_extractor.mean.eq(0).all()
 
 
+def test_td3_bc_that_is_loaded_without_standardising_leaves_observations_as_they_are(tmp_path):
+    make(BNTD3BC).save(tmp_path / "model")
+    loaded = BNTD3BC.load(tmp_path / "model", env=VectorEnv(), dataset=data(), normalize_observations=False, device="cpu")
+    for network in (loaded.actor, loaded.actor_target, loaded.critic, loaded.critic_target):
+        assert (network.features_extractor.mean == 0).all()
+        assert (network.features_extractor.scale == 1).all()
+
+
 @pytest.mark.parametrize(
     ("space", "normalized"),
     [

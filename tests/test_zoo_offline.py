@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_bn_ddpg import BNIQL, BNTD3BC, cli, zoo
 from sb3_bn_ddpg.datasets import transitions
-from sb3_bn_ddpg.zoo.studies import open_storage
+from sb3_bn_ddpg.zoo.studies import default_study_name, open_storage
 
 zoo.register()
 
@@ -178,6 +178,21 @@ def test_a_search_reads_its_dataset_once_and_names_it(tmp_path, monkeypatch, cap
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/optuna.db")
     assert len(study.trials) == 2
     assert study.user_attrs["dataset"] == "60 transitions"
+
+
+def test_a_file_with_other_transitions_is_another_study(tmp_path):
+    """Whose trials could not be compared with those before."""
+
+    def name():
+        manager = manager_of("bn_iql", "Pendulum-v1", tmp_path, dataset, optimize_hyperparameters=True, n_timesteps=4)
+        manager.setup_experiment()
+        return default_study_name("bn_iql", "Pendulum-v1", manager._objective_settings())
+
+    dataset = stored(tmp_path / "data.npz")
+    first = name()
+    assert name() == first
+    stored(tmp_path / "data.npz", rewards=np.zeros(60))
+    assert name() != first
 
 
 # --- What is refused

@@ -14,7 +14,7 @@ import rl_zoo3.utils
 import yaml
 from zoo_managers import manager_of, model_of
 
-from sb3_bn_ddpg import BNDDPG, zoo
+from sb3_bn_ddpg import BNDDPG, XQC, zoo
 from sb3_bn_ddpg.zoo import python_files
 
 zoo.register()
@@ -76,6 +76,26 @@ def test_a_model_needs_no_python_file(python_file, tmp_path):
     python_file.unlink()
     for name in ("from_file", "by_name"):
         assert type(BNDDPG.load(folder / name).actor.features_extractor).__name__ == "Sets"
+
+
+def test_schedules_of_a_python_file(tmp_path):
+    """Of any kind that the constructor takes, such as those of XQC's arguments."""
+    (tmp_path / "xqc.py").write_text(
+        "from sb3_bn_ddpg import XQC\n\n\ndef falling(progress_remaining):\n    return 0.002 * progress_remaining\n\n\n"
+        "entry = dict(policy='MlpPolicy', n_timesteps=155, **XQC | dict(learning_starts=150, critic_learning_rate=falling))\n"
+        "hyperparams = {'Pendulum-v1': entry}\n"
+    )
+    manager = manager_of(tmp_path, algo="bn_sac", config=str(tmp_path / "xqc.py"))
+    model, _ = manager.setup_experiment()
+    assert model.learning_rate(1.0) == XQC["learning_rate"](1.0)
+    assert model.learning_rate(0.0) == XQC["learning_rate"](0.0) > 0
+    assert (model.critic_learning_rate(1.0), model.critic_learning_rate(0.5)) == (0.002, 0.001)
+    manager.learn(model)
+    forget_python_files()
+    again = manager_of(tmp_path, algo="bn_sac", trained_agent=f"{manager.save_path}/checkpoint.zip", n_timesteps=5)
+    resumed, _ = again.setup_experiment()
+    again.learn(resumed)
+    assert (resumed.num_timesteps, resumed.critic_learning_rate(0.5)) == (160, 0.001)
 
 
 def test_a_python_file_is_read_anew(python_file, tmp_path):

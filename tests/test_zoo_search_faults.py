@@ -10,10 +10,12 @@ from gymnasium.envs.classic_control import PendulumEnv
 pytest.importorskip("rl_zoo3")
 
 import optuna
+import yaml
 from rl_zoo3 import exp_manager
 from zoo_managers import manager_of, model_of
 
 from sb3_bn_ddpg import zoo
+from sb3_bn_ddpg.zoo.algorithms import profile_path
 from sb3_bn_ddpg.zoo.studies import default_study_name, finished_trials, load_study, open_storage
 
 zoo.register()
@@ -90,6 +92,82 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
     with pytest.raises(ValueError, match="the action space Discrete"):
         search.hyperparameters_optimization()
     assert not list(tmp_path.glob("logs/bn_ddpg/CartPole-v1*"))
+
+
+@pytest.mark.parametrize(
+    ("algo", "entry", "message"),
+    [
+        ("bn_td3", {"policy_kwargs": {"action_layer": 1, "critic_input_norm": "state_action"}}, "`critic_input_norm="),
+        ("bn_sac", {"weight_normalization": "critic"}, "`weight_normalization='critic'` is not allowed: batch norm"),
+    ],
+)
+def test_what_does_not_go_with_the_file_is_pruned(algo, entry, message, tmp_path, capsys):
+    """Not the end of the search, of which other draws are well."""
+    entry |= {"learning_starts": 1000, "buffer_size": 1000, "n_timesteps": 10}
+    kwargs = dict(n_eval_episodes=1, no_optim_plots=True, sampler="random", pruner="none", seed=1)
+    kwargs |= dict(optimize_hyperparameters=True, n_trials=6)
+    search = manager_of(tmp_path, "Pendulum-v1", algo=algo, entry=entry, **kwargs)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    study = load_study(None, None, str(tmp_path / "logs"), algo, "Pendulum-v1")
+    states = [trial.state.name for trial in study.trials]
+    assert (len(states), {*states}) == (6, {"COMPLETE", "PRUNED"})
+    told = [line for line in capsys.readouterr().out.splitlines() if "is pruned, as what was sampled does not go" in line]
+    assert len(told) == states.count("PRUNED")
+    assert all(message in line for line in told)
+
+
+def test_a_file_that_makes_no_model_ends_a_search(tmp_path):
+    kwargs = dict(optimize_hyperparameters=True, n_trials=2, n_eval_episodes=1, no_optim_plots=True)
+    search = manager_of(tmp_path, "Pendulum-v1", entry={"buffer_size": -5}, **kwargs)
+    search.setup_experiment()
+    with pytest.raises(ValueError, match="`buffer_size=-5` is not allowed"):
+        search.hyperparameters_optimization()
+
+
+class Sized(gym.Env):
+    """Cannot be made without an argument, and shows vectors."""
+
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def __init__(self, size):
+        self.observation_space = gym.spaces.Box(0, 1, (size,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, True, {}
+
+
+class Shown(gym.ObservationWrapper):
+    """Makes images of them."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (3, 16, 16), np.uint8)
+
+    def observation(self, observation):
+        return self.observation_space.sample()
+
+
+gym.register("Sized-v0", Sized)
+
+
+def test_a_trial_is_trained_by_the_entry_of_its_search(tmp_path):
+    """Which the environment's arguments and wrapper decide, where no entry has its name."""
+    given = dict(env_wrapper=f"{__name__}.Shown", env_kwargs=dict(size=3), buffer_size=100, learning_starts=1000)
+    kwargs = dict(optimize_hyperparameters=True, n_trials=1, n_eval_episodes=1, no_optim_plots=True)
+    search = manager_of(tmp_path, "Sized-v0", hyperparams=given, n_timesteps=10, **kwargs)
+    search.setup_experiment()
+    search.hyperparameters_optimization()
+    sampled = load_study(None, None, str(tmp_path / "logs"), "bn_ddpg", "Sized-v0").best_trial.params
+    _, saved = manager_of(tmp_path, "Sized-v0", hyperparams=given, n_timesteps=10, trial_id=0).setup_experiment()
+    unsampled = ("share_features_extractor", "shared_extractor_loss", "features_extractor_kwargs", "final_init")
+    in_file = yaml.safe_load(profile_path(algo="bn_ddpg").read_text())["default_images"]["policy_kwargs"]
+    assert saved["policy_kwargs"]["normalization"] == sampled["normalization"]
+    assert {key: saved["policy_kwargs"].get(key) for key in unsampled} == {key: in_file[key] for key in unsampled}
 
 
 gym.register(

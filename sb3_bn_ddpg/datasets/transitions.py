@@ -1,5 +1,6 @@
 """Transitions out of everything that holds some: Minari datasets, replay buffers, arrays and their files."""
 
+import hashlib
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
@@ -63,6 +64,16 @@ class Transitions:
 
     def __repr__(self) -> str:
         return f"{len(self.rewards)} transitions"  # not the arrays
+
+    def digest(self) -> str:
+        """
+        :return: A word that is another one for other transitions
+        """
+        arrays = (self.observations, self.actions, self.rewards, self.next_observations, self.terminations, self.truncations)
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(b"None" if array is None else np.ascontiguousarray(array).data)
+        return digest.hexdigest()[:8]
 
 
 def transitions_of(dataset: Dataset) -> Transitions:

@@ -245,7 +245,17 @@ class BNOffPolicyAlgorithm(DemonstratedAlgorithm):
     ) -> None:
         # One NaN in the replay buffer poisons the running statistics for good, so nothing of such a step is stored
         check_transition(self, self.allow_nan_observations, new_obs, reward, dones, infos)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        normalize = self._vec_normalize_env
+        if normalize is None or normalize.norm_obs:
+            super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        else:  # what comes to it are not the policy's observations, if wrappers around it stack frames or move channels
+            self._vec_normalize_env = None
+            try:
+                rewards = normalize.get_original_reward()
+                super()._store_transition(replay_buffer, buffer_action, new_obs, rewards, dones, infos)
+            finally:
+                self._vec_normalize_env = normalize
+            self._last_original_obs = self._last_obs
         self._count_returns(reward, dones)
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:

@@ -7,6 +7,7 @@ from stable_baselines3.common.type_aliases import Schedule, TrainFreq
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_bn_ddpg.common.checks import check_choice, check_number, check_schedule
+from sb3_bn_ddpg.common.vec_env_layers import layers_of
 from sb3_bn_ddpg.datasets.transitions import Dataset
 from sb3_bn_ddpg.networks.statistics import PassStatistics, Statistics, StatisticsSync, TargetStatistics
 from sb3_bn_ddpg.saving.models import SavingAlgorithm
@@ -84,6 +85,7 @@ class CheckedArguments(SavingAlgorithm):
         self._check_reward_scaling()
         check_choice("fast_update", self.fast_update, (True, False, "compiled"))
         check_choice("allow_nan_observations", self.allow_nan_observations, (True, False, None))
+        self._check_normalized_last()
         frequency, unit = self.train_freq if isinstance(self.train_freq, (tuple, list)) else (self.train_freq, "step")
         unit = getattr(unit, "value", unit)  # SB3 takes the members of its TrainFrequencyUnit as well, and makes them of words
         check_number("train_freq", frequency, low=1, integer=True)
@@ -139,6 +141,23 @@ class CheckedArguments(SavingAlgorithm):
                 "sampled rewards are not those of the goals that the returns were measured for"
             )
         self._check_scaled_once()
+
+    def _check_normalized_last(self) -> None:
+        """
+        :raises ValueError: if wrappers outside of a ``VecNormalize`` make other observations of its own: SB3 stores those that
+            come to it, and normalises them when they are sampled
+        """
+        normalize = self._vec_normalize_env
+        if normalize is None or not normalize.norm_obs or self.observation_space == normalize.observation_space:
+            return
+        layers: Any = layers_of(self.env)
+        around = layers[: layers.index(normalize)]
+        outside = [type(layer).__name__ for layer in around if layer.observation_space != layer.venv.observation_space]
+        raise ValueError(
+            f"`env` with {' and '.join(outside)} around VecNormalize is not allowed: the replay buffer gets the observations "
+            "that come to VecNormalize, so nothing behind it may change them. Make VecNormalize the last wrapper, or with "
+            "norm_obs=False; in a hyperparameter file name VecFrameStack as `vec_env_wrapper` in the place of `frame_stack`"
+        )
 
     def _check_scaled_once(self) -> None:
         """

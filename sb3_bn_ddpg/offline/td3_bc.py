@@ -145,11 +145,15 @@ class BNTD3BC(BNOfflineAlgorithm):
             for network in (self.actor, self.actor_target, self.critic, self.critic_target)
             if isinstance(network.features_extractor, StandardizingExtractor)
         ]
-        if self.normalize_observations and extractors:
+        if not extractors:
+            return
+        mean, scale = th.tensor(0.0), th.tensor(1.0)  # also of a file that has others
+        if self.normalize_observations:
             mean, std = self._feature_statistics()
-            for extractor in extractors:
-                extractor.mean.copy_(mean)
-                extractor.scale.copy_(std + STANDARDIZING_EPS)
+            scale = std + STANDARDIZING_EPS
+        for extractor in extractors:
+            extractor.mean.copy_(mean)
+            extractor.scale.copy_(scale)
 
     def _feature_statistics(self) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -67,7 +67,9 @@ class Hyperparameters:
 
         :param n_envs: Number of environments (if None: the entry's, which is 1 unless it says otherwise)
         :param seed: Their seed
-        :param evaluation: Whether it is for evaluations: ``VecNormalize`` then leaves rewards as they are, and its statistics
+        :param evaluation: Whether it is for evaluations: ``VecNormalize`` then leaves rewards as they are, and its statistics,
+            which are those of no observation at first. ``EvalCallback`` copies the training's; elsewhere
+            ``sync_envs_normalization`` does.
         :param kwargs: Further arguments of SB3's ``make_vec_env``: ``monitor_dir``, ``vec_env_cls``, ``vec_env_kwargs``
         :return: The environment
         :raises ValueError: if an environment was given, not its id: its arguments and wrappers are not known

@@ -204,7 +204,10 @@ class HyperparameterManager(ExperimentManager):
         :raises ValueError: if there is no such trial
         """
         from_trial = self.load_trial(self.storage or "", self.study_name or "", trial_id)
-        self.trial_id, self.custom_hyperparams = None, None
+        given = self.custom_hyperparams or {}
+        self.trial_id = None
+        # Of what is given, these decide which entry of the file it is, as they did in the search
+        self.custom_hyperparams = {key: given[key] for key in ("env_wrapper", "env_kwargs", "policy") if key in given}
         with redirect_stdout(io.StringIO()):  # read, and told, once more with the trial's
             in_file, _ = self._read_file()
         merged = merge_hyperparams(in_file, from_trial, self._nested)
@@ -256,8 +259,10 @@ class HyperparameterManager(ExperimentManager):
         for name in SCHEDULED:
             if isinstance(hyperparams.get(name), str):
                 parse_linear_schedule(name, hyperparams[name])  # for its message: the Zoo's names nothing
-        processed = ExperimentManager._preprocess_schedules(hyperparams)
-        if processed.get("critic_learning_rate") is not None:
+        # Those of a Python file, which the Zoo does not know
+        schedules = {name: hyperparams.pop(name) for name in SCHEDULED if callable(hyperparams.get(name))}
+        processed = ExperimentManager._preprocess_schedules(hyperparams) | schedules
+        if "critic_learning_rate" not in schedules and processed.get("critic_learning_rate") is not None:
             as_actors = ExperimentManager._preprocess_schedules({"learning_rate": processed["critic_learning_rate"]})
             processed["critic_learning_rate"] = as_actors["learning_rate"]
         return processed

@@ -3,14 +3,17 @@
 import math
 import shlex
 import sys
+import threading
 import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import optuna
+from rl_zoo3 import ALGOS
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from stable_baselines3.common.callbacks import ConvertCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_bn_ddpg.common.hindsight import FirstEpisodeError
 from sb3_bn_ddpg.profiles.action_noise import settle_noise_spelling
@@ -48,6 +51,7 @@ class FamilyExperimentManager(TrainingManager):
 
     def __init__(self, args: Namespace, algo: str, *rest: Any, **kwargs: Any) -> None:
         super().__init__(args, algo, *rest, **kwargs)
+        self._opened = threading.local()  # environments of the trial that runs in a thread
         if self.optimize_hyperparameters and algo not in HYPERPARAMS_SAMPLER:
             known = ", ".join(map(repr, HYPERPARAMS_SAMPLER))
             raise ValueError(f"`algo={algo!r}` is not allowed with `--optimize`: hyperparameters are sampled of {known}")
@@ -58,7 +62,8 @@ class FamilyExperimentManager(TrainingManager):
 
         :param trial: The trial
         :return: The mean reward of its last evaluation
-        :raises optuna.TrialPruned: if it is pruned, or anything in it became NaN
+        :raises optuna.TrialPruned: if it is pruned, anything in it became NaN, or what was sampled does not go with the file's
+            values
         :raises FirstEpisodeError: if no trial can learn with this `learning_starts`, which is none of the sampled
         """
         self._interrupts.stop_if_happened()
@@ -70,9 +75,38 @@ class FamilyExperimentManager(TrainingManager):
                 if isinstance(pruned.__cause__, FirstEpisodeError):
                     raise pruned.__cause__ from None
                 raise
+            except ValueError as error:
+                if "_setup_model" not in functions_of(error) or not self._file_makes_a_model():
+                    raise
+                print(f"Trial {trial.number} is pruned, as what was sampled does not go with the file's values: {error}")
+                raise optuna.TrialPruned from error
+            finally:
+                self._opened.envs = []
         if math.isnan(value):
             raise optuna.TrialPruned("The mean reward is NaN")
         return value
+
+    def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
+        """As the Zoo's, which leaves those open of which no model can be made."""
+        env = super().create_envs(*args, **kwargs)
+        if self.optimize_hyperparameters:
+            self._opened.envs = [*getattr(self._opened, "envs", []), env]
+        return env
+
+    def _file_makes_a_model(self) -> bool:
+        """
+        :return: Whether the file's values go together by themselves; the environments of a trial are closed
+        """
+        for env in self._opened.envs:
+            env.close()
+        env = self.create_envs(self.n_envs, no_log=True)
+        try:
+            ALGOS[self.algo](env=env, device=self.device, **self._hyperparams)
+        except ValueError:
+            return False
+        finally:
+            env.close()
+        return True
 
     def hyperparameters_optimization(self) -> None:
         """Run or resume a search, and report what the study has found so far."""
@@ -128,7 +162,11 @@ class FamilyExperimentManager(TrainingManager):
 
     def _objective_settings(self) -> dict[str, Any]:
         """All that determines what a trial's value means, except for chance."""
-        return {
+        argument = ALGORITHMS[self.algo].dataset_argument if self.algo in ALGORITHMS else None
+        dataset = None if argument is None else self._hyperparams.get(argument)
+        # The transitions themselves: a file may have got others since
+        of_dataset = {} if dataset is None else {"dataset": dataset.digest()}
+        return of_dataset | {
             "hyperparams": self._file_hyperparams,
             "n_timesteps": self.n_timesteps,
             "n_evaluations": self.n_evaluations,
