@@ -46,7 +46,7 @@ Pendulum-v1:
     - gymnasium.wrappers.ClipAction
     - gymnasium.wrappers.TimeLimit: {max_episode_steps: 7}
   vec_env_wrapper: stable_baselines3.common.vec_env.VecCheckNan
-  normalize: "dict(norm_obs=True, clip_obs=5.0)"
+  normalize: "dict(norm_obs=False, clip_reward=5.0)"
   monitor_kwargs: "dict(info_keywords=())"
   frame_stack: 2
   callback:
@@ -149,7 +149,7 @@ def test_every_key_of_the_zoo_is_read_as_the_zoo_reads_it(zoo, tmp_path):
     assert mine.num_envs == theirs.num_envs == 2
     assert mine.observation_space == theirs.observation_space
     assert mine.get_attr("g") == theirs.get_attr("g") == [9.0, 9.0]
-    assert (mine.venv.gamma, mine.venv.clip_obs) == (theirs.venv.gamma, theirs.venv.clip_obs) == (0.97, 5.0)
+    assert (mine.venv.gamma, mine.venv.clip_reward) == (theirs.venv.gamma, theirs.venv.clip_reward) == (0.97, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,9 @@ def test_evaluations_change_no_statistics(tmp_path):
 
 def test_a_model_brings_its_own_discount_to_the_environment_made_for_it(tmp_path):
     config = tmp_path / "own.yml"
-    config.write_text("default: {n_timesteps: 10, policy: MlpPolicy, normalize: true, gamma: 0.5, frame_stack: 2}")
+    config.write_text(
+        "default: {n_timesteps: 10, policy: MlpPolicy, normalize: dict(norm_obs=False), gamma: 0.5, frame_stack: 2}"
+    )
     settings = hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
     for env in (None, "Pendulum-v1"):
         model = settings.make_model(env, gamma=0.9, buffer_size=10)
@@ -236,7 +238,9 @@ def test_a_model_brings_its_own_discount_to_the_environment_made_for_it(tmp_path
 
 def test_a_given_environment_without_the_entrys_normalization_warns(tmp_path):
     config = tmp_path / "own.yml"
-    config.write_text("default: {n_timesteps: 10, policy: MlpPolicy, normalize: true, frame_stack: 2, n_envs: 2}")
+    config.write_text(
+        "default: {n_timesteps: 10, policy: MlpPolicy, normalize: dict(norm_obs=False), frame_stack: 2, n_envs: 2}"
+    )
     settings = hyperparameters("bn_ddpg", "Pendulum-v1", config=config)
     settings.make_model(settings.make_env(), buffer_size=10)
     for env in (gym.make("Pendulum-v1"), make_vec_env("Pendulum-v1")):
@@ -244,6 +248,20 @@ def test_a_given_environment_without_the_entrys_normalization_warns(tmp_path):
             settings.make_model(env, buffer_size=10)
     with pytest.warns(UserWarning, match="asks for VecFrameStack, and"):
         settings.make_model(VecNormalize(make_vec_env("Pendulum-v1")), buffer_size=10)
+
+
+def test_normalised_observations_of_an_entry_are_stacked_before(tmp_path):
+    config = tmp_path / "own.yml"
+    config.write_text("default: {n_timesteps: 10, policy: MlpPolicy, normalize: true, frame_stack: 2}")
+    with pytest.raises(
+        ValueError, match=r"VecFrameStack around VecNormalize is not allowed: .* as `vec_env_wrapper` in the place"
+    ):
+        hyperparameters("bn_ddpg", "Pendulum-v1", config=config).make_model()
+    stack = "{stable_baselines3.common.vec_env.VecFrameStack: {n_stack: 2}}"
+    config.write_text(f"default: {{n_timesteps: 10, policy: MlpPolicy, normalize: true, vec_env_wrapper: {stack}}}")
+    model = hyperparameters("bn_ddpg", "Pendulum-v1", config=config).make_model(buffer_size=10)
+    assert model.observation_space.shape == (6,)
+    assert isinstance(model.env, VecNormalize)
 
 
 def test_each_training_gets_callbacks_of_its_own(tmp_path):
