@@ -153,10 +153,11 @@ class CheckedArguments(SavingAlgorithm):
         layers: Any = layers_of(self.env)
         around = layers[: layers.index(normalize)]
         outside = [type(layer).__name__ for layer in around if layer.observation_space != layer.venv.observation_space]
+        order = "(".join(["VecNormalize", *outside, "..."]) + ")" * (1 + len(outside))
         raise ValueError(
             f"`env` with {' and '.join(outside)} around VecNormalize is not allowed: the replay buffer gets the observations "
-            "that come to VecNormalize, so nothing behind it may change them. Make VecNormalize the last wrapper, or with "
-            "norm_obs=False; in a hyperparameter file name VecFrameStack as `vec_env_wrapper` in the place of `frame_stack`"
+            f"that come to VecNormalize, so nothing behind it may change them. Make it {order}, or with norm_obs=False; in a "
+            "hyperparameter file name VecFrameStack as `vec_env_wrapper` in the place of `frame_stack`"
         )
 
     def _check_scaled_once(self) -> None:
