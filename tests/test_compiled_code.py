@@ -1,9 +1,11 @@
 """The code that Numba compiles, and what is kept of it."""
 
 import os
+import pickle
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
 import torch as th
@@ -97,6 +99,33 @@ def test_constants_share_one_code():
     function = compiled(times)
     assert numba.njit(lambda x: function(x, 2) + function(x, 3))(2.0) == 10
     assert len(function.signatures) == 1
+
+
+@needs_numba
+def test_code_of_equal_content_has_a_name_for_each_key():
+    """Of processors with one name, for example: Numba takes the next number until a name is free."""
+    from sb3_bn_ddpg.fast.numba_compiler import _name_by_content
+
+    names = []
+    file = SimpleNamespace(_data_name_pattern="code.{number:d}.nbc", _dump=pickle.dumps)
+    file.save = lambda key, data: names.append(file._data_name(1))
+    _name_by_content(file)
+    for key in ("one", "other", "one"):
+        file.save(key, b"code")
+    assert names[0] == names[2] != names[1]
+
+
+@needs_numba
+def test_nothing_is_kept_of_files_that_have_changed_since(monkeypatch):
+    """It would be taken for the changed files' code in all processes to come."""
+    from sb3_bn_ddpg.fast import numba_compiler
+
+    kept = []
+    save = numba_compiler._unless_changed(kept.append)
+    save("before")
+    monkeypatch.setattr(numba_compiler, "_current_stamps", lambda: (("file.py", 0.0, 0),))
+    save("after")
+    assert kept == ["before"]
 
 
 @needs_numba

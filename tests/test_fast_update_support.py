@@ -5,8 +5,9 @@ import torch as th
 from conftest import SMALL, VectorEnv
 from fast_updates import COMPILED, PATHS, PlainExtractor, by, needs_numba, with_layers
 from torch import nn
+from torch.optim import optimizer as of_optimizers
 
-from sb3_bn_ddpg import BNDDPG, MlpPolicy
+from sb3_bn_ddpg import BNDDPG, BNTD3, MlpPolicy
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.policies import BNDDPGPolicy
 
@@ -72,7 +73,7 @@ TIED = nn.Linear(4, 4)
         ((nn.BatchNorm1d(4, affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
         ((nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 2), nn.Tanh()), "has no gamma or beta"),
         ((nn.BatchNorm1d(4, momentum=None), nn.Linear(4, 2), nn.Tanh()), "has no running averages"),
-        ((TIED, nn.ReLU(), TIED, nn.ReLU(), nn.Linear(4, 2), nn.Tanh()), "a layer occurs twice"),
+        ((TIED, nn.ReLU(), TIED, nn.ReLU(), nn.Linear(4, 2), nn.Tanh()), "networks or layers share parameters"),
     ],
 )
 def test_layers_that_it_does_not_know_go_by_autograd(layers, reason, capsys):
@@ -95,7 +96,88 @@ def test_networks_that_share_a_parameter_learn(capsys):
     policy_kwargs = dict(net_arch=[8, 8], normalization=None)
     model = BNDDPG(SharedTrunk, VectorEnv(), buffer_size=100, learning_starts=10, verbose=1, policy_kwargs=policy_kwargs)
     model.learn(20)
-    assert "networks share parameters" in capsys.readouterr().out
+    assert "networks or layers share parameters" in capsys.readouterr().out
+
+
+def tied_layers(model, monkeypatch):
+    for critic in (model.critic, model.critic_target):
+        critic.qf1.q_net[-1].weight = critic.qf0.q_net[-1].weight
+    model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=1e-3)
+
+
+def layer_norm_before_the_action(model, monkeypatch):
+    for critic in (model.critic, model.critic_target):
+        n = critic.qf0.q_net[0].in_features
+        critic.qf0.q_net = nn.Sequential(nn.LayerNorm(n), nn.Linear(n, 8), nn.ReLU(), nn.Linear(8, 1))
+    model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=1e-3)
+
+
+def hook_of_a_target_network(model, monkeypatch):
+    model.critic_target.register_forward_hook(lambda module, inputs, output: None)
+
+
+def hook_of_all_modules(model, monkeypatch):
+    monkeypatch.setitem(th.nn.modules.module._global_forward_hooks, 0, lambda module, inputs, output: None)
+
+
+def hook_of_all_optimizers(model, monkeypatch):
+    monkeypatch.setitem(of_optimizers._global_optimizer_pre_hooks, 0, lambda *args: None)
+
+
+def own_forward(model, monkeypatch):
+    q_net = model.critic.qf0.q_net
+    q_net.forward = lambda inputs: 2 * type(q_net).forward(q_net, inputs)
+
+
+def a_parameter_less_in_the_optimizer(model, monkeypatch):
+    model.actor.optimizer.param_groups[-1]["params"].pop()
+
+
+CHANGES = [
+    tied_layers,
+    layer_norm_before_the_action,
+    hook_of_a_target_network,
+    hook_of_all_modules,
+    hook_of_all_optimizers,
+    own_forward,
+    a_parameter_less_in_the_optimizer,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("begins", [True, False], ids=["at first", "in mid-training"])
+def test_what_only_autograd_knows(change, begins, monkeypatch):
+    policy_kwargs = dict(net_arch=[8, 8], normalization=None)
+    model = BNTD3("MlpPolicy", VectorEnv(), learning_starts=10, buffer_size=100, policy_kwargs=policy_kwargs, device="cpu")
+    if not begins:
+        model.learn(15)
+        assert type(model._fast_update) is FastUpdate
+    change(model, monkeypatch)
+    model.learn(15, reset_num_timesteps=begins)
+    assert model._fast_update is None
+
+
+@needs_numba
+def test_q_networks_of_other_layers_are_not_compiled(capsys):
+    """Compiled, all of them share one memory."""
+    arguments = dict(
+        learning_starts=10, buffer_size=100, policy_kwargs=dict(net_arch=[8, 8], normalization=None), device="cpu"
+    )
+    model = BNTD3("MlpPolicy", VectorEnv(), fast_update="compiled", verbose=1, **arguments)
+    for critic in (model.critic, model.critic_target):
+        state_net = nn.Sequential(nn.Linear(4, 12), nn.ReLU())
+        critic.qf1.state_net, critic.qf1.q_net = state_net, nn.Sequential(nn.Linear(14, 8), nn.ReLU(), nn.Linear(8, 1))
+    model.critic.optimizer = th.optim.Adam(model.critic.parameters(), lr=1e-3)
+    model.learn(15)
+    assert model._fast_update is None
+    assert "a Q-network has other layers than another one" in capsys.readouterr().out
+
+
+def test_atoms_that_are_exchanged_count(make_model):
+    model = make_model(policy_kwargs=SMALL | dict(n_atoms=11, v_min=-1.0, v_max=1.0)).learn(40)
+    model.critic.atoms = 2 * model.critic.atoms
+    model.learn(1, reset_num_timesteps=False)
+    assert model._fast_update.parts.atoms is model.critic.atoms
 
 
 def test_shared_memory_stays_shared(make_model, capsys):

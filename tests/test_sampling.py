@@ -116,6 +116,10 @@ def test_other_buffers_sample_themselves():
     buffer._get_samples = lambda *args, **kwargs: own(*args, **kwargs)._replace(rewards=th.full((8, 1), 7.0))
     assert (sample(buffer, 8, None).rewards == 7).all()
 
+    buffer = filled()
+    buffer._normalize_reward = lambda reward, env=None: 0 * reward + 3  # of its base class, which sampling asks too
+    assert (sample(buffer, 8, None).rewards == 3).all()
+
 
 def test_a_model_samples_so():
     model = BNDDPG("MlpPolicy", "Pendulum-v1", learning_starts=10, buffer_size=100, seed=0).learn(20)

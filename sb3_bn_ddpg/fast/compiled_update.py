@@ -86,6 +86,10 @@ class CompiledUpdate(FastUpdate):
         """As ``FastUpdate.parsed``."""
         if nets.actor.device.type != "cpu":
             raise UnsupportedError(f"the device is {nets.actor.device}")
+        q_networks = [q for critic in (nets.critic, nets.critic_target) for q in critic.q_networks]
+        layers = [[(type(layer), [param.shape for param in layer.parameters()]) for layer in q.modules()] for q in q_networks]
+        if any(each != layers[0] for each in layers):  # they share one memory
+            raise UnsupportedError("a Q-network has other layers than another one")
         return super().parsed(nets, step)
 
     def _set_batch_size(self, n: int) -> None:

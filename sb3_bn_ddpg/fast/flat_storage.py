@@ -13,6 +13,7 @@ from typing import Any
 
 import torch as th
 from torch import nn
+from torch.optim import optimizer as of_optimizers
 
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.fast.processor import threads_for
@@ -125,6 +126,7 @@ class FlatStorage:
         own_settings = [[name for name in NORM_SETTINGS if hasattr(layer, name)] for layer in norm_layers]
         self._settings_of_layers = list(zip((attrgetter(*own) for own in own_settings), norm_layers, strict=True))
         self._addresses, self._norm_settings = self._current_addresses(), self._current_norm_settings()
+        self._grouped = self._in_groups()
 
     def is_current(self) -> bool:
         """
@@ -139,6 +141,9 @@ class FlatStorage:
             return False
         if [id(group) for group in self.optimizer.param_groups] != [id(group) for group, _, _ in self.slices]:
             return False
+        grouped = self._in_groups()
+        if len(grouped) != len(self._grouped) or not all(map(is_, grouped, self._grouped)):
+            return False
         if not all(map(is_, map(attrgetter("grad"), self.params), self.grad_views)):
             return False
         if not all(map(is_, map(self.optimizer.state.get, self.params), self._states)):
@@ -149,6 +154,12 @@ class FlatStorage:
         if not self.steps.is_cuda and self.steps.tolist() != self._counted:
             return False  # somebody has written into the counters, as one who starts the optimizer anew does
         return self._current_addresses() == self._addresses and self._current_norm_settings() == self._norm_settings
+
+    def _in_groups(self) -> list[th.Tensor]:
+        """
+        :return: The optimizer's parameters, group by group
+        """
+        return [param for group in self.optimizer.param_groups for param in group["params"]]
 
     def _current_addresses(self) -> list[int]:
         """
@@ -271,7 +282,8 @@ def has_own_step(optimizer: th.optim.Optimizer) -> bool:
     :return: Whether its steps call something of the user's
     """
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    return bool(hooks) or "step" in vars(optimizer)  # which wraps that of the class
+    of_all = of_optimizers._global_optimizer_pre_hooks or of_optimizers._global_optimizer_post_hooks
+    return bool(hooks or of_all) or "step" in vars(optimizer)  # which wraps that of the class
 
 
 def has_variants(optimizer: th.optim.Optimizer) -> bool:

@@ -44,7 +44,7 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
         _name_by_content(kernel._cache._cache_file)
         load = _or_nothing(kernel._cache.load_overload)
         kernel._cache.load_overload = _announced(load) if is_step else load
-        kernel._cache.save_overload = _or_nothing(kernel._cache.save_overload)
+        kernel._cache.save_overload = _or_nothing(_unless_changed(kernel._cache.save_overload))
     return cast(Callable[..., Any], kernel)
 
 
@@ -78,6 +78,10 @@ def _stamps() -> tuple[tuple[str, float, int], ...]:
     :return: What changes with any file of the package. Numba looks only at the one that a function is in, though others are
         compiled into it, and would take what it has kept after a change of those
     """
+    return _current_stamps()
+
+
+def _current_stamps() -> tuple[tuple[str, float, int], ...]:
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     statuses = [(str(path), path.stat()) for path in files]
     return tuple((path, status.st_mtime, status.st_size) for path, status in statuses)
@@ -85,19 +89,29 @@ def _stamps() -> tuple[tuple[str, float, int], ...]:
 
 def _name_by_content(file: Any) -> None:
     """
-    Let Numba name what it keeps by its content, and not by the next number: two processes that compile for different types at
-    a time would take the same number, and one's types could then lead to the other's code.
+    Let Numba name what it keeps by its content, and what it is for, and not by the next number: two processes that compile for
+    different types at a time would take the same number, and one's types could then lead to the other's code. Of two keys of
+    one content, as of processors with one name, Numba would look for a second name for ever.
 
     :param file: What keeps the code of a function
     """
     save, pattern = file.save, file._data_name_pattern
 
     def save_by_content(key: Any, data: Any) -> None:
-        digest = hashlib.sha256(file._dump(data)).hexdigest()[:24]
+        digest = hashlib.sha256(file._dump((key, data))).hexdigest()[:24]
         file._data_name = lambda number: pattern.replace("{number:d}", digest)
         save(key, data)
 
     file.save = save_by_content
+
+
+def _unless_changed(save: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Numba's cache that keeps nothing where a file has changed since: what was compiled is no longer its."""
+
+    def function(*args: Any) -> Any:
+        return save(*args) if _current_stamps() == _stamps() else None
+
+    return function
 
 
 def _or_nothing(use_cache: Callable[..., Any]) -> Callable[..., Any]:

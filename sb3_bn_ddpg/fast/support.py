@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch as th
@@ -9,6 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
+from torch.nn.modules import module as of_modules
 
 from sb3_bn_ddpg.fast.flat_storage import has_own_step, has_parameter_hooks, has_variants
 from sb3_bn_ddpg.fast.mlp import MlpArguments, parse_layers
@@ -20,6 +22,9 @@ from sb3_bn_ddpg.networks.critics import Critic, QNetwork, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.layers import StandardizingExtractor
 from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where PyTorch keeps what a module calls of the user's; with ``_global`` before, what every module calls."""
 
 
 class ParsedNetworks(NamedTuple):
@@ -69,9 +74,13 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         for q_network in critic.q_networks:
             if type(q_network) is not QNetwork:
                 raise UnsupportedError(f"the network {type(q_network).__name__} is a custom class")
-    params = [param for network in distinct_networks(nets) for param in network.parameters()]
+    networks = distinct_networks(nets)
+    if any(map(_has_module_hooks, networks)):
+        raise UnsupportedError("there are hooks in a target network")
+    # A parameter of two layers is one of the network, but its gradient is the sum of theirs
+    params = [param for network in networks for _, param in network.named_parameters(remove_duplicate=False)]
     if len(set(params)) < len(params):
-        raise UnsupportedError("networks share parameters")
+        raise UnsupportedError("networks or layers share parameters")
     if nets.critic.features_extractor is nets.actor.features_extractor:
         raise UnsupportedError("actor and critic share their features extractor")
     if step.unsupported is not None:
@@ -136,8 +145,11 @@ def _has_module_hooks(network: nn.Module) -> bool:
     :param network: A network
     :return: Whether its modules call something of the user's
     """
-    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for module in network.modules() for name in names)
+    if any(getattr(of_modules, f"_global{name}") for name in HOOKS):
+        return True
+    return any(getattr(module, name) for module in network.modules() for name in HOOKS) or any(
+        "forward" in vars(module) for module in network.modules()
+    )
 
 
 def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None = None) -> ParsedNetworks:
@@ -154,6 +166,10 @@ def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None
     for sequence in (*sequences, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
         if type(sequence) is not nn.Sequential:
             raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
+    for q in critic.q_networks:
+        before_action = takewhile(lambda layer: not isinstance(layer, nn.Linear), q.q_net)
+        if any(isinstance(layer, nn.LayerNorm) for layer in before_action):
+            raise UnsupportedError("a layer norm stands before the layer that takes the action")
     if isinstance(actor, GaussianActor):
         of_actor: list[list[nn.Module]] = [[*actor.latent_pi], [actor.mu], [actor.log_std]]
     else:
@@ -166,9 +182,6 @@ def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None
         [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)],
         [] if value is None else [*value.v_net],
     ):
-        with_parameters = [layer for layer in layers if next(layer.parameters(), None) is not None]
-        if len(set(with_parameters)) < len(with_parameters):
-            raise UnsupportedError("a layer occurs twice")
         if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d | BatchRenorm1d)}.issubset(
             [*actor.norm_layers, *critic.norm_layers, *(() if value is None else value.norm_layers)]
         ):

@@ -64,6 +64,7 @@ class FastUpdate:
         self.largest_layer = max((matrix.numel() for matrix in matrices), default=1)
         self.dtype = self.actor_storage.values.dtype
         self.n_critics = len(online.critics)
+        self.atoms = nets.critic.atoms
         actor, critics = _actor_parts(online, nets.actor), _critic_parts(online)
         actor_memory = GaussianMemory(Memory(), Memory(), Memory()) if isinstance(actor, GaussianParts) else Memory()
         memories = tuple(QMemory(Memory(), Memory(), None) for _ in critics)
@@ -115,7 +116,7 @@ class FastUpdate:
         :param step: The algorithm's step
         :return: Whether this object still holds their storage: not after an optimizer's state was loaded, for example
         """
-        if step is not self.step or not nets.is_same_as(self.nets):
+        if step is not self.step or not nets.is_same_as(self.nets) or nets.critic.atoms is not self.atoms:
             return False
         kept, current = (
             [id(x) for pair in each for x in pair or ()] for each in (self.standardizations, standardizations(nets))

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import torch as th
 from numpy.typing import NDArray
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_bn_ddpg.common.steps import joined
 
-_METHODS = frozenset(vars(ReplayBuffer)) | {"to_torch"}
+_METHODS = frozenset(vars(ReplayBuffer)) | frozenset(vars(BaseBuffer))
 
 
 def sample(buffer: ReplayBuffer, batch_size: int, env: VecNormalize | None, n_batches: int = 1) -> ReplayBufferSamples:
