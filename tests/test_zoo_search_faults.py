@@ -102,7 +102,7 @@ def test_a_search_that_cannot_train_says_so(tmp_path):
     ],
 )
 def test_what_does_not_go_with_the_file_is_pruned(algo, entry, message, tmp_path, capsys):
-    """Not the end of the search, of which other draws are well."""
+    """The search goes on: other draws fit."""
     entry |= {"learning_starts": 1000, "buffer_size": 1000, "n_timesteps": 10}
     kwargs = dict(n_eval_episodes=1, no_optim_plots=True, sampler="random", pruner="none", seed=1)
     kwargs |= dict(optimize_hyperparameters=True, n_trials=6)

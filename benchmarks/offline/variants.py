@@ -39,8 +39,8 @@ NORMALIZATIONS: dict[str, str | None] = {"none": None, "batch": "batch", "layer"
 LABELS = {"bn_iql": "IQL", "bn_td3_bc": "TD3+BC", "bn_awac": "AWAC", "bn_bcq": "BCQ"}
 STEPS = {"bn_iql": 20_000, "bn_td3_bc": 20_000, "bn_awac": 5_000, "bn_bcq": 5_000}
 """
-Gradient steps. AWAC's minibatches are four times those of IQL and TD3+BC: all three see as many transitions. A step of BCQ,
-which generates ten actions in each next state by wide networks, takes the time of ten of theirs.
+Gradient steps. AWAC's minibatches are four times those of IQL and TD3+BC: all three see as many transitions. BCQ
+generates ten actions in each next state, by wide networks, so one of its steps takes as long as ten of the others'.
 """
 N_EVALUATIONS = 10
 PEER = "d3rlpy"

@@ -75,13 +75,16 @@ def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
 @cache
 def _stamps() -> tuple[tuple[str, float, int], ...]:
     """
-    :return: What changes with any file of the package. Numba looks only at the one that a function is in, though others are
-        compiled into it, and would take what it has kept after a change of those
+    :return: Those of the files when they were first asked for
     """
     return _current_stamps()
 
 
 def _current_stamps() -> tuple[tuple[str, float, int], ...]:
+    """
+    :return: What changes with any file of the package. Numba looks only at the one that a function is in, though others are
+        compiled into it, and would take what it has kept after a change of those
+    """
     files = sorted(Path(__file__).parents[1].rglob("*.py"))
     statuses = [(str(path), path.stat()) for path in files]
     return tuple((path, status.st_mtime, status.st_size) for path, status in statuses)

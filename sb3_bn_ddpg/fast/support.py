@@ -74,11 +74,10 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         for q_network in critic.q_networks:
             if type(q_network) is not QNetwork:
                 raise UnsupportedError(f"the network {type(q_network).__name__} is a custom class")
-    networks = distinct_networks(nets)
-    if any(map(_has_module_hooks, networks)):
+    if any(map(_has_module_hooks, (nets.actor_target, nets.critic_target))):
         raise UnsupportedError("there are hooks in a target network")
-    # A parameter of two layers is one of the network, but its gradient is the sum of theirs
-    params = [param for network in networks for _, param in network.named_parameters(remove_duplicate=False)]
+    # A parameter that two layers share appears here once for each of them; `parameters()` would list it once
+    params = [param for each in distinct_networks(nets) for _, param in each.named_parameters(remove_duplicate=False)]
     if len(set(params)) < len(params):
         raise UnsupportedError("networks or layers share parameters")
     if nets.critic.features_extractor is nets.actor.features_extractor:
@@ -147,9 +146,7 @@ def _has_module_hooks(network: nn.Module) -> bool:
     """
     if any(getattr(of_modules, f"_global{name}") for name in HOOKS):
         return True
-    return any(getattr(module, name) for module in network.modules() for name in HOOKS) or any(
-        "forward" in vars(module) for module in network.modules()
-    )
+    return any("forward" in vars(module) or any(map(vars(module).get, HOOKS)) for module in network.modules())
 
 
 def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None = None) -> ParsedNetworks:
