@@ -1,4 +1,4 @@
-"""The steps of IQL, TD3+BC and AWAC on the engine against their definitions, and their losses against autograd's."""
+"""The steps of the offline algorithms on the engine against their definitions, and their losses against autograd's."""
 
 import copy
 from types import SimpleNamespace
@@ -29,7 +29,15 @@ from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC
 from sb3_bn_ddpg.fast import support, torch_operations
 from sb3_bn_ddpg.networks.actors import FixedStdActor, SigmoidStdActor
 from sb3_bn_ddpg.networks.layers import StandardizingExtractor
-from sb3_bn_ddpg.offline.losses import awac_weights, expectile_loss, iql_weights, td3_bc_loss, weighted_regression_loss
+from sb3_bn_ddpg.offline.losses import (
+    awac_weights,
+    expectile_loss,
+    iql_weights,
+    soft_clipped_value,
+    td3_bc_loss,
+    vae_loss,
+    weighted_regression_loss,
+)
 
 WAYS = pytest.mark.parametrize("path", [True, COMPILED, CUDA])
 CONFIGURATIONS = {
@@ -60,6 +68,19 @@ CONFIGURATIONS = {
         actor_loss_critic_statistics="batch_update",
         policy_kwargs=dict(normalization="batch", optimizer_kwargs=dict(weight_decay=0.01)),
     ),
+    "BCQ": dict(algorithm=BNBCQ),
+    "BCQ, batch norm": dict(algorithm=BNBCQ, policy_kwargs=dict(normalization="batch")),
+    "BCQ, layer norm": dict(algorithm=BNBCQ, policy_kwargs=dict(normalization="layer")),
+    "BCQ, its numbers": dict(
+        algorithm=BNBCQ, lmbda=0.3, n_target_actions=3, gamma=0.9, policy_kwargs=dict(phi=0.6, vae_arch=[])
+    ),
+    "BCQ, one action, all updating": dict(
+        algorithm=BNBCQ,
+        n_target_actions=1,
+        target_statistics="batch_update",
+        actor_loss_critic_statistics="batch_update",
+        policy_kwargs=dict(normalization="batch", action_layer=2, optimizer_kwargs=dict(weight_decay=0.01)),
+    ),
     "TD3+BC": dict(algorithm=BNTD3BC),
     "TD3+BC, batch norm": dict(algorithm=BNTD3BC, policy_kwargs=dict(normalization="batch")),
     "TD3+BC, layer norm": dict(algorithm=BNTD3BC, policy_kwargs=dict(normalization="layer")),
@@ -85,7 +106,7 @@ class DoubleStandardizing(StandardizingExtractor):
 def model_of(path, algorithm, policy_kwargs=None, double=False, **kwargs):
     """A model that updates by a path, in float64 or not."""
     policy = algorithm.policy_aliases["MlpPolicy"]
-    policy_kwargs = dict(net_arch=[16, 12]) | (policy_kwargs or {})
+    policy_kwargs = dict(net_arch=[16, 12]) | (dict(vae_arch=[20, 14]) if algorithm is BNBCQ else {}) | (policy_kwargs or {})
     # A larger epsilon: of a gradient that is 0 but for rounding, as of a bias before batch norm, Adam would make a step
     policy_kwargs["optimizer_kwargs"] = dict(eps=1e-3) | policy_kwargs.get("optimizer_kwargs", {})
     if double:
@@ -117,7 +138,9 @@ def test_forty_updates_equal_the_definition(path, name):
     kwargs = copy.deepcopy(CONFIGURATIONS[name])
     fast, reference = model_of(path, double=True, **kwargs), model_of(False, double=True, **kwargs)
     for model in (fast, reference):
-        if not isinstance(model, BNTD3BC):
+        if isinstance(model, BNBCQ):
+            model.vae.log_std.bias.data[:2] = th.tensor([-9.0, -4.0])  # clamped, and as far as rows go
+        elif not isinstance(model, BNTD3BC):
             model.actor.log_std.data[:] = th.tensor([-5.1, 0.4])  # IQL clamps the first, which has no gradient then
     start = copy.deepcopy(fast.policy.state_dict())
     for index in range(40):
@@ -129,7 +152,7 @@ def test_forty_updates_equal_the_definition(path, name):
     assert type(fast._fast_update).__name__ == CLASSES[path]
     assert reference._fast_update is None
     assert_close(fast.policy.state_dict(), reference.policy.state_dict(), rtol=1e-7, atol=1e-8)
-    networks = ("actor", "critic", *(("value",) if isinstance(fast, BNIQL) else ()))
+    networks = ("actor", "critic", *{BNIQL: ("value",), BNBCQ: ("vae",)}.get(type(fast), ()))
     for network in networks:
         changed = [key for key, value in fast.policy.state_dict().items() if not th.equal(value, start[key])]
         assert any(key.startswith(f"{network}.") for key in changed)
@@ -140,7 +163,9 @@ def test_forty_updates_equal_the_definition(path, name):
 
 
 @pytest.mark.numerics
-@pytest.mark.parametrize("name", ["IQL", "IQL, batch norm", "AWAC", "AWAC, batch norm", "TD3+BC", "TD3+BC, batch norm"])
+@pytest.mark.parametrize(
+    "name", [f"{name}{norm}" for name in ("IQL", "AWAC", "BCQ", "TD3+BC") for norm in ("", ", batch norm")]
+)
 @WAYS
 def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     """With the authors' widths: the distance from the definition in float64, beside that of the definition in float32."""
@@ -168,7 +193,7 @@ def test_float32_is_as_exact_as_the_definition_in_float32(path, name):
     assert not {key: (ours, own) for key, (ours, own) in medians.items() if ours > ERROR_RATIO * own + SMALLEST_ERROR}
 
 
-@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC])
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC, BNBCQ])
 @WAYS
 def test_learning_is_kept_and_resumed_to_the_bit(path, algorithm, tmp_path):
     arguments = dict(policy_kwargs=dict(normalization="batch")) | by(path)
@@ -185,7 +210,7 @@ def test_learning_is_kept_and_resumed_to_the_bit(path, algorithm, tmp_path):
 
 
 @needs_numba
-@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC])
+@pytest.mark.parametrize("algorithm", [BNIQL, BNTD3BC, BNAWAC, BNBCQ])
 @pytest.mark.parametrize(
     ("kwargs", "reason"),
     [
@@ -211,6 +236,25 @@ def test_a_frozen_layer_of_the_value_function_stays():
     assert model._fast_update is None
     assert th.equal(first, before[0])
     assert not th.equal(last, before[1])
+
+
+@pytest.mark.parametrize(
+    ("replaced", "reason"),
+    [
+        (lambda vae: setattr(vae.decoder, "3", nn.Identity()), "the last layer of the decoder is Identity"),
+        (lambda vae: vae.decoder.insert(0, nn.LayerNorm(vae.decoder[0].in_features)), "a normalisation stands before"),
+        (lambda vae: vae.encoder.register_forward_hook(lambda *_: None), "there are hooks in the network ActionVAE"),
+        (lambda vae: vae.mean.requires_grad_(False), "a parameter is frozen"),
+    ],
+)
+def test_other_generative_models_go_by_autograd(replaced, reason, capsys):
+    model = make(BNBCQ, verbose=1, policy_kwargs=dict(vae_arch=[8]))
+    replaced(model.vae)
+    if "normalisation" in reason:
+        model.vae.optimizer = type(model.vae.optimizer)(model.vae.parameters())
+    model.learn(3)
+    assert model._fast_update is None
+    assert f"Updating by autograd: {reason}" in capsys.readouterr().out
 
 
 def test_networks_that_standardise_differently_go_by_autograd(capsys):
@@ -241,10 +285,9 @@ def test_another_standardisation_counts(path):
 
 
 def test_which_have_an_engine():
-    for algorithm in (BNIQL, BNTD3BC, BNAWAC):
+    for algorithm in (BNIQL, BNTD3BC, BNAWAC, BNBCQ):
         assert make(algorithm).fast_update is True
         assert make(algorithm).learn(2)._fast_update is not None
-    assert make(BNBCQ).learn(2)._fast_update is None
 
 
 # --- The losses
@@ -266,7 +309,7 @@ def both(name, *args, places):
         operation = getattr(module, name)
         returned = getattr(operation, "py_func", operation)(*copies, *([reports, 1] if places else []))
         means = [float(np.mean(np.asarray(report))) for report in reports[1:]]
-        written = [np.asarray(each) for each in copies if not isinstance(each, float)]
+        written = [np.asarray(each) for each in copies if not isinstance(each, (int, float))]
         of_one = tuple(map(np.asarray, returned)) if isinstance(returned, tuple) else np.asarray(returned)
         results.append((of_one, means, written))
     return results
@@ -358,3 +401,67 @@ def test_imitation(alpha):
     for gradient, reported, _ in both("imitation", ascended.numpy(), MU, A, q.detach().numpy(), alpha, places=2):
         np.testing.assert_allclose(gradient, mu.grad, rtol=1e-11)
         np.testing.assert_allclose(reported, [loss.item(), bc_loss.item()], rtol=1e-11)
+
+
+# Of the generative model
+
+NOISE = RNG.normal(size=(7, 3))
+LATENT_LOG_STD = RNG.normal(size=(7, 3))
+LATENT_LOG_STD[0], LATENT_LOG_STD[1, 0] = [-4.5, -4.0, 15.5], 15.0  # beyond the bounds, and at them
+
+
+def test_generative_model():
+    means, log_std, slope = leaf(MU), leaf(LATENT_LOG_STD), th.from_numpy(RNG.normal(size=MU.shape))
+    clamped = log_std.clamp(-4, 15)
+    latents = means + clamped.exp() * th.from_numpy(NOISE)
+    decoded = (th.tanh(latents) * slope).detach().requires_grad_()
+    loss = vae_loss(decoded, th.from_numpy(A), means, clamped)
+    (decoded_grad,) = th.autograd.grad(loss, decoded, retain_graph=True)
+    (loss + (slope * latents).sum()).backward()
+    assert log_std.grad[0, 0] == log_std.grad[0, 2] == 0 != log_std.grad[1, 0]
+    for made, _, _ in both("latents", MU, LATENT_LOG_STD, NOISE, places=0):
+        np.testing.assert_allclose(made, latents.detach(), rtol=1e-12)
+    arguments = decoded.detach().numpy(), A, MU, LATENT_LOG_STD
+    for gradient, reported, _ in both("reconstruction", *arguments, places=1):
+        np.testing.assert_allclose(gradient, decoded_grad, rtol=1e-12)
+        np.testing.assert_allclose(reported, [loss.item()], rtol=1e-12)
+    inputs_grad = np.hstack([np.full((7, 4), 9.0), slope])  # the first columns are the observation's
+    for (of_means, of_log_std), _, _ in both("latents_backward", inputs_grad, MU, LATENT_LOG_STD, NOISE, places=0):
+        np.testing.assert_allclose(of_means, means.grad, rtol=1e-12)
+        np.testing.assert_allclose(of_log_std, log_std.grad, rtol=1e-12)
+
+
+def test_perturbed_actions():
+    actions, perturbations = A.copy(), leaf(MU)
+    actions[0], actions[1] = [0.9, -0.9, 1.0], [1.0, -1.0, 0.5]
+    with th.no_grad():
+        perturbations[0], perturbations[1, 0] = th.tensor([0.5, -0.5, 0.0]), -0.5
+    expected = (th.from_numpy(actions) + 0.6 * perturbations).clamp(-1, 1)
+    grad = RNG.normal(size=A.shape)
+    expected.backward(th.from_numpy(grad))
+    assert perturbations.grad[0, 0] == perturbations.grad[0, 1] == 0 != perturbations.grad[0, 2]
+    assert perturbations.grad[1, 0] != 0
+    arguments = actions, perturbations.detach().numpy()
+    for sums, _, _ in both("perturbed", *arguments, 0.6, places=0):
+        np.testing.assert_allclose(sums, expected.detach(), rtol=1e-12)
+    for gradient, _, _ in both("perturbed_backward", grad, *arguments, 0.6, places=0):
+        np.testing.assert_allclose(gradient, perturbations.grad, rtol=1e-12)
+
+
+def test_values_of_generated_actions():
+    least, largest = np.sort(RNG.normal(size=(2, 12, 1)), axis=0)
+    expected = soft_clipped_value((th.from_numpy(largest), th.from_numpy(least)), 0.75, 4)
+    for values, _, _ in both("best_values", least, largest, 0.75, 4, places=0):
+        np.testing.assert_allclose(values, expected, rtol=1e-12)
+    for values, _, _ in both("larger", least, largest, False, places=0):
+        np.testing.assert_array_equal(values, largest)
+    least[5] = np.nan
+    for values, _, _ in both("best_values", least, largest, 0.75, 4, places=0):
+        np.testing.assert_array_equal(np.isnan(values[:, 0]), [False, True, False])
+    for values, _, _ in both("larger", least, largest, False, places=0):
+        np.testing.assert_array_equal(np.isnan(values), np.isnan(least))
+    for rows, _, _ in both("repeated", A, 3, places=0):
+        np.testing.assert_array_equal(rows, np.repeat(A, 3, axis=0))
+    noise = np.array([[0.7, -0.2], [np.nan, -0.7]])
+    for latents, _, _ in both("clipped_latents", noise, places=0):
+        np.testing.assert_array_equal(latents, [[0.5, -0.2], [np.nan, -0.5]])

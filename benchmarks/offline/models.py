@@ -19,7 +19,6 @@ CLASSES: dict[str, type[OffPolicyAlgorithm]] = {
     "bn_awac": BNAWAC,
     "bn_bcq": BNBCQ,
 }
-WITH_FAST_UPDATE = ("bn_iql", "bn_td3_bc", "bn_awac")
 
 
 def build_offline(unit: Unit, device: str) -> OffPolicyAlgorithm | D3rlpyModel:
@@ -34,7 +33,7 @@ def build_offline(unit: Unit, device: str) -> OffPolicyAlgorithm | D3rlpyModel:
     th.set_num_threads(1)
     kwargs = dict(kwargs_of(unit))
     kind, recipe = kwargs.pop("dataset"), Recipe(**kwargs.pop("recipe"))
-    if variant.algorithm in WITH_FAST_UPDATE and device == "cpu":
+    if device == "cpu":
         kwargs["fast_update"] = "compiled"
     algorithm: Any = CLASSES[variant.algorithm]
     env = DummyVecEnv([lambda: make_env(unit.task)])

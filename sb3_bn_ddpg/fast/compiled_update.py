@@ -29,10 +29,13 @@ from sb3_bn_ddpg.fast.parts import (
     FixedStdParts,
     GaussianMemory,
     GaussianParts,
+    GeneratorMemory,
+    GeneratorParts,
     Parts,
     QMemory,
     QNetworkParts,
     Transitions,
+    WideMemory,
 )
 from sb3_bn_ddpg.fast.step import StepCall, UnsupportedError
 from sb3_bn_ddpg.fast.support import ParsedNetworks
@@ -70,13 +73,18 @@ class CompiledUpdate(FastUpdate):
             is_target = of_parts is not parts.critics
             return tuple(critic_arrays(critic, self.critic_storage, obs_dim, action_dim, is_target) for critic in of_parts)
 
-        self.actor = actor_arrays(parts.actor, self.actor_storage, obs_dim, False)
+        n_inputs = obs_dim + nets.actor.n_further_inputs
+        self.actor = actor_arrays(parts.actor, self.actor_storage, n_inputs, False)
         self.actor_target = actor_arrays(
-            parts.actor_target, self.actor_storage, obs_dim, parts.actor_target is not parts.actor
+            parts.actor_target, self.actor_storage, n_inputs, parts.actor_target is not parts.actor
         )
         self.critics, self.critic_targets = critics_of(parts.critics), critics_of(parts.critic_targets)
-        self.value = self.actor if nets.value is None else network_arrays(parts.value, self.value_storage, obs_dim, False)
-        storages = (self.actor_storage, self.critic_storage, self.entropy_storage, self.value_storage)
+        self.auxiliary: Any = self.actor
+        if isinstance(parts.auxiliary, GeneratorParts):
+            self.auxiliary = generator_arrays(parts.auxiliary, self.auxiliary_storage, obs_dim, action_dim)
+        elif nets.auxiliary is not None:
+            self.auxiliary = network_arrays(parts.auxiliary, self.auxiliary_storage, obs_dim, False)
+        storages = (self.actor_storage, self.critic_storage, self.entropy_storage, self.auxiliary_storage)
         self.storage_arrays = tuple(map(storage_arrays, storages))
         self.n = 0
         self.threads_of_products = threads_of_products()
@@ -107,23 +115,18 @@ class CompiledUpdate(FastUpdate):
             self.critics[0].state_net.table[0, passes.WIDTH],
         )
         action_dim = joined_dim - self.critics[0].state_net.table[-1, passes.WIDTH]
-        memories, joint_memories = (
-            tuple(
-                QMemory(
-                    memory_arrays(critic.state_net, n_rows),
-                    memory_arrays(critic.q_net, n_rows),
-                    np.empty((n_rows, joined_dim), dtype),
-                )
-                for critic in self.critics
-            )
-            for n_rows in (n, n_joint)
-        )
+        memories, joint_memories = (tuple(critic_memory(critic, n_rows) for critic in self.critics) for n_rows in (n, n_joint))
         actor = self.actor
         if isinstance(actor, GaussianParts):
             of_actor: Any = GaussianMemory(*(memory_arrays(part, n) for part in (actor.latent, actor.mean, actor.log_std)))
         else:
             of_actor = memory_arrays(actor.mean if isinstance(actor, FixedStdParts) else actor, n)
-        actor_storage, critic_storage, entropy_storage, value_storage = self.storage_arrays
+        of_auxiliary: Any = of_actor
+        if isinstance(self.auxiliary, GeneratorParts):
+            of_auxiliary = generator_memory(self.auxiliary, actor, self.critics[0], n, n * self.step.n_repeats)
+        elif self.auxiliary is not actor:
+            of_auxiliary = memory_arrays(self.auxiliary, n)
+        actor_storage, critic_storage, entropy_storage, auxiliary_storage = self.storage_arrays
         joint_rows = tuple(np.empty((n_joint, dim), dtype) for dim in (obs_dim, action_dim))
         self.arrays = Parts(
             actor,
@@ -138,9 +141,9 @@ class CompiledUpdate(FastUpdate):
             actor_storage,
             critic_storage,
             entropy_storage,
-            self.value,
-            of_actor if self.value is actor else memory_arrays(self.value, n),
-            value_storage,
+            self.auxiliary,
+            of_auxiliary,
+            auxiliary_storage,
         )
 
     @th.inference_mode()
@@ -190,7 +193,7 @@ class CompiledUpdate(FastUpdate):
         Count the steps of each optimizer.
 
         :param updates_actor: Of each gradient step, whether the actor's makes one
-        :return: What they make them with: the actor's, the critics', the entropy coefficient's, the value function's
+        :return: What they make them with: the actor's, the critics', the entropy coefficient's, the further network's
         """
         entropy, never = self.nets.entropy, [False] * len(updates_actor)
         trains_entropy = entropy is not None and entropy.is_learned
@@ -198,27 +201,42 @@ class CompiledUpdate(FastUpdate):
             adam_rates(self.actor_storage, updates_actor),
             adam_rates(self.critic_storage, [True] * len(updates_actor)),
             adam_rates(self.entropy_storage, updates_actor if trains_entropy else never),
-            adam_rates(self.value_storage, never if self.nets.value is None else [True] * len(updates_actor)),
+            adam_rates(self.auxiliary_storage, never if self.nets.auxiliary is None else [True] * len(updates_actor)),
         )
 
 
-def actor_arrays(actor: Mlp | GaussianParts | FixedStdParts, storage: FlatStorage, obs_dim: int, is_target: bool) -> Any:
+def actor_arrays(actor: Mlp | GaussianParts | FixedStdParts, storage: FlatStorage, n_inputs: int, is_target: bool) -> Any:
     """
     :param actor: An actor
     :param storage: What holds it
-    :param obs_dim: Number of entries of an observation
+    :param n_inputs: Number of its inputs
     :param is_target: Whether it is a target network
     :return: The same, as the operations take it
     """
     if isinstance(actor, Mlp):
-        return network_arrays(actor, storage, obs_dim, is_target)
+        return network_arrays(actor, storage, n_inputs, is_target)
     if isinstance(actor, FixedStdParts):
-        mean = network_arrays(actor.mean, storage, obs_dim, is_target)
+        mean = network_arrays(actor.mean, storage, n_inputs, is_target)
         return FixedStdParts(mean, actor.log_std.numpy(), actor.log_std_grad.numpy())
-    latent = network_arrays(actor.latent, storage, obs_dim, is_target)
+    latent = network_arrays(actor.latent, storage, n_inputs, is_target)
     n_units = latent.table[-1, passes.WIDTH]
     mean, log_std = (network_arrays(head, storage, n_units, is_target) for head in (actor.mean, actor.log_std))
     return GaussianParts(latent, mean, log_std, actor.n_differentiated)
+
+
+def generator_arrays(generator: GeneratorParts, storage: FlatStorage, obs_dim: int, action_dim: int) -> GeneratorParts:
+    """
+    :param generator: A generative model
+    :param storage: What holds it
+    :param obs_dim: Number of entries of an observation
+    :param action_dim: Number of entries of an action
+    :return: The same, as the operations take it
+    """
+    encoder = network_arrays(generator.encoder, storage, obs_dim + action_dim, False)
+    n_units = encoder.table[-1, passes.WIDTH]
+    mean, log_std = (network_arrays(head, storage, n_units, False) for head in (generator.mean, generator.log_std))
+    decoder = network_arrays(generator.decoder, storage, obs_dim + mean.table[-1, passes.WIDTH], False)
+    return GeneratorParts(encoder, mean, log_std, decoder, generator.n_differentiated)
 
 
 def critic_arrays(
@@ -329,6 +347,54 @@ def memory_arrays(network: passes.Network, n: int) -> passes.Memory:
     aligned = -(-sizes // ALIGNMENT) * ALIGNMENT
     ends = np.cumsum(aligned).reshape(sizes.shape)
     return passes.Memory(np.empty(ends[-1, -1], network.values.dtype), ends - aligned)
+
+
+def critic_memory(critic: QNetworkParts, n: int) -> QMemory:
+    """
+    :param critic: A Q-network
+    :param n: Number of rows
+    :return: Memory for a pass and its way back
+    """
+    return QMemory(memory_arrays(critic.state_net, n), memory_arrays(critic.q_net, n), input_array(critic.q_net, n))
+
+
+def generator_memory(
+    generator: GeneratorParts, actor: passes.Network, critic: QNetworkParts, n: int, n_wide: int
+) -> GeneratorMemory:
+    """
+    :param generator: A generative model
+    :param actor: The actor that perturbs its actions
+    :param critic: A Q-network
+    :param n: Size of the minibatch
+    :param n_wide: Number of rows with several actions in each state
+    :return: Memory for its passes
+    """
+    encoder, mean, log_std, decoder = (memory_arrays(network, n) for network in generator[:4])
+    return GeneratorMemory(
+        input_array(generator.encoder, n),
+        encoder,
+        mean,
+        log_std,
+        input_array(generator.decoder, n),
+        decoder,
+        input_array(actor, n),
+        WideMemory(
+            input_array(generator.decoder, n_wide),
+            memory_arrays(generator.decoder, n_wide),
+            input_array(actor, n_wide),
+            memory_arrays(actor, n_wide),
+            critic_memory(critic, n_wide),
+        ),
+    )
+
+
+def input_array(network: passes.Network, n: int) -> Array:
+    """
+    :param network: A network
+    :param n: Number of rows
+    :return: Memory for its inputs
+    """
+    return np.empty((n, network.table[0, passes.WIDTH]), network.values.dtype)
 
 
 def adam_rates(storage: FlatStorage, turns: list[bool]) -> Array:

@@ -18,8 +18,7 @@ from torch.optim import optimizer as of_optimizers
 from sb3_bn_ddpg.fast.parts import COPY, POLYAK, STAY
 from sb3_bn_ddpg.fast.processor import threads_for
 from sb3_bn_ddpg.networks.actor_critic import restore_norms
-from sb3_bn_ddpg.networks.actors import BaseActor
-from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
+from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 
 ALIGNMENT = 16
@@ -43,7 +42,7 @@ NORM_SETTINGS = ("momentum", "eps", "warmup_steps", "rmax", "dmax")
 BLOCKS = 32
 """On a GPU, Adam works on this number of pieces of a group side by side; PyTorch has a single launch for up to 36."""
 
-Trained = BaseActor | Critic | ValueNetwork | EntropyCoefficient
+Trained = Network | EntropyCoefficient
 Slice = tuple[dict[str, Any], list[list[th.Tensor]], th.Tensor]
 """Of a group of parameters: the group; values, gradients and both moments, each in pieces; the counter of steps."""
 

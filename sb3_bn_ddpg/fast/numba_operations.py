@@ -17,6 +17,17 @@ from sb3_bn_ddpg.fast.numba_categorical import (
     smaller_outputs,
 )
 from sb3_bn_ddpg.fast.numba_compiler import compiled
+from sb3_bn_ddpg.fast.numba_generative import (
+    best_values,
+    clipped_latents,
+    larger,
+    latents,
+    latents_backward,
+    perturbed,
+    perturbed_backward,
+    reconstruction,
+    repeated,
+)
 from sb3_bn_ddpg.fast.numba_imitation import (
     advantage_weights,
     clamped_log_std,
@@ -38,7 +49,9 @@ N_SUMS = 16
 __all__ = [
     "advantage_weights",
     "backward",
+    "best_values",
     "clamped_log_std",
+    "clipped_latents",
     "cross_entropy",
     "expected",
     "expectile_error",
@@ -46,12 +59,19 @@ __all__ = [
     "gaussian_actions",
     "imitation",
     "infer",
+    "larger",
     "last_inputs_gradient",
+    "latents",
+    "latents_backward",
     "output",
+    "perturbed",
+    "perturbed_backward",
     "projected_targets",
     "q_backward",
     "q_of_outputs",
+    "reconstruction",
     "regression",
+    "repeated",
     "sigmoid_log_std",
     "smaller_outputs",
     "softmax_weights",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor
+from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 RUNNING, BATCH, BATCH_UPDATE, UNKNOWN = range(4)
@@ -93,6 +94,66 @@ class FixedStdParts(NamedTuple):
     log_std_grad: Any
 
 
+class GeneratorParts(NamedTuple):
+    """
+    BCQ's generative model of actions.
+
+    :param encoder: The encoder's layers up to the last hidden one
+    :param mean: The output layer of its mean
+    :param log_std: That of the logarithm of its standard deviation
+    :param decoder: The decoder, without its tanh
+    :param n_differentiated: How many outputs of ``encoder`` have a gradient that it needs: all, or 0 if it has no parameters
+    """
+
+    encoder: Any
+    mean: Any
+    log_std: Any
+    decoder: Any
+    n_differentiated: int
+
+
+class WideMemory(NamedTuple):
+    """
+    The memory of passes over several actions in each state, which have no way back.
+
+    :param decoder_inputs: Each state with each of its latent vectors
+    :param decoder: Of the generative model's decoder
+    :param actor_inputs: Each state with each of its actions
+    :param actor: Of the actor
+    :param critic: Of a Q-network
+    """
+
+    decoder_inputs: Any
+    decoder: Any
+    actor_inputs: Any
+    actor: Any
+    critic: QMemory
+
+
+class GeneratorMemory(NamedTuple):
+    """
+    The memory of a generative model's passes, and of those of the networks that take its actions.
+
+    :param encoder_inputs: States and actions
+    :param encoder: Of ``encoder``
+    :param mean: Of ``mean``
+    :param log_std: Of ``log_std``
+    :param decoder_inputs: States and latent vectors
+    :param decoder: Of ``decoder``
+    :param actor_inputs: States and generated actions
+    :param wide: For the passes over several actions in each state
+    """
+
+    encoder_inputs: Any
+    encoder: Any
+    mean: Any
+    log_std: Any
+    decoder_inputs: Any
+    decoder: Any
+    actor_inputs: Any
+    wide: WideMemory
+
+
 class CriticChoices(NamedTuple):
     """
     What the critics' half of a step is told.
@@ -147,9 +208,10 @@ class Parts(NamedTuple):
     :param actor_storage: Parameters of the actor and of its target, gradients, Adam's moments, running statistics
     :param critic_storage: Those of all Q-networks
     :param entropy_storage: That of the entropy coefficient; where there is none, once more the actor's
-    :param value: The value function; where there is none, once more the actor, likewise its memory and storage
-    :param value_memory: For its passes
-    :param value_storage: Its parameters and what belongs to them
+    :param auxiliary: The value function, or a :class:`GeneratorParts`; where there is no further network, once more the actor,
+        likewise its memory and storage
+    :param auxiliary_memory: For its passes
+    :param auxiliary_storage: Its parameters and what belongs to them
     """
 
     actor: Any
@@ -164,9 +226,9 @@ class Parts(NamedTuple):
     actor_storage: Any
     critic_storage: Any
     entropy_storage: Any
-    value: Any
-    value_memory: Any
-    value_storage: Any
+    auxiliary: Any
+    auxiliary_memory: Any
+    auxiliary_storage: Any
 
 
 class Transitions(NamedTuple):
@@ -201,6 +263,8 @@ class EngineStep:
     :param always: What else it reports, at every step, before the actor's loss
     :param with_actor: What it reports of steps that update the actor
     :param actor_class: What the actor is
+    :param auxiliary_class: What the further network is, if there is one
+    :param n_repeats: How many actions in each state the widest pass has
     :param unsupported: Why the operations cannot make this step, if they cannot
     """
 
@@ -210,4 +274,6 @@ class EngineStep:
     always: tuple[str, ...] = ()
     with_actor: tuple[str, ...] = ("actor_loss",)
     actor_class: type[BaseActor] = Actor
+    auxiliary_class: type[Network] | None = None
+    n_repeats: int = 1
     unsupported: str | None = None

@@ -18,8 +18,10 @@ from sb3_bn_ddpg.fast.parts import EngineStep
 from sb3_bn_ddpg.fast.step import UnsupportedError
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import Actor, BaseActor, FixedStdActor, GaussianActor
+from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.critics import Critic, QNetwork, ValueNetwork
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
+from sb3_bn_ddpg.networks.generative import ActionVAE, PerturbationActor
 from sb3_bn_ddpg.networks.layers import StandardizingExtractor
 from sb3_bn_ddpg.networks.norm_layers import BatchRenorm1d
 
@@ -34,13 +36,14 @@ class ParsedNetworks(NamedTuple):
     :param actor: The actor before its tanh; of a stochastic one the layers up to the last hidden one, and both output layers
     :param critics: Of each Q-network, before and after the action
     :param obs_dim: Number of entries of an observation
-    :param value: The value function, if there is one
+    :param auxiliary: The value function, if there is one; or a generative model's encoder up to the last hidden layer, both
+        its output layers, and the decoder before its tanh
     """
 
     actor: tuple[MlpArguments, ...]
     critics: tuple[tuple[MlpArguments, MlpArguments], ...]
     obs_dim: int
-    value: MlpArguments | None = None
+    auxiliary: tuple[MlpArguments, ...] = ()
 
     def n_outputs(self, first_layers: MlpArguments) -> int:
         """
@@ -57,7 +60,11 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
     :param step: The algorithm's step
     :raises UnsupportedError: if their update needs the definition, for a reason that is not in the layers
     """
-    for network, network_type in ((nets.actor, step.actor_class), (nets.critic, Critic), (nets.value, ValueNetwork)):
+    for network, network_type in (
+        (nets.actor, step.actor_class),
+        (nets.critic, Critic),
+        (nets.auxiliary, step.auxiliary_class),
+    ):
         if network is None:
             continue
         if type(network) is not network_type:
@@ -67,7 +74,7 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         if not isinstance(network.observation_space, spaces.Box) or is_image_space(network.observation_space):
             raise UnsupportedError(f"the observation space is {network.observation_space}")
     check_standardization(nets)
-    for each in (nets.actor, nets.critic, nets.entropy, nets.value):
+    for each in (nets.actor, nets.critic, nets.entropy, nets.auxiliary):
         if each is not None:
             _check_parameters(each)
     for critic in (nets.critic, nets.critic_target):
@@ -86,12 +93,12 @@ def check_supported(nets: Networks, step: EngineStep) -> None:
         raise UnsupportedError(step.unsupported)
 
 
-def distinct_networks(nets: Networks) -> list[BaseActor | Critic | ValueNetwork]:
+def distinct_networks(nets: Networks) -> list[Network]:
     """
     :param nets: The networks
     :return: Each once
     """
-    named = (nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.value)
+    named = (nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.auxiliary)
     return [network for network in dict.fromkeys(named) if network is not None]
 
 
@@ -116,7 +123,7 @@ def check_standardization(nets: Networks) -> None:
             raise UnsupportedError("the networks standardise observations differently")
 
 
-def _check_parameters(network: BaseActor | Critic | ValueNetwork | EntropyCoefficient) -> None:
+def _check_parameters(network: Network | EntropyCoefficient) -> None:
     """
     :param network: What has parameters and an optimizer
     :raises UnsupportedError: if these are others than an update in flat storage knows
@@ -149,40 +156,69 @@ def _has_module_hooks(network: nn.Module) -> bool:
     return any("forward" in vars(module) or any(map(vars(module).get, HOOKS)) for module in network.modules())
 
 
-def parsed_networks(actor: BaseActor, critic: Critic, value: ValueNetwork | None = None) -> ParsedNetworks:
+def parsed_networks(actor: BaseActor, critic: Critic, auxiliary: Network | None = None) -> ParsedNetworks:
     """
     :param actor: The actor, of which the last layer is its tanh unless it squashes what it draws
     :param critic: The critic
-    :param value: The value function, if there is one
+    :param auxiliary: A value function or a generative model, if there is one
     :return: Their layers
     :raises UnsupportedError: if there is a layer that ``Mlp`` does not know
     """
-    assert isinstance(actor, (Actor, GaussianActor, FixedStdActor))
-    sequences = [actor.latent_pi] if isinstance(actor, GaussianActor) else [actor.mu]
-    sequences += [] if value is None else [value.v_net]
-    for sequence in (*sequences, *(part for q in critic.q_networks for part in (q.state_net, q.q_net))):
-        if type(sequence) is not nn.Sequential:
-            raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
-    for q in critic.q_networks:
-        before_action = takewhile(lambda layer: not isinstance(layer, nn.Linear), q.q_net)
+    of_actor, of_auxiliary = _layers_of_actor(actor), _layers_of_auxiliary(auxiliary)
+    of_critics = [(_layers(q.state_net), _layers(q.q_net)) for q in critic.q_networks]
+    for _, q_layers in of_critics:
+        before_action = takewhile(lambda layer: not isinstance(layer, nn.Linear), q_layers)
         if any(isinstance(layer, nn.LayerNorm) for layer in before_action):
             raise UnsupportedError("a layer norm stands before the layer that takes the action")
-    if isinstance(actor, GaussianActor):
-        of_actor: list[list[nn.Module]] = [[*actor.latent_pi], [actor.mu], [actor.log_std]]
-    else:
-        *actor_layers, last = actor.mu
-        if type(last) is not nn.Tanh:
-            raise UnsupportedError(f"the last layer of the actor is {type(last).__name__}")
-        of_actor = [actor_layers]
-    for layers in (
-        [layer for part in of_actor for layer in part],
-        [layer for q in critic.q_networks for layer in (*q.state_net, *q.q_net)],
-        [] if value is None else [*value.v_net],
-    ):
-        if not {layer for layer in layers if isinstance(layer, nn.BatchNorm1d | BatchRenorm1d)}.issubset(
-            [*actor.norm_layers, *critic.norm_layers, *(() if value is None else value.norm_layers)]
-        ):
+    known = {layer for network in (actor, critic, auxiliary) if network is not None for layer in network.norm_layers}
+    for layers in (*of_actor, *of_auxiliary, *(part for parts in of_critics for part in parts)):
+        if any(isinstance(layer, nn.BatchNorm1d | BatchRenorm1d) and layer not in known for layer in layers):
             raise UnsupportedError("a batch norm stays in evaluation mode, or has no running averages")
-    critics = tuple((parse_layers([*q.state_net]), parse_layers([*q.q_net])) for q in critic.q_networks)
-    of_value = None if value is None else parse_layers([*value.v_net])
-    return ParsedNetworks(tuple(map(parse_layers, of_actor)), critics, actor.features_extractor.features_dim, of_value)
+    return ParsedNetworks(
+        tuple(map(parse_layers, of_actor)),
+        tuple((parse_layers(state_layers), parse_layers(q_layers)) for state_layers, q_layers in of_critics),
+        actor.features_extractor.features_dim,
+        tuple(map(parse_layers, of_auxiliary)),
+    )
+
+
+def _layers_of_actor(actor: BaseActor) -> list[list[nn.Module]]:
+    """
+    :param actor: An actor
+    :return: Its layers, in the parts that :class:`ParsedNetworks` has
+    :raises UnsupportedError: if they are others than those of its class
+    """
+    if isinstance(actor, GaussianActor):
+        return [_layers(actor.latent_pi), [actor.mu], [actor.log_std]]
+    assert isinstance(actor, (Actor, FixedStdActor, PerturbationActor))
+    return [_layers_before_tanh(actor.mu, "the actor")]
+
+
+def _layers_of_auxiliary(network: Network | None) -> list[list[nn.Module]]:
+    """
+    :param network: A value function, a generative model or None
+    :return: Its layers, in the parts that :class:`ParsedNetworks` has
+    :raises UnsupportedError: if they are others than those of its class
+    """
+    if network is None:
+        return []
+    if isinstance(network, ValueNetwork):
+        return [_layers(network.v_net)]
+    assert isinstance(network, ActionVAE)
+    decoder = _layers_before_tanh(network.decoder, "the decoder")
+    if decoder and not isinstance(decoder[0], nn.Linear):
+        raise UnsupportedError("a normalisation stands before the layer that takes the latent vector")
+    return [_layers(network.encoder), [network.mean], [network.log_std], decoder]
+
+
+def _layers(sequence: nn.Module) -> list[nn.Module]:
+    if type(sequence) is not nn.Sequential:
+        raise UnsupportedError(f"{type(sequence).__name__} stands where a Sequential is expected")
+    return [*sequence]
+
+
+def _layers_before_tanh(sequence: nn.Module, whose: str) -> list[nn.Module]:
+    *layers, last = _layers(sequence)
+    if type(last) is not nn.Tanh:
+        raise UnsupportedError(f"the last layer of {whose} is {type(last).__name__}")
+    return layers

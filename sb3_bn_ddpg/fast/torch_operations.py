@@ -19,6 +19,17 @@ from sb3_bn_ddpg.fast.torch_categorical import (
     q_of_outputs,
     smaller_outputs,
 )
+from sb3_bn_ddpg.fast.torch_generative import (
+    best_values,
+    clipped_latents,
+    larger,
+    latents,
+    latents_backward,
+    perturbed,
+    perturbed_backward,
+    reconstruction,
+    repeated,
+)
 from sb3_bn_ddpg.fast.torch_imitation import (
     HALF_LOG_2_PI,
     advantage_weights,
@@ -34,16 +45,25 @@ from sb3_bn_ddpg.networks.actors import LOG_STD_MAX, LOG_STD_MIN, SQUASH_EPS
 
 __all__ = [
     "advantage_weights",
+    "best_values",
     "clamped_log_std",
+    "clipped_latents",
     "cross_entropy",
     "expected",
     "expectile_error",
     "gaussian_actions",
     "imitation",
+    "larger",
+    "latents",
+    "latents_backward",
+    "perturbed",
+    "perturbed_backward",
     "projected_targets",
     "q_backward",
     "q_of_outputs",
+    "reconstruction",
     "regression",
+    "repeated",
     "sigmoid_log_std",
     "smaller_outputs",
     "softmax_weights",

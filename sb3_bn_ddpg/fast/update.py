@@ -20,16 +20,22 @@ from sb3_bn_ddpg.fast.parts import (
     FixedStdParts,
     GaussianMemory,
     GaussianParts,
+    GeneratorMemory,
+    GeneratorParts,
     Parts,
     QMemory,
     QNetworkParts,
     Transitions,
+    WideMemory,
 )
 from sb3_bn_ddpg.fast.processor import threads_for
 from sb3_bn_ddpg.fast.step import StepCall
 from sb3_bn_ddpg.fast.support import ParsedNetworks, check_supported, distinct_networks, parsed_networks, standardizations
 from sb3_bn_ddpg.networks.actor_critic import Networks
 from sb3_bn_ddpg.networks.actors import BaseActor, FixedStdActor
+
+NO_WIDE_MEMORY = WideMemory(None, None, None, None, QMemory(None, None, None))
+"""PyTorch's operations keep nothing of passes without a way back."""
 
 
 class FastUpdate:
@@ -53,11 +59,11 @@ class FastUpdate:
         self.modules = nets.modules
         self.actor_storage = FlatStorage(nets.actor, nets.actor_target, nets.fixed_norm_actor_weights)
         self.critic_storage = FlatStorage(nets.critic, nets.critic_target, nets.fixed_norm_critic_weights)
-        self.entropy_storage, self.value_storage = (
-            self.actor_storage if each is None else FlatStorage(each, each) for each in (nets.entropy, nets.value)
+        self.entropy_storage, self.auxiliary_storage = (
+            self.actor_storage if each is None else FlatStorage(each, each) for each in (nets.entropy, nets.auxiliary)
         )
         self.storages = list(
-            dict.fromkeys((self.actor_storage, self.critic_storage, self.entropy_storage, self.value_storage))
+            dict.fromkeys((self.actor_storage, self.critic_storage, self.entropy_storage, self.auxiliary_storage))
         )
         self.standardizations = standardizations(nets)
         matrices = [param for network in distinct_networks(nets) for param in network.parameters() if param.ndim == 2]
@@ -68,6 +74,10 @@ class FastUpdate:
         actor, critics = _actor_parts(online, nets.actor), _critic_parts(online)
         actor_memory = GaussianMemory(Memory(), Memory(), Memory()) if isinstance(actor, GaussianParts) else Memory()
         memories = tuple(QMemory(Memory(), Memory(), None) for _ in critics)
+        auxiliary = _auxiliary_parts(online) or actor
+        auxiliary_memory: Any = Memory() if auxiliary is not actor else actor_memory
+        if isinstance(auxiliary, GeneratorParts):
+            auxiliary_memory = GeneratorMemory(None, Memory(), Memory(), Memory(), None, Memory(), None, NO_WIDE_MEMORY)
         self.parts = Parts(
             actor,
             actor if nets.actor_target is nets.actor else _actor_parts(target, nets.actor_target),
@@ -81,9 +91,9 @@ class FastUpdate:
             self.actor_storage,
             self.critic_storage,
             self.entropy_storage,
-            actor if online.value is None else Mlp(*online.value),
-            actor_memory if online.value is None else Memory(),
-            self.value_storage,
+            auxiliary,
+            auxiliary_memory,
+            self.auxiliary_storage,
         )
 
     @classmethod
@@ -95,7 +105,7 @@ class FastUpdate:
         :raises UnsupportedError: if networks, optimizers or step are others than this class knows
         """
         check_supported(nets, step)
-        online = parsed_networks(nets.actor, nets.critic, nets.value)
+        online = parsed_networks(nets.actor, nets.critic, nets.auxiliary)
         return online, parsed_networks(nets.actor_target, nets.critic_target)
 
     def fits(self, nets: Networks, step: EngineStep) -> bool:
@@ -164,7 +174,7 @@ class FastUpdate:
         :return: What gives its step as many threads as it gains by, and keeps denormal numbers from slowing it
         """
         flushes = all(storage.may_lose_denormals for storage in self.storages)
-        return threads_for(self.largest_layer * (2 * n if self.step.is_joint else n), flushes)
+        return threads_for(self.largest_layer * n * (2 if self.step.is_joint else self.step.n_repeats), flushes)
 
     def _info(self, values: Sequence[Any], update_actor: bool) -> UpdateInfo:
         """
@@ -257,3 +267,15 @@ def _critic_parts(networks: ParsedNetworks) -> tuple[QNetworkParts, ...]:
         state_net, q_net = Mlp(*state_layers), Mlp(*q_layers)
         critics.append(QNetworkParts(state_net, q_net, 0 if state_net.is_empty else networks.n_outputs(state_layers)))
     return tuple(critics)
+
+
+def _auxiliary_parts(networks: ParsedNetworks) -> Mlp | GeneratorParts | None:
+    """
+    :param networks: The layers of all networks
+    :return: The further network, if there is one
+    """
+    if len(networks.auxiliary) < 2:
+        return Mlp(*networks.auxiliary[0]) if networks.auxiliary else None
+    encoder, mean, log_std, decoder = (Mlp(*layers) for layers in networks.auxiliary)
+    n_units = 0 if encoder.is_empty else len(encoder.linears[-1].weight)
+    return GeneratorParts(encoder, mean, log_std, decoder, n_units)

@@ -9,7 +9,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_bn_ddpg.networks.actors import BaseActor
-from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
+from sb3_bn_ddpg.networks.base import Network
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.normalization import scale_free_layers
 from sb3_bn_ddpg.networks.statistics import PassStatistics, statistics_of
@@ -30,7 +31,8 @@ class Networks:
     :param fixed_norm_actor_weights: Weights of the actor that keep their norm
     :param fixed_norm_critic_weights: Weights of the critic that keep their norm
     :param entropy: The entropy coefficient, of an actor that has one
-    :param value: The value function V(s), of an algorithm that has one
+    :param auxiliary: A further network, without a target, of an algorithm that has one: IQL's value function, BCQ's generative
+        model
     """
 
     actor: BaseActor
@@ -40,12 +42,12 @@ class Networks:
     fixed_norm_actor_weights: tuple[th.Tensor, ...] = ()
     fixed_norm_critic_weights: tuple[th.Tensor, ...] = ()
     entropy: EntropyCoefficient | None = None
-    value: ValueNetwork | None = None
+    auxiliary: Network | None = None
 
     @property
     def modules(self) -> list[nn.Module]:
         """All modules of all of them, in order."""
-        nets = (self.actor, self.critic, self.actor_target, self.critic_target, self.value)
+        nets = (self.actor, self.critic, self.actor_target, self.critic_target, self.auxiliary)
         return [module for net in nets if net is not None for module in net.modules()]
 
     def is_same_as(self, other: "Networks") -> bool:
@@ -55,7 +57,7 @@ class Networks:
         """
         ours, theirs = (
             [
-                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.entropy, nets.value),
+                *(nets.actor, nets.critic, nets.actor_target, nets.critic_target, nets.entropy, nets.auxiliary),
                 *nets.fixed_norm_actor_weights,
                 None,
                 *nets.fixed_norm_critic_weights,

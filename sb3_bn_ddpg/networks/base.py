@@ -142,7 +142,7 @@ class StateNetwork(Network):
             final_init=final_init,
             owns_features_extractor=owns_features_extractor,
         )
-        n_inputs = features_dim + self._n_further_inputs
+        n_inputs = features_dim + self.n_further_inputs
         layers = [
             *input_layers(features_extractor, n_inputs, normalization),
             *hidden_layers(n_inputs, net_arch, activation_fn, normalization),
@@ -150,7 +150,7 @@ class StateNetwork(Network):
         self._add_layers(layers, net_arch[-1] if net_arch else n_inputs, final_init)
 
     @property
-    def _n_further_inputs(self) -> int:
+    def n_further_inputs(self) -> int:
         """Number of inputs behind the features, of a subclass that has some."""
         return 0
 

@@ -13,8 +13,9 @@ from sb3_bn_ddpg.fast.step import DENORMAL_INTERVAL, FastStep, StepCall, Unsuppo
 from sb3_bn_ddpg.fast.update import FastUpdate
 from sb3_bn_ddpg.networks.actor_critic import Networks, begin_fixed_norms
 from sb3_bn_ddpg.networks.actors import BaseActor
+from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
-from sb3_bn_ddpg.networks.critics import Critic, ValueNetwork
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.entropy import EntropyCoefficient
 from sb3_bn_ddpg.networks.normalization import scale_free_weights
 from sb3_bn_ddpg.off_policy.arguments import CheckedArguments
@@ -48,9 +49,10 @@ class SteppingAlgorithm(CheckedArguments):
 
         :raises ImportError: if ``fast_update`` is ``"compiled"`` and the extra is missing
         """
-        value = self._value_network()
-        for network in (self.actor, self.critic, self.actor_target, self.critic_target, *(() if value is None else (value,))):
-            network.find_layers()
+        auxiliary = self._auxiliary_network()
+        for network in (self.actor, self.critic, self.actor_target, self.critic_target, auxiliary):
+            if network is not None:
+                network.find_layers()
         self._networks = Networks(
             self.actor,
             self.critic,
@@ -59,7 +61,7 @@ class SteppingAlgorithm(CheckedArguments):
             scale_free_weights(self.actor) if self.weight_normalization == "both" else (),
             scale_free_weights(self.critic) if self.weight_normalization is not None else (),
             self._entropy(),
-            value,
+            auxiliary,
         )
         self._check_weight_normalization()
         if self.weight_normalization is not None:
@@ -89,9 +91,9 @@ class SteppingAlgorithm(CheckedArguments):
         """
         return None
 
-    def _value_network(self) -> ValueNetwork | None:
+    def _auxiliary_network(self) -> Network | None:
         """
-        :return: The value function V(s) of an algorithm that has one
+        :return: A further network that its step trains, of an algorithm that has one
         """
         return None
 

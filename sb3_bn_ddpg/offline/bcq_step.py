@@ -8,14 +8,13 @@ import torch as th
 from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, discounted
 from sb3_bn_ddpg.critic_step.step import fit
 from sb3_bn_ddpg.networks.actor_critic import Networks, descend, move_targets
+from sb3_bn_ddpg.networks.generative import ActionVAE, PerturbationActor
 from sb3_bn_ddpg.networks.statistics import PassStatistics
-from sb3_bn_ddpg.offline.bcq_networks import ActionVAE, PerturbationActor
 from sb3_bn_ddpg.offline.losses import soft_clipped_value, vae_loss
 
 
 def gradient_step(
     nets: Networks,
-    vae: ActionVAE,
     batch: Batch,
     gamma: float,
     tau: float,
@@ -27,8 +26,7 @@ def gradient_step(
     Fit the generative model to the data's actions; the critics to the best of some generated ones in the next states; ascend
     the first critic's value by the perturbation; move the target networks.
 
-    :param nets: Perturbation, critics and their targets, with their optimizers
-    :param vae: The generative model, with its optimizer
+    :param nets: Perturbation, critics, their targets and the generative model, with their optimizers
     :param batch: Transitions sampled from the dataset
     :param gamma: Discount factor
     :param tau: Polyak coefficient of the target networks, in [0, 1]
@@ -38,9 +36,10 @@ def gradient_step(
     :param lmbda: Weight of the smallest value, in [0, 1]
     :return: Losses and values of this step
     """
-    actor, actor_target = nets.actor, nets.actor_target
+    actor, actor_target, vae = nets.actor, nets.actor_target, nets.auxiliary
     assert isinstance(actor, PerturbationActor)
     assert isinstance(actor_target, PerturbationActor)
+    assert isinstance(vae, ActionVAE)
     assert statistics.target != "joint"
     size = len(batch.actions)
     of_encoder, of_next, of_actor = noise[:size], noise[size:-size], noise[-size:]

@@ -135,7 +135,7 @@ class BNIQL(BNOfflineAlgorithm):
         check_number("weight_limit", self.weight_limit, low=0, low_open=True)
         check_choice("actor_learning_rate_decay", self.actor_learning_rate_decay, ("cosine", None))
 
-    def _value_network(self) -> ValueNetwork:
+    def _auxiliary_network(self) -> ValueNetwork:
         return self.value
 
     def _update_optimizers(self) -> None:

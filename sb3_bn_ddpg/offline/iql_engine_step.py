@@ -10,6 +10,7 @@ from sb3_bn_ddpg.critic_step.engine_step import fit, target_outputs
 from sb3_bn_ddpg.fast import torch_operations as ops
 from sb3_bn_ddpg.fast.parts import MODES, SYNCS, CriticChoices, EngineStep, Parts, Transitions, unsupported_modes
 from sb3_bn_ddpg.networks.actors import FixedStdActor
+from sb3_bn_ddpg.networks.critics import ValueNetwork
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 
 
@@ -53,6 +54,7 @@ def step_on_engine(statistics: PassStatistics, expectile: float, beta: float, we
         choices,
         always=("value_loss", "v_value", "advantage", "weight"),
         actor_class=FixedStdActor,
+        auxiliary_class=ValueNetwork,
         unsupported=unsupported_modes(statistics),
     )
 
@@ -84,7 +86,7 @@ def gradient_step(
     :param choices: Statistics of the passes, and more
     """
     obs, actions = transitions.obs, transitions.actions
-    value, memory, place = parts.value, parts.value_memory, 3 * len(parts.critics) + 1
+    value, memory, place = parts.auxiliary, parts.auxiliary_memory, 3 * len(parts.critics) + 1
     # Of Q', only the value at the data's actions
     q = ops.like(transitions.rewards)
     for k in range(len(parts.critics)):
@@ -93,7 +95,7 @@ def gradient_step(
 
     v = ops.forward(value, memory, obs, choices.critics.critic_loss)
     ops.backward(value, memory, obs, ops.expectile_error(q, v, choices.expectile, reports, place), 0)
-    ops.adam(parts.value_storage, rates[3])
+    ops.adam(parts.auxiliary_storage, rates[3])
 
     # With the new V
     advantages = ops.subtract(q, ops.infer(value, memory, obs, choices.critics.target))

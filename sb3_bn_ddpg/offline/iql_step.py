@@ -9,6 +9,7 @@ from sb3_bn_ddpg.common.steps import Batch, UpdateInfo, discounted
 from sb3_bn_ddpg.critic_step.step import fit, smallest
 from sb3_bn_ddpg.networks.actor_critic import Networks, descend, move_critic_target
 from sb3_bn_ddpg.networks.actors import FixedStdActor
+from sb3_bn_ddpg.networks.critics import ValueNetwork
 from sb3_bn_ddpg.networks.statistics import PassStatistics
 from sb3_bn_ddpg.offline.losses import expectile_loss, iql_weights, weighted_regression_loss
 
@@ -39,9 +40,9 @@ def gradient_step(
     :param update_actor: Whether to update the actor and the target critics, too
     :return: Losses and values of this step
     """
-    value = nets.value
+    value = nets.auxiliary
     assert isinstance(nets.actor, FixedStdActor)
-    assert value is not None
+    assert isinstance(value, ValueNetwork)
     assert statistics.target != "joint"
     # Passes whose output is only a target (Q' and V at s, V at s') normalise with the statistics of their own minibatch and
     # update nothing (default): the target critics at s as the critics do in their loss, V at s as V does in its loss. The
