@@ -7,6 +7,7 @@ import sys
 import textwrap
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch as th
 from conftest import random_batch
@@ -14,6 +15,7 @@ from fast_updates import needs_numba
 
 from sb3_bn_ddpg import BNDDPG
 from sb3_bn_ddpg.deterministic.engine_step import gradient_step
+from sb3_bn_ddpg.fast.stamps import sources_of
 
 
 @needs_numba
@@ -116,16 +118,65 @@ def test_code_of_equal_content_has_a_name_for_each_key():
 
 
 @needs_numba
-def test_nothing_is_kept_of_files_that_have_changed_since(monkeypatch):
+def test_nothing_is_kept_of_files_that_have_changed_since(monkeypatch, tmp_path):
     """It would be taken for the changed files' code in all processes to come."""
     from sb3_bn_ddpg.fast import numba_compiler
 
-    kept = []
-    save = numba_compiler._unless_changed(kept.append)
+    kept, own = [], tmp_path / "own.py"
+    own.write_text("FACTOR = 2")
+    save = numba_compiler._unless_changed(kept.append, (str(own),))
     save("before")
-    monkeypatch.setattr(numba_compiler, "_current_stamps", lambda: (("file.py", 0.0, 0),))
+    own.write_text("FACTOR = 20")
     save("after")
-    assert kept == ["before"]
+    own_again = numba_compiler._unless_changed(kept.append, (str(own),))
+    own_again("its own are as they were")
+    monkeypatch.setattr(numba_compiler, "package_stamps", lambda: (("file.py", 0.0, 0),))
+    own_again("after")
+    assert kept == ["before", "its own are as they were"]
+
+
+@needs_numba
+def test_an_own_step_is_compiled_anew_when_what_it_is_made_of_changes(tmp_path):
+    """Numba looks at the file of the step alone."""
+    step = """
+        import numpy
+        from parts import times
+        from sb3_bn_ddpg.fast import numba_operations
+        from sb3_bn_ddpg.fast import torch_operations as ops
+        from sb3_bn_ddpg.fast.numba_compiler import compiled_steps
+        from sb3_bn_ddpg.fast.parts import Transitions
+
+        def step(parts, transitions, noise, reports, rates, tau, update_actor, update_targets, choices):
+            ops.report(reports, 0, times(transitions.rewards), 1)
+
+        ones = numpy.ones((1, 1, 1))
+        reports, flags = numpy.zeros((1, 1)), numpy.ones(1, bool)
+        compiled_steps(step, numba_operations)(0, Transitions(*[ones] * 5), ones, reports, (ones,) * 4, 0.0, flags, flags, 0)
+        print(reports[0, 0])
+    """
+    (tmp_path / "own_step.py").write_text(textwrap.dedent(step))
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    seen = []
+    for slope in (1.0, 1.0, 30.0):
+        further = f"def more(x):\n    return {slope} * x\n"
+        parts = "from further import more\n\ndef times(x):\n    return more(x)\n"
+        for file, text in ((tmp_path / "further.py", further), (tmp_path / "parts.py", parts)):
+            if not file.exists() or file.read_text() != text:
+                file.write_text(text)
+        command = [sys.executable, str(tmp_path / "own_step.py")]
+        run = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+        seen.append((float(run.stdout), "Compiling" in run.stderr))
+    assert seen == [(1.0, True), (1.0, False), (30.0, True)]
+
+
+def test_what_a_function_is_made_of():
+    names = {}
+    exec("def inner(x):\n    return x * RATE + VECTOR[0]", names | dict(RATE=0.5, VECTOR=np.arange(2.0)), inner := {})
+    compiled_by_numba = SimpleNamespace(py_func=inner["inner"])
+    exec("def outer(x):\n    return call(math.sin(x)) + outer(x)", names := dict(call=compiled_by_numba, math=textwrap))
+    files, constants = sources_of(names["outer"])
+    assert set(files) == {"<string>", textwrap.__file__}
+    assert constants == ("RATE=0.5", "VECTOR=[0.0, 1.0]")
 
 
 @needs_numba

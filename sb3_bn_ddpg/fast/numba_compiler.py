@@ -5,8 +5,6 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any, cast
 
@@ -15,21 +13,24 @@ from numba.core import types
 from numba.extending import register_jitable
 
 from sb3_bn_ddpg.fast.parts import Transitions
+from sb3_bn_ddpg.fast.stamps import AT_IMPORT, Sources, package_stamps, sources_of, stamps
 
 OPTIONS: dict[str, Any] = dict(error_model="numpy", fastmath={"contract", "arcp", "nsz"})
 """
 Sums are not reordered ("reassoc"): how they are depends on what a function is compiled into; the process that compiles then
 has other last digits than those that read what it kept. A resumed training would not go on to the same numbers.
 """
+NO_SOURCES = Sources()
 _has_warned = False
 
 
-def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], is_step: bool = False, sources: Sources = NO_SOURCES) -> Callable[..., Any]:
     """
     Compile at the first call, once a machine. Sums keep their order; NaN and infinity stay what they are.
 
     :param function: The function
     :param is_step: Whether Python calls it, not only other compiled functions
+    :param sources: What else it is made of, beside the package
     :return: The same, compiled
     """
     kernel: Any = numba.njit(**OPTIONS, no_cpython_wrapper=not is_step, no_cfunc_wrapper=True)(function)  # type: ignore[call-overload]
@@ -39,12 +40,14 @@ def compiled(function: Callable[..., Any], is_step: bool = False) -> Callable[..
     except RuntimeError as reason:  # neither beside this file nor in the user's folder
         _say_that_nothing_is_kept(reason)
     else:
-        # Compared before anything else of what is kept is read: that may hold classes which are no longer there
-        kernel._cache._cache_file._version = (numba.__version__, _stamps())
+        # Numba looks only at the file that a function is in, though others are compiled into it. Compared before anything else
+        # of what is kept is read: that may hold classes which are no longer there
+        version = (numba.__version__, AT_IMPORT, stamps(sources.files), sources.constants)
+        kernel._cache._cache_file._version = version
         _name_by_content(kernel._cache._cache_file)
         load = _or_nothing(kernel._cache.load_overload)
         kernel._cache.load_overload = _announced(load) if is_step else load
-        kernel._cache.save_overload = _or_nothing(_unless_changed(kernel._cache.save_overload))
+        kernel._cache.save_overload = _or_nothing(_unless_changed(kernel._cache.save_overload, sources.files))
     return cast(Callable[..., Any], kernel)
 
 
@@ -72,24 +75,6 @@ def compiled_part(function: Callable[..., Any]) -> Callable[..., Any]:
     return made
 
 
-@cache
-def _stamps() -> tuple[tuple[str, float, int], ...]:
-    """
-    :return: Those of the files when they were first asked for
-    """
-    return _current_stamps()
-
-
-def _current_stamps() -> tuple[tuple[str, float, int], ...]:
-    """
-    :return: What changes with any file of the package. Numba looks only at the one that a function is in, though others are
-        compiled into it, and would take what it has kept after a change of those
-    """
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    statuses = [(str(path), path.stat()) for path in files]
-    return tuple((path, status.st_mtime, status.st_size) for path, status in statuses)
-
-
 def _name_by_content(file: Any) -> None:
     """
     Let Numba name what it keeps by its content, and what it is for, and not by the next number: two processes that compile for
@@ -108,11 +93,12 @@ def _name_by_content(file: Any) -> None:
     file.save = save_by_content
 
 
-def _unless_changed(save: Callable[..., Any]) -> Callable[..., Any]:
+def _unless_changed(save: Callable[..., Any], files: tuple[str, ...]) -> Callable[..., Any]:
     """A function of Numba's cache that keeps nothing where a file has changed since: what was compiled is no longer its."""
+    before = stamps(files)
 
     def function(*args: Any) -> Any:
-        return save(*args) if _current_stamps() == _stamps() else None
+        return save(*args) if (package_stamps(), stamps(files)) == (AT_IMPORT, before) else None
 
     return function
 
@@ -194,7 +180,7 @@ def compiled_steps(step: Callable[..., Any], operations: ModuleType) -> Callable
     assert isinstance(steps, FunctionType)
     # Else it would be compiled by itself, and then once more with the loop
     one = numba.njit(inline="always", **OPTIONS)(bound(step))
-    return compiled(like(steps, step, dict(steps.__globals__) | {"one_step": one}), is_step=True)
+    return compiled(like(steps, step, dict(steps.__globals__) | {"one_step": one}), is_step=True, sources=sources_of(step))
 
 
 def steps(  # type: ignore[no-untyped-def]
