@@ -329,6 +329,7 @@ def sac_pair(scale: float = 1.0) -> tuple[GaussianActor, nn.Module]:
     Our actor and SB3's, in float64, with the same weights. ``scale`` multiplies those of the mean alone: SB3 divides by the
     standard deviation, in whose units a small one would make any rounding large.
     """
+    th.manual_seed(0)  # whether actions saturate depends on it
     kwargs = dict(net_arch=[8, 6], features_extractor_class=DoubleObservations)
     ours = make(GaussianPolicy, normalization=None, **kwargs).actor.double()
     theirs = SACPolicy(OBSERVATIONS, ACTIONS, lambda _: 1e-3, **kwargs).actor.double()
