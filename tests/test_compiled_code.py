@@ -170,11 +170,11 @@ def test_an_own_step_is_compiled_anew_when_what_it_is_made_of_changes(tmp_path):
 
 
 def test_what_a_function_is_made_of():
-    names = {}
-    exec("def inner(x):\n    return x * RATE + VECTOR[0]", names | dict(RATE=0.5, VECTOR=np.arange(2.0)), inner := {})
-    compiled_by_numba = SimpleNamespace(py_func=inner["inner"])
-    exec("def outer(x):\n    return call(math.sin(x)) + outer(x)", names := dict(call=compiled_by_numba, math=textwrap))
-    files, constants = sources_of(names["outer"])
+    inner = dict(RATE=0.5, VECTOR=np.arange(2.0))
+    exec("def function(x):\n    return x * RATE + VECTOR[0]", inner)
+    outer = dict(call=SimpleNamespace(py_func=inner["function"]), module=textwrap)
+    exec("def function(x):\n    return call(module.dedent(x)) + function(x)", outer)
+    files, constants = sources_of(outer["function"])
     assert set(files) == {"<string>", textwrap.__file__}
     assert constants == ("RATE=0.5", "VECTOR=[0.0, 1.0]")
 

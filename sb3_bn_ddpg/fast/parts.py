@@ -52,9 +52,9 @@ class QMemory(NamedTuple):
 
 class GaussianParts(NamedTuple):
     """
-    An actor that draws its actions from a Gaussian squashed by tanh.
+    A Gaussian whose mean and standard deviation networks say: SAC's actor before its tanh, or a generative model's encoder.
 
-    :param latent: Its layers up to the last hidden one
+    :param latent: The layers up to the last hidden one
     :param mean: The output layer of the mean
     :param log_std: That of the logarithm of the standard deviation
     :param n_differentiated: How many outputs of ``latent`` have a gradient that it needs: all, or 0 if it has no parameters
@@ -68,7 +68,7 @@ class GaussianParts(NamedTuple):
 
 class GaussianMemory(NamedTuple):
     """
-    The memory of a pass of such an actor.
+    The memory of a pass of such networks.
 
     :param latent: Of ``latent``
     :param mean: Of ``mean``
@@ -98,18 +98,12 @@ class GeneratorParts(NamedTuple):
     """
     BCQ's generative model of actions.
 
-    :param encoder: The encoder's layers up to the last hidden one
-    :param mean: The output layer of its mean
-    :param log_std: That of the logarithm of its standard deviation
+    :param encoder: The encoder
     :param decoder: The decoder, without its tanh
-    :param n_differentiated: How many outputs of ``encoder`` have a gradient that it needs: all, or 0 if it has no parameters
     """
 
-    encoder: Any
-    mean: Any
-    log_std: Any
+    encoder: GaussianParts
     decoder: Any
-    n_differentiated: int
 
 
 class WideMemory(NamedTuple):
@@ -136,8 +130,6 @@ class GeneratorMemory(NamedTuple):
 
     :param encoder_inputs: States and actions
     :param encoder: Of ``encoder``
-    :param mean: Of ``mean``
-    :param log_std: Of ``log_std``
     :param decoder_inputs: States and latent vectors
     :param decoder: Of ``decoder``
     :param actor_inputs: States and generated actions
@@ -145,9 +137,7 @@ class GeneratorMemory(NamedTuple):
     """
 
     encoder_inputs: Any
-    encoder: Any
-    mean: Any
-    log_std: Any
+    encoder: GaussianMemory
     decoder_inputs: Any
     decoder: Any
     actor_inputs: Any

@@ -77,7 +77,9 @@ class FastUpdate:
         auxiliary = _auxiliary_parts(online) or actor
         auxiliary_memory: Any = Memory() if auxiliary is not actor else actor_memory
         if isinstance(auxiliary, GeneratorParts):
-            auxiliary_memory = GeneratorMemory(None, Memory(), Memory(), Memory(), None, Memory(), None, NO_WIDE_MEMORY)
+            auxiliary_memory = GeneratorMemory(
+                None, GaussianMemory(Memory(), Memory(), Memory()), None, Memory(), None, NO_WIDE_MEMORY
+            )
         self.parts = Parts(
             actor,
             actor if nets.actor_target is nets.actor else _actor_parts(target, nets.actor_target),
@@ -248,13 +250,20 @@ def _actor_parts(networks: ParsedNetworks, actor: BaseActor) -> Mlp | GaussianPa
     :param actor: That actor
     :return: The same for the engine
     """
-    first, *heads = map(Mlp, *zip(*networks.actor, strict=True))
+    first, *heads = (Mlp(*layers) for layers in networks.actor)
     if isinstance(actor, FixedStdActor):
         return FixedStdParts(first, actor.log_std.detach(), actor.log_std.grad)
-    if not heads:
-        return first
-    mean, log_std = heads
-    return GaussianParts(first, mean, log_std, 0 if first.is_empty else networks.n_outputs(networks.actor[0]))
+    return _gaussian_parts(first, *heads) if heads else first
+
+
+def _gaussian_parts(latent: Mlp, mean: Mlp, log_std: Mlp) -> GaussianParts:
+    """
+    :param latent: The layers up to the last hidden one
+    :param mean: The output layer of the mean
+    :param log_std: That of the logarithm of the standard deviation
+    :return: They, and how many of their inputs have a gradient that ``latent`` needs
+    """
+    return GaussianParts(latent, mean, log_std, 0 if latent.is_empty else mean.linears[0].weight.shape[1])
 
 
 def _critic_parts(networks: ParsedNetworks) -> tuple[QNetworkParts, ...]:
@@ -274,8 +283,8 @@ def _auxiliary_parts(networks: ParsedNetworks) -> Mlp | GeneratorParts | None:
     :param networks: The layers of all networks
     :return: The further network, if there is one
     """
-    if len(networks.auxiliary) < 2:
-        return Mlp(*networks.auxiliary[0]) if networks.auxiliary else None
-    encoder, mean, log_std, decoder = (Mlp(*layers) for layers in networks.auxiliary)
-    n_units = 0 if encoder.is_empty else len(encoder.linears[-1].weight)
-    return GeneratorParts(encoder, mean, log_std, decoder, n_units)
+    parts = [Mlp(*layers) for layers in networks.auxiliary]
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    *encoder, decoder = parts
+    return GeneratorParts(_gaussian_parts(*encoder), decoder)

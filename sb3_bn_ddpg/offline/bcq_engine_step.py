@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from sb3_bn_ddpg.critic_step.engine_step import fit, gradient_of_actions, smallest_q, target_outputs
 from sb3_bn_ddpg.fast import torch_operations as ops
+from sb3_bn_ddpg.fast.gaussian_passes import gaussian, gaussian_backward
 from sb3_bn_ddpg.fast.parts import (
     MODES,
     RUNNING,
@@ -162,19 +163,14 @@ def fit_generator(
     :param mode: What the passes do with batch norm's statistics
     """
     inputs = ops.join(transitions.obs, transitions.actions, memory.encoder_inputs)
-    hidden = ops.forward(generator.encoder, memory.encoder, inputs, mode)
-    means = ops.forward(generator.mean, memory.mean, hidden, mode)
-    log_std = ops.forward(generator.log_std, memory.log_std, hidden, mode)
+    means, log_std = gaussian(generator.encoder, memory.encoder, inputs, mode, True)
     decoder_inputs = ops.join(transitions.obs, ops.latents(means, log_std, noise), memory.decoder_inputs)
     decoded = ops.squash(ops.forward(generator.decoder, memory.decoder, decoder_inputs, mode))
 
     grad = ops.squash_backward(ops.reconstruction(decoded, transitions.actions, means, log_std, reports, place), decoded)
     grad = ops.backward(generator.decoder, memory.decoder, decoder_inputs, grad, decoder_inputs.shape[1])
     means_grad, log_std_grad = ops.latents_backward(grad, means, log_std, noise)
-    hidden_grad = ops.backward(generator.mean, memory.mean, hidden, means_grad, generator.n_differentiated)
-    std_hidden_grad = ops.backward(generator.log_std, memory.log_std, hidden, log_std_grad, generator.n_differentiated)
-    if generator.n_differentiated > 0:
-        ops.backward(generator.encoder, memory.encoder, inputs, ops.add(hidden_grad, std_hidden_grad, False), 0)
+    gaussian_backward(generator.encoder, memory.encoder, inputs, means_grad, log_std_grad)
 
 
 def generated_actions(decoder: Any, memory: Any, obs: Any, noise: Any, inputs: Any) -> Any:

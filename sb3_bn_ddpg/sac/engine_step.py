@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 from sb3_bn_ddpg.critic_step.engine_step import critic_step, gradient_of_actions, smallest_q
 from sb3_bn_ddpg.fast import torch_operations as ops
+from sb3_bn_ddpg.fast.gaussian_passes import gaussian, gaussian_backward
 from sb3_bn_ddpg.fast.parts import (
     MODES,
     SYNCS,
     CriticChoices,
     EngineStep,
-    GaussianMemory,
-    GaussianParts,
     Parts,
     Transitions,
     unsupported_modes,
@@ -126,27 +125,7 @@ def gradient_step(
 
         action_grad = gradient_of_actions(parts, actions, least, n_critics, mode)
         mean_grad, log_std_grad = ops.sample_backward(action_grad, actions, log_std, noise[1], alpha)
-        latent = ops.output(actor.latent, memory.latent, len(obs))
-        latent_grad = ops.backward(actor.mean, memory.mean, latent, mean_grad, actor.n_differentiated)
-        std_latent_grad = ops.backward(actor.log_std, memory.log_std, latent, log_std_grad, actor.n_differentiated)
-        if actor.n_differentiated > 0:
-            ops.backward(actor.latent, memory.latent, obs, ops.add(latent_grad, std_latent_grad, False), 0)
+        gaussian_backward(actor, memory, obs, mean_grad, log_std_grad)
         ops.adam(parts.actor_storage, rates[0])
     if update_targets:
         ops.follow(parts.critic_storage, tau, choices.sync)
-
-
-def gaussian(actor: GaussianParts, memory: GaussianMemory, obs: Any, mode: int, has_way_back: bool) -> tuple[Any, Any]:
-    """
-    :param actor: The actor
-    :param memory: For its pass
-    :param obs: Observations, (n, features)
-    :param mode: What the pass does with batch norm's statistics
-    :param has_way_back: Whether it is differentiated
-    :return: Mean of the Gaussian and logarithm of its standard deviation, not clamped yet, (n, action_dim) each
-    """
-    if has_way_back:
-        latent = ops.forward(actor.latent, memory.latent, obs, mode)
-        return ops.forward(actor.mean, memory.mean, latent, mode), ops.forward(actor.log_std, memory.log_std, latent, mode)
-    latent = ops.infer(actor.latent, memory.latent, obs, mode)
-    return ops.infer(actor.mean, memory.mean, latent, mode), ops.infer(actor.log_std, memory.log_std, latent, mode)
