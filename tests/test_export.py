@@ -333,6 +333,18 @@ def test_custom_parts_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_policy_with_a_predict_of_its_own_is_refused(tmp_path):
+    """Its actor alone acts otherwise."""
+
+    class Halved(MlpPolicy):
+        def _predict(self, observation, deterministic=False):
+            return 0.5 * super()._predict(observation)
+
+    with pytest.raises(ValueError, match="`policy=Halved` cannot be exported: it has a method `_predict` of its own"):
+        _trained(UnequalEnv(), Halved).export_policy(tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+
+
 def test_other_layers_than_the_arguments_say_are_refused(make_model, tmp_path):
     model = make_model()
     model.actor.mu[-1] = nn.Hardtanh()

@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+from importlib.util import find_spec
 
 import gymnasium as gym
 import numpy as np
@@ -15,6 +16,8 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_bn_ddpg import BNAWAC, BNBCQ, BNIQL, BNTD3BC, CheckpointEvery, load_policy
+from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.export.policy_description import build, check_description, describe
 from sb3_bn_ddpg.networks.layers import PaperCNN
 
 # --- Learning
@@ -304,21 +307,54 @@ def test_onnx_holds_the_deterministic_policy(cls, tmp_path):
 @pytest.mark.parametrize("normalization", ["batch", "layer", None])
 @pytest.mark.parametrize("cls", ALL)
 def test_exported_policies_act_as_the_model(cls, normalization, tmp_path):
-    """With TD3+BC's standardisation; BCQ's policy, three networks and a choice, is refused."""
+    """With TD3+BC's standardisation, and BCQ's choice among generated actions."""
     pytest.importorskip("safetensors")
     model = make(cls, policy_kwargs=dict(normalization=normalization)).learn(3)
     path = tmp_path / "policy"
-    if cls is BNBCQ:
-        with pytest.raises(
-            ValueError, match=r"actor=.*` cannot be exported: only Actor, .* can, which need no code in the file"
-        ):
-            model.export_policy(path)
-        return
+    random_state = th.get_rng_state()
     model.export_policy(path)
+    assert th.equal(th.get_rng_state(), random_state)
     observations = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     np.testing.assert_array_equal(
         load_policy(path).predict(observations)[0], model.predict(observations, deterministic=True)[0]
     )
+
+
+def test_a_changed_part_of_bcq_is_refused(tmp_path):
+    """Each of the three networks that act is looked at; the second critic does not act."""
+    pytest.importorskip("safetensors")
+    for change, message in (
+        (lambda policy: setattr(policy.vae, "decoder", th.nn.Sequential(*policy.vae.decoder, th.nn.Hardtanh())), "Hardtanh"),
+        (lambda policy: setattr(policy.critic.qf0, "q_net", policy.critic.qf0.q_net[:-1]), "by its arguments"),
+        (lambda policy: policy.vae.decoder[0].register_forward_hook(lambda *_: None), r"hooks at vae\.decoder\.0"),
+        (lambda policy: setattr(policy.actor, "__class__", type("Own", (type(policy.actor),), {})), "class of the actor=Own"),
+    ):
+        model = make(BNBCQ)
+        change(model.policy)
+        with pytest.raises(ValueError, match=message):
+            model.export_policy(tmp_path / "policy")
+    assert not list(tmp_path.iterdir())
+    model = make(BNBCQ)
+    model.policy.critic.qf1.q_net = th.nn.Sequential(th.nn.Hardtanh())
+    model.export_policy(tmp_path / "policy")
+    assert not any("qf1" in name for name in load_policy(tmp_path / "policy").state_dict())
+
+
+def test_a_description_of_bcq_is_checked(tmp_path):
+    pytest.importorskip("safetensors")
+    description, tensors = describe(make(BNBCQ).policy, None)
+    check_description("file", description)
+    generative = description["generative"]
+    for change, message in (
+        (dict(code="import os"), "a generative model whose keys are unknown or missing"),
+        (dict(vae=generative["vae"] | dict(code="import os")), "a network whose keys are unknown or missing"),
+        (dict(critic=generative["critic"] | dict(normalization="batch")), "a normalization whose keys are unknown"),
+    ):
+        with pytest.raises(FileError, match=message):
+            check_description("file", description | dict(generative=generative | change))
+    for change, message in ((dict(phi=-1.0), "`phi=-1.0` is not allowed"), (dict(n_latents=10**9), "size mismatch")):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            build(description | dict(generative=generative | change), tensors)
 
 
 @pytest.mark.parametrize("cls", ALL)
@@ -342,6 +378,9 @@ def test_images(cls, tmp_path):
     action, _ = model.predict(images[0], deterministic=True)
     loaded = cls.load(tmp_path / "model", device="cpu")
     np.testing.assert_array_equal(loaded.predict(images[0], deterministic=True)[0], action)
+    if find_spec("safetensors"):
+        loaded.export_policy(tmp_path / "policy")
+        np.testing.assert_array_equal(load_policy(tmp_path / "policy").predict(images[0])[0], action)
 
 
 def test_bad_environments_and_calls():

@@ -110,7 +110,7 @@ def export_onnx(policy: BNActorCriticPolicy, normalize: VecNormalize | None, pat
     """
     check_installed("export", "onnx", "onnxscript")
     has_own_predict = type(policy)._predict is not BNActorCriticPolicy._predict
-    network: BasePolicy = copy.deepcopy(policy if has_own_predict else policy.actor).cpu()
+    network: BasePolicy = copy.deepcopy(policy if has_own_predict else policy.acting_network()).cpu()
     space = policy.observation_space
     statistics = observation_statistics(normalize, space)
     exported: nn.Module = ExportedPolicy(_without_batch_norm(network), statistics).requires_grad_(False)

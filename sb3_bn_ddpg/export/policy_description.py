@@ -8,31 +8,25 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecNormalize
-from torch import nn
 
 from sb3_bn_ddpg.common.atomic_files import FileError
+from sb3_bn_ddpg.export.deterministic_part import ACTIVATIONS, FEATURES_EXTRACTORS, deterministic_part
 from sb3_bn_ddpg.export.exported_policy import ExportedPolicy, ObservationStatistics
 from sb3_bn_ddpg.networks import layers as torch_layers
-from sb3_bn_ddpg.networks.actors import Actor, BaseActor, FixedStdActor, GaussianActor, SigmoidStdActor
+from sb3_bn_ddpg.networks.actors import Actor
+from sb3_bn_ddpg.networks.base import Network
 from sb3_bn_ddpg.networks.base_policy import BNActorCriticPolicy
+from sb3_bn_ddpg.networks.critics import Critic
+from sb3_bn_ddpg.networks.generative import ActionVAE, GenerativeActor, PerturbationActor
 from sb3_bn_ddpg.networks.normalization import NormalizationConfig
 
 FORMAT_VERSION = 2
-FEATURES_EXTRACTORS: dict[str, type[BaseFeaturesExtractor]] = {
-    cls.__name__: cls
-    for cls in (FlattenExtractor, NatureCNN, CombinedExtractor, *vars(torch_layers).values())
-    if isinstance(cls, type) and issubclass(cls, BaseFeaturesExtractor)
-}
-ACTIVATIONS = {
-    cls.__name__: cls
-    for cls in (nn.ReLU, nn.Tanh, nn.ELU, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.Identity)
-}
-"""What a description may name. Everything else is refused, on writing and on reading."""
-STOCHASTIC_ACTORS = (GaussianActor, FixedStdActor, SigmoidStdActor)
 NORMALIZATION_KEYS = ("kind", "momentum", "eps", "renorm_warmup_steps", "order")
 NETWORK_KEYS = ("net_arch", "normalization", "final_init")
+CRITIC_KEYS = (*NETWORK_KEYS, "action_layer", "norm_layers", "input_norm")
+GENERATIVE_KEYS = ("phi", "n_latents", "critic", "vae")
+"""What a description has more of under ``generative``, if it is that of a :class:`GenerativeActor`"""
 DESCRIPTION_KEYS = {
     "format_version",
     "observation_space",
@@ -53,38 +47,27 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
     :return: The description, and all tensors
     :raises ValueError: if the policy has parts that a description cannot hold
     """
-    # Of a stochastic actor the deterministic action, which a deterministic actor of the same layers has
-    actor = _deterministic(policy.actor) if type(policy.actor) in STOCHASTIC_ACTORS else policy.actor
-    tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
-    activation_fn: Any = actor.constructor_parameters["activation_fn"]
-    config: NormalizationConfig = actor.constructor_parameters["normalization"]
-    parts: list[tuple[str, type, tuple[type, ...]]] = [
-        ("the class of the actor", type(policy.actor), (Actor, *STOCHASTIC_ACTORS)),
-        ("features_extractor_class", type(actor.features_extractor), tuple(FEATURES_EXTRACTORS.values())),
-        ("activation_fn", activation_fn, tuple(ACTIVATIONS.values())),
-    ]
-    for name, cls, known in parts:
-        if cls not in known:
-            names, name_of_class = ", ".join(each.__name__ for each in known), getattr(cls, "__name__", cls)
-            raise ValueError(f"`{name}={name_of_class}` cannot be exported: only {names} can, which need no code in the file")
-    for name, module in policy.actor.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(f"`actor` with hooks at {name or 'itself'} cannot be exported: they are code")
-    description = dict(
+    acting = deterministic_part(policy)
+    actor = acting.actor if isinstance(acting, GenerativeActor) else acting
+    tensors = {f"actor.{name}": tensor.detach().cpu().contiguous().clone() for name, tensor in acting.state_dict().items()}
+    description: dict[str, Any] = dict(
         format_version=FORMAT_VERSION,
         observation_space=_describe_space(policy.observation_space, "observation_space", tensors),
         action_space=_describe_space(policy.action_space, "action_space", tensors),
         features_extractor=type(actor.features_extractor).__name__,
         features_extractor_kwargs=policy.features_extractor_kwargs,
-        activation_fn=activation_fn.__name__,
+        activation_fn=actor.constructor_parameters["activation_fn"].__name__,
         normalize_images=actor.normalize_images,
-        network=dict(
-            net_arch=_plain(actor.constructor_parameters["net_arch"]),
-            normalization={name: _plain(getattr(config, name)) for name in NORMALIZATION_KEYS},
-            final_init=_plain(actor.constructor_parameters["final_init"]),
-        ),
+        network=_describe_network(actor, NETWORK_KEYS),
         observation_statistics=_describe_statistics(normalize, tensors),
     )
+    if isinstance(acting, GenerativeActor):
+        description["generative"] = dict(
+            phi=float(acting.actor.phi),
+            n_latents=len(acting.latents),
+            critic=_describe_network(acting.critic, CRITIC_KEYS),
+            vae=_describe_network(acting.vae, NETWORK_KEYS),
+        )
     try:
         json.dumps(description)
     except TypeError as error:
@@ -92,28 +75,23 @@ def describe(policy: BNActorCriticPolicy, normalize: VecNormalize | None) -> tup
             f"`features_extractor_kwargs={policy.features_extractor_kwargs}` cannot be exported: {error}"
         ) from error
     assert isinstance(policy.action_space, spaces.Box)
-    made = _make_actor(description, policy.observation_space, policy.action_space)
-    for line, expected in zip_longest(repr(actor).splitlines(), repr(made).splitlines()):
+    made = _make_acting(description, policy.observation_space, policy.action_space)
+    for line, expected in zip_longest(repr(acting).splitlines(), repr(made).splitlines()):
         if line != expected:
             raise ValueError(f"`actor` with {str(line).strip()} cannot be exported: by its arguments, that is {expected}")
     return description, tensors
 
 
-def _deterministic(actor: BaseActor) -> Actor:
+def _describe_network(network: Network, keys: tuple[str, ...]) -> dict[str, Any]:
     """
-    :param actor: A stochastic actor
-    :return: The deterministic one that acts by its mean, of the very same layers
+    :param network: A network
+    :param keys: Which of its arguments
+    :return: These
     """
-    with th.device("meta"):  # draws no random numbers for layers that are exchanged
-        made = Actor(
-            actor.observation_space,
-            actor.action_space,
-            normalize_images=actor.normalize_images,
-            **actor.constructor_parameters,
-        )
-    mu: Any = actor.mu
-    made.mu = nn.Sequential(*actor.latent_pi, mu, nn.Tanh()) if isinstance(actor, GaussianActor) else mu
-    return made
+    arguments = network.constructor_parameters
+    config: NormalizationConfig = arguments["normalization"]
+    normalization = {name: _plain(getattr(config, name)) for name in NORMALIZATION_KEYS}
+    return {key: normalization if key == "normalization" else _plain(arguments[key]) for key in keys}
 
 
 def _plain(value: Any) -> Any:
@@ -191,18 +169,24 @@ def check_description(path: Any, description: Any) -> None:
     if description["format_version"] != FORMAT_VERSION:
         version = description["format_version"]
         raise FileError(path, f"is a policy of format version {version!r}: only version {FORMAT_VERSION} is known")
-    if set(description) != DESCRIPTION_KEYS:
-        raise FileError(
-            path, f"has a description whose keys are unknown or missing: {sorted(set(description) ^ DESCRIPTION_KEYS)}"
-        )
+    if set(description) - {"generative"} != DESCRIPTION_KEYS:
+        unknown = sorted((set(description) - {"generative"}) ^ DESCRIPTION_KEYS)
+        raise FileError(path, f"has a description whose keys are unknown or missing: {unknown}")
     for key, known in (("features_extractor", FEATURES_EXTRACTORS), ("activation_fn", ACTIVATIONS)):
         if description[key] not in known:
             raise FileError(path, f"has an unknown {key}: {description[key]!r}")
-    if set(description["network"]) != set(NETWORK_KEYS):
-        raise FileError(path, f"has a network whose keys are unknown or missing: {sorted(description['network'])}")
-    normalization = description["network"]["normalization"]
-    if not isinstance(normalization, dict) or set(normalization) != set(NORMALIZATION_KEYS):
-        raise FileError(path, f"has a normalization whose keys are unknown or missing: {normalization}")
+    networks: list[tuple[Any, tuple[str, ...]]] = [(description["network"], NETWORK_KEYS)]
+    if "generative" in description:
+        generative = description["generative"]
+        if set(generative) != set(GENERATIVE_KEYS):
+            raise FileError(path, f"has a generative model whose keys are unknown or missing: {sorted(generative)}")
+        networks += [(generative["critic"], CRITIC_KEYS), (generative["vae"], NETWORK_KEYS)]
+    for network, keys in networks:
+        if set(network) != set(keys):
+            raise FileError(path, f"has a network whose keys are unknown or missing: {sorted(network)}")
+        normalization = network["normalization"]
+        if not isinstance(normalization, dict) or set(normalization) != set(NORMALIZATION_KEYS):
+            raise FileError(path, f"has a normalization whose keys are unknown or missing: {normalization}")
 
 
 def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> ExportedPolicy:
@@ -219,17 +203,17 @@ def build(description: dict[str, Any], tensors: dict[str, th.Tensor]) -> Exporte
         raise ValueError(f"the action space {action_space} is no Box")
     statistics = _build_statistics(description["observation_statistics"], observation_space, tensors)
     # No memory is taken before the sizes are known to be those of the tensors
-    actor = _make_actor(description, observation_space, action_space)
+    acting = _make_acting(description, observation_space, action_space)
     weights = {name.removeprefix("actor."): tensor for name, tensor in tensors.items() if name.startswith("actor.")}
     if left := sorted(set(tensors) - {f"actor.{name}" for name in weights}):
         raise ValueError(f"there are unknown tensors {left}")
-    for name, expected in actor.state_dict().items():
+    for name, expected in acting.state_dict().items():
         if name in weights and weights[name].dtype != expected.dtype:
             raise ValueError(f"{name} is of type {weights[name].dtype}, not {expected.dtype}")
     if bad := [name for name, tensor in weights.items() if not th.isfinite(tensor).all()]:
         raise ValueError(f"{bad} hold numbers that are not finite")
-    actor.load_state_dict(weights, strict=True, assign=True)
-    return ExportedPolicy(actor, statistics).requires_grad_(False)
+    acting.load_state_dict(weights, strict=True, assign=True)
+    return ExportedPolicy(acting, statistics).requires_grad_(False)
 
 
 def _build_statistics(
@@ -252,26 +236,46 @@ def _build_statistics(
     return statistics
 
 
-def _make_actor(description: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Box) -> Actor:
+def _make_acting(
+    description: dict[str, Any], observation_space: spaces.Space[Any], action_space: spaces.Box
+) -> Actor | GenerativeActor:
     """
     :param description: A description
     :param observation_space: Its observation space
     :param action_space: Its action space
-    :return: The actor, without memory for its tensors
+    :return: What acts, without memory for its tensors
     """
-    network, activation_fn = description["network"], ACTIVATIONS[description["activation_fn"]]
-    normalization = NormalizationConfig(**network["normalization"])
-    with th.device("meta"):
+
+    def make(cls: Any, network: dict[str, Any], **kwargs: Any) -> Any:
+        activation_fn, normalization = (
+            ACTIVATIONS[description["activation_fn"]],
+            NormalizationConfig(**network["normalization"]),
+        )
         extractor_class: Any = FEATURES_EXTRACTORS[description["features_extractor"]]
-        kwargs = torch_layers.inherited_kwargs(extractor_class, activation_fn, normalization, description["normalize_images"])
-        extractor = extractor_class(observation_space, **(kwargs | description["features_extractor_kwargs"]))
-        return Actor(
+        inherited = torch_layers.inherited_kwargs(
+            extractor_class, activation_fn, normalization, description["normalize_images"]
+        )
+        extractor = extractor_class(observation_space, **(inherited | description["features_extractor_kwargs"]))
+        return cls(
             observation_space,
             action_space,
             features_extractor=extractor,
             features_dim=extractor.features_dim,
             normalize_images=description["normalize_images"],
-            **(network | dict(activation_fn=activation_fn, normalization=normalization)),
+            **(network | dict(activation_fn=activation_fn, normalization=normalization) | kwargs),
+        )
+
+    with th.device("meta"):
+        if "generative" not in description:
+            actor: Actor = make(Actor, description["network"])
+            return actor
+        generative = description["generative"]
+        vae = make(ActionVAE, generative["vae"])
+        return GenerativeActor(
+            make(PerturbationActor, description["network"], phi=generative["phi"]),
+            make(Critic, generative["critic"], n_critics=1),
+            vae,
+            th.empty(generative["n_latents"], vae.latent_dim),
         )
 
 

@@ -279,7 +279,13 @@ class BNActorCriticPolicy(BoundedPolicy):
         return self._predict(observation, deterministic=deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.actor._predict(observation, deterministic=deterministic)
+        return self.acting_network()._predict(observation, deterministic=deterministic)
+
+    def acting_network(self) -> BoundedPolicy:
+        """
+        :return: What the policy acts by, without what it only learns with: the actor. An export writes this.
+        """
+        return self.actor
 
     def set_training_mode(self, mode: bool) -> None:
         """

@@ -1,4 +1,7 @@
-"""The networks that BCQ has besides its critics: a generative model of the data's actions, and what perturbs its actions."""
+"""
+The networks that BCQ has besides its critics: a generative model of the data's actions, what perturbs its actions, and both
+with a critic as what acts.
+"""
 
 from typing import Any
 
@@ -10,7 +13,8 @@ from torch import nn
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.networks.actors import BaseActor
-from sb3_bn_ddpg.networks.base import Network
+from sb3_bn_ddpg.networks.base import BoundedPolicy, Network
+from sb3_bn_ddpg.networks.critics import Critic
 from sb3_bn_ddpg.networks.layers import FinalInit, hidden_layers, output_linear
 from sb3_bn_ddpg.networks.normalization import PAPER_NORMALIZATION, NormalizationConfig
 
@@ -139,3 +143,34 @@ class ActionVAE(Network):
         """
         actions: th.Tensor = self.decoder(th.cat([self.features(obs), noise.clamp(-LATENT_LIMIT, LATENT_LIMIT)], dim=1))
         return actions
+
+
+class GenerativeActor(BoundedPolicy):
+    """
+    What BCQ acts by: actions are generated and perturbed, and that is taken to which the first critic gives the largest value.
+
+    :param actor: What perturbs the generated actions
+    :param critic: The critic
+    :param vae: The generative model
+    :param latents: Latent vectors of the actions that are generated with ``deterministic=True``, of shape
+        ``(n_actions, latent_dim)``; otherwise as many are drawn anew for each state
+    """
+
+    latents: th.Tensor
+
+    def __init__(self, actor: PerturbationActor, critic: Critic, vae: ActionVAE, latents: th.Tensor) -> None:
+        super().__init__(actor.observation_space, actor.action_space, squash_output=True)
+        self.actor, self.critic, self.vae = actor, critic, vae
+        self.register_buffer("latents", latents)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        assert isinstance(observation, th.Tensor)
+        # Shapes by -1 and expand: the exporter to ONNX would take a number of states for a constant
+        n_actions, latent_dim = self.latents.shape
+        inputs = observation.unsqueeze(1).expand(-1, n_actions, *observation.shape[1:]).flatten(0, 1)
+        latents = self.latents.expand(observation.shape[0], n_actions, latent_dim).flatten(0, 1)
+        actions = self.vae.generated_in(inputs, latents if deterministic else th.randn_like(latents))
+        actions = self.actor.perturbed_in(inputs, actions)  # (n_states * n_actions, action_dim)
+        best = self.critic.q1_forward(inputs, actions).reshape(-1, n_actions).argmax(dim=1)
+        actions = actions.reshape(-1, n_actions, actions.shape[1])
+        return actions.gather(1, best.reshape(-1, 1, 1).expand(-1, 1, actions.shape[2])).squeeze(1)

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_bn_ddpg.common.checks import check_number
 from sb3_bn_ddpg.networks.base_policy import NetArch
-from sb3_bn_ddpg.networks.generative import ActionVAE, PerturbationActor
+from sb3_bn_ddpg.networks.generative import ActionVAE, GenerativeActor, PerturbationActor
 from sb3_bn_ddpg.offline.policies import OfflineCnnDefaults, OfflinePolicy
 
 
@@ -69,17 +69,11 @@ class BNBCQPolicy(OfflinePolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self.own_kwargs
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        assert isinstance(observation, th.Tensor)
-        # Shapes by -1 and expand: the exporter to ONNX would take a number of states for a constant
-        n_actions, latent_dim = self.latents.shape
-        inputs = observation.unsqueeze(1).expand(-1, n_actions, *observation.shape[1:]).flatten(0, 1)
-        latents = self.latents.expand(observation.shape[0], n_actions, latent_dim).flatten(0, 1)
-        actions = self.vae.generated_in(inputs, latents if deterministic else th.randn_like(latents))
-        actions = self.actor.perturbed_in(inputs, actions)  # (n_states * n_actions, action_dim)
-        best = self.critic.q1_forward(inputs, actions).reshape(-1, n_actions).argmax(dim=1)
-        actions = actions.reshape(-1, n_actions, actions.shape[1])
-        return actions.gather(1, best.reshape(-1, 1, 1).expand(-1, 1, actions.shape[2])).squeeze(1)
+    def acting_network(self) -> GenerativeActor:
+        """
+        :return: What the policy acts by: the actor, the critic, the generative model and the latent vectors
+        """
+        return GenerativeActor(self.actor, self.critic, self.vae, self.latents)
 
     def set_training_mode(self, mode: bool) -> None:
         """
