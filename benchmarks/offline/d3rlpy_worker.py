@@ -10,13 +10,16 @@ from typing import Any
 
 import numpy as np
 
+NO_ENTROPY = "_no_entropy"
+"""Behind the name of an algorithm: without the entropy term that d3rlpy puts into its target"""
+
 
 def algorithm_of(name: str) -> Any:
     """
     :param name: d3rlpy's algorithm
     :return: The same, by its authors' settings where d3rlpy's defaults are others: IQL's rewards by the spread of the returns,
         TD3+BC's standardised observations, AWAC's temperature and BCQ's networks. How many actions BCQ's target chooses
-        among is set in :func:`main`.
+        among, and whether AWAC's has an entropy term, is set in :func:`main`.
     """
     from d3rlpy.algos import AWACConfig, BCQConfig, IQLConfig, TD3PlusBCConfig
     from d3rlpy.models import VectorEncoderFactory
@@ -47,7 +50,7 @@ def algorithm_of(name: str) -> Any:
             imitator_encoder_factory=encoder(750, 750),
         ),
     )
-    return configs[name]().create(device="cpu:0")
+    return configs[name.removesuffix(NO_ENTROPY)]().create(device="cpu:0")
 
 
 def main() -> None:
@@ -67,6 +70,8 @@ def main() -> None:
     )
     algorithm = algorithm_of(name)
     algorithm.build_with_dataset(buffer)
+    if name.endswith(NO_ENTROPY):  # its coefficient is the exponential of this, 1, and nothing trains it
+        next(algorithm.impl.modules.log_temp.parameters()).data.fill_(-np.inf)
     scaler = algorithm.config.observation_scaler
     if scaler is not None:  # else its first evaluation, before any step, fails; fit leaves one alone that knows the data
         scaler.fit_with_transition_picker(buffer.episodes, buffer.transition_picker)

@@ -27,7 +27,7 @@ from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 from benchmarks.offline.plots import plot_scores
-from benchmarks.offline.variants import KINDS, LABELS, PEER, TASKS, variant_name
+from benchmarks.offline.variants import KINDS, LABELS, PEER, TASKS, WITHOUT_ENTROPY, variant_name
 
 NAME = "offline_results.md"
 COLUMNS = {"none": "no normalisation", "batch": "batch norm", "layer": "layer norm", PEER: "d3rlpy"}
@@ -71,8 +71,9 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     """
     declared = [unit for unit in units() if unit.variant != "random"]
     rows = read(folder, budget, units())
-    trained = rows[rows["variant"] != "random"]
-    n_stored = len(trained[["task", "variant", "seed"]].drop_duplicates())
+    all_trained = rows[rows["variant"] != "random"]
+    n_stored = len(all_trained[["task", "variant", "seed"]].drop_duplicates())
+    trained = all_trained[all_trained["variant"] != WITHOUT_ENTROPY]
     parts = [f"{n_stored} of {len(declared)} runs are stored."]
     if n_stored:
         parts += [CAPTION]
@@ -80,6 +81,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             lines = table_lines(trained, algorithm)
             if lines:
                 parts += [f"### {label}", table(["Dataset", *COLUMNS.values()], lines)]
+        parts += entropy_parts(all_trained)
         cells = by_dataset(trained)
         parts[2:2] = ["### Who is better?", COMPARED, questions_table(cells), below_text(cells)]
         parts += ["### CPU time", TIMED, times_table(cells), "## Machine and versions", header_text(folder, units(), budget)]
@@ -100,6 +102,18 @@ def table_lines(rows: pd.DataFrame, algorithm: str) -> list[list[str]]:
             if any(cell != MISSING for cell in cells):
                 lines.append([f"{task} {kind}", *cells])
     return lines
+
+
+def entropy_parts(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :return: What d3rlpy's AWAC scores without its entropy term, if that is stored
+    """
+    variants = (variant_name("replay", "bn_awac", PEER), WITHOUT_ENTROPY)
+    lines = [[f"{task} replay", *(score_cell(rows, task, variant) for variant in variants)] for task in TASKS]
+    if all(line[-1] == MISSING for line in lines):
+        return []
+    return ["### d3rlpy's AWAC, its target without the entropy term", table(["Dataset", "with it", "without"], lines)]
 
 
 def score_cell(rows: pd.DataFrame, task: str, variant: str) -> str:

@@ -45,6 +45,8 @@ generates ten actions in each next state, by wide networks, so one of its steps 
 N_EVALUATIONS = 10
 PEER = "d3rlpy"
 """In the place of a normalisation: d3rlpy's algorithm, which has none."""
+NO_ENTROPY = "d3rlpy_no_entropy"
+"""Likewise: d3rlpy's AWAC without the entropy term of its target."""
 
 
 class OfflineVariant(NamedTuple):
@@ -69,9 +71,11 @@ def variant_name(kind: str, algorithm: str, normalization: str) -> str:
 
 def _variant(kind: str, algorithm: str, normalization: str) -> OfflineVariant:
     kwargs: dict[str, Any] = dict(dataset=kind, recipe=RECIPE._asdict())
-    if normalization != PEER:
+    name = algorithm
+    if normalization.startswith(PEER):
+        name = f"{PEER}_{algorithm.removeprefix('bn_')}{normalization.removeprefix(PEER)}"
+    else:
         kwargs["policy_kwargs"] = dict(normalization=NORMALIZATIONS[normalization])
-    name = f"{PEER}_{algorithm.removeprefix('bn_')}" if normalization == PEER else algorithm
     label = f"{LABELS[algorithm]}, {normalization}"
     return OfflineVariant(label, name, kwargs, STEPS[algorithm], STEPS[algorithm] // N_EVALUATIONS)
 
@@ -82,6 +86,8 @@ VARIANTS = {
     for algorithm in LABELS
     for normalization in (*NORMALIZATIONS, PEER)
 }
+WITHOUT_ENTROPY = variant_name("replay", "bn_awac", NO_ENTROPY)
+VARIANTS[WITHOUT_ENTROPY] = _variant("replay", "bn_awac", NO_ENTROPY)
 PEERS = {variant.algorithm for variant in VARIANTS.values() if variant.algorithm.startswith(PEER)}
 
 
