@@ -314,6 +314,16 @@ def test_save_and_load(tmp_path):
     assert scaled.reward_scaler.count == 30
 
 
+def test_files_hold_no_float64(tmp_path):
+    """They are put onto the model's device, and Apple's GPUs do not know it. Older files had some."""
+    model = make(reward_scaling="return_std").learn(60)
+    for name, state in model.get_parameters().items():
+        assert not [key for key, value in state.items() if getattr(value, "dtype", None) == th.float64], name
+    state = model.reward_scaler.state_dict()
+    model.reward_scaler.load_state_dict({key: th.tensor(value, dtype=th.float64) for key, value in state.items()})
+    assert model.reward_scaler.state_dict() == state
+
+
 def test_parameters_are_those_of_scaled_rewards(tmp_path):
     """Critics are in units of the scale, so it goes where they go; not the returns of the episodes that go on."""
     model = make(reward_scaling="return_std").learn(60)

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import numpy as np
-import torch as th
 from numpy.typing import NDArray
 
 SMALLEST_SPREAD = 1e-8
@@ -48,16 +47,16 @@ class ReturnScaler:
         """
         self.returns = np.zeros(n_envs)
 
-    def state_dict(self) -> dict[str, th.Tensor]:
+    def state_dict(self) -> dict[str, float]:
         """
-        :return: What it has learned of returns, as ``get_parameters`` gives it; not those of the episodes that go on
+        :return: What it has learned of returns, as ``get_parameters`` gives it; not those of the episodes that go on. Numbers
+            and no tensors, as a file's are put onto the model's device, and not every device knows float64.
         """
-        values = dict(count=self.count, mean=self.mean, sum_of_squares=self.sum_of_squares)
-        return {name: th.tensor(value, dtype=th.float64) for name, value in values.items()}
+        return dict(count=self.count, mean=self.mean, sum_of_squares=self.sum_of_squares)
 
-    def load_state_dict(self, state: dict[str, th.Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """
-        :param state: Of :meth:`state_dict`
+        :param state: Of :meth:`state_dict`; in older files they are tensors
         """
         self.count, self.mean, self.sum_of_squares = (
             int(state["count"]),
