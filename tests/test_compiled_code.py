@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -101,6 +102,47 @@ def test_constants_share_one_code():
     function = compiled(times)
     assert numba.njit(lambda x: function(x, 2) + function(x, 3))(2.0) == 10
     assert len(function.signatures) == 1
+
+
+class Inner(NamedTuple):
+    values: Any
+    factor: int
+
+
+class Outer(NamedTuple):
+    inner: Inner
+    several: tuple[Inner, ...]
+    pair: tuple[Any, int]
+    same: Inner
+
+
+@needs_numba
+def test_named_tuples_by_reference():
+    """What compiled code reads and writes through them are the arrays of the tuple, and none is held beyond the call."""
+    import numba
+
+    from sb3_bn_ddpg.fast.numba_references import referenced
+
+    @numba.njit
+    def multiplied(outer):
+        by_reference = referenced(outer)
+        for k in range(len(by_reference.several)):
+            inner = by_reference.several[k]
+            inner.values[0] *= inner.factor
+        inner, same = by_reference.inner, by_reference.same
+        inner.values[0] *= inner.factor
+        array, number = by_reference.pair
+        array[0] += number
+        return same.values[0]
+
+    for dtype in (np.float32, np.float64):
+        arrays = [np.full(2, k + 1, dtype) for k in range(4)]
+        inner = Inner(arrays[0], 2)
+        outer = Outer(inner, (Inner(arrays[1], 3), Inner(arrays[2], 4)), (arrays[3], 5), inner)
+        counts = [sys.getrefcount(array) for array in arrays]
+        assert multiplied(outer) == 2
+        assert [sys.getrefcount(array) for array in arrays] == counts
+        assert [array.tolist() for array in arrays] == [[2, 1], [6, 2], [12, 3], [9, 4]]
 
 
 @needs_numba

@@ -12,6 +12,7 @@ import numba
 from numba.core import types
 from numba.extending import register_jitable
 
+from sb3_bn_ddpg.fast.numba_references import referenced
 from sb3_bn_ddpg.fast.parts import Transitions
 from sb3_bn_ddpg.fast.stamps import AT_IMPORT, Sources, package_stamps, sources_of, stamps
 
@@ -190,6 +191,7 @@ def steps(  # type: ignore[no-untyped-def]
     As a step's function (:class:`~sb3_bn_ddpg.fast.parts.EngineStep`), with a row for each step in all that differs from step
     to step: ``transitions``, ``noise``, ``reports``, each of the ``rates``, ``updates_actor`` and ``updates_targets``.
     """
+    by_reference = referenced(parts)
     for i in range(reports.shape[0]):
         of_step = Transitions(
             transitions.obs[i],
@@ -199,7 +201,17 @@ def steps(  # type: ignore[no-untyped-def]
             transitions.discounts[i],
         )
         rates_of_step = rates[0][i], rates[1][i], rates[2][i], rates[3][i]
-        one_step(parts, of_step, noise[i], reports[i], rates_of_step, tau, updates_actor[i], updates_targets[i], choices)
+        one_step(
+            by_reference,
+            referenced(of_step),
+            noise[i],
+            reports[i],
+            rates_of_step,
+            tau,
+            updates_actor[i],
+            updates_targets[i],
+            choices,
+        )
 
 
 def one_step(*arguments: Any) -> None:
