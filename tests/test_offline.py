@@ -384,8 +384,6 @@ def test_images(cls, tmp_path):
 
 
 def test_bad_environments_and_calls():
-    with pytest.raises(ValueError, match="`env` with 2 environments is not allowed: it must be a single one"):
-        make(BNIQL, env=DummyVecEnv([VectorEnv, VectorEnv]))
     with pytest.raises(ValueError, match="`share_features_extractor=True` is not allowed"):
         make(BNIQL, policy_kwargs=dict(share_features_extractor=True))
     with pytest.raises(ValueError, match="`log_interval=0` is not allowed"):

@@ -22,6 +22,25 @@ def test_on_into_the_environment(cls):
     assert (model.num_timesteps, model._n_updates, model.replay_buffer.size()) == (39, 39, 30)
 
 
+@pytest.mark.parametrize("share", [0.5, None])
+def test_on_into_several_environments(share, tmp_path):
+    """One gradient step for each step of each of them. A file serves any number of them."""
+    envs = DummyVecEnv([VectorEnv] * 3)
+    model = make(BNIQL, env=envs).learn(5)
+    model.learn_online(30, reset_num_timesteps=False, dataset_share=share)
+    buffer = model.replay_buffer
+    assert (model.num_timesteps, model._n_updates, buffer.size(), buffer.n_envs) == (35, 35, 10, 3)
+    assert len(np.unique(buffer.observations[:10], axis=0)) == 10
+    assert buffer.sample(16).observations.shape == (16, 4)
+    transitions = transitions_of(buffer)
+    assert len(transitions.rewards) == 200 + 30
+    model.save(tmp_path / "model")
+    loaded = BNIQL.load(tmp_path / "model", env=DummyVecEnv([VectorEnv] * 2), dataset=data())
+    assert loaded.predict(envs.reset())[0].shape == (3, 2)
+    loaded.learn_online(10)
+    assert (loaded.num_timesteps, loaded.replay_buffer.n_envs) == (10, 2)
+
+
 def test_rewards_are_scaled_as_the_dataset():
     model = make(BNIQL, env=VectorEnv(), reward_scaling=0.25)
     model.learn_online(3)

@@ -1,7 +1,7 @@
 """
 Named tuples of arrays as one pointer each, within compiled code. Numba hands a tuple over entry by entry, and counts
 references to each of its arrays wherever it goes. Of a step's networks, memory and storage that is a hundred arrays at every
-turn: half of what there is to compile.
+turn: a third and more of what there is to compile.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ ONLINE_ARGUMENTS: dict[str, Any] = dict(
     buffer_size=1,  # of the empty one of a model without a dataset
     learning_starts=0,
     train_freq=1,
-    gradient_steps=1,
+    gradient_steps=-1,  # one for each step of each environment
     action_noise=None,
     replay_buffer_class=None,
     replay_buffer_kwargs=None,
@@ -132,11 +132,6 @@ class BNOfflineAlgorithm(OnlineLearning):
                 "`target_statistics='joint'` is not allowed: it must be one of 'running', 'batch', 'running_update', "
                 f"'batch_update': the target of {type(self).__name__} is not that of one action in each next state"
             )
-
-    def _check_arguments(self) -> None:
-        super()._check_arguments()
-        if self.n_envs != 1 and self.env is not None:
-            raise ValueError(f"`env` with {self.n_envs} environments is not allowed: it must be a single one")
 
     def _note_reward_factor(self) -> None:
         """

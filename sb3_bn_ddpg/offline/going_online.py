@@ -36,9 +36,9 @@ class OnlineLearning(BNOffPolicyAlgorithm):
         action_noise: ActionNoise | Literal["normal", "ou"] | None = None,
     ) -> SelfOnline:
         """
-        Go on learning in the environment, one gradient step for each of its steps. The first arguments are those of
-        :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold for this call
-        (:meth:`go_on_online` is the next one with the same), but for ``buffer_size``, which is that of the first call.
+        Go on learning in the environment, or in several, one gradient step for each of their steps. The first arguments are
+        those of :meth:`~sb3_bn_ddpg.off_policy.BNOffPolicyAlgorithm.learn`; those after ``schedule_timesteps`` hold for this
+        call (:meth:`go_on_online` is the next one with the same), but for ``buffer_size``, which is that of the first call.
 
         Rewards of the environment are multiplied by what ``reward_scaling`` made of the dataset's. ``learn`` goes on with the
         dataset and the new transitions, as ``dataset_share`` says.
@@ -69,7 +69,8 @@ class OnlineLearning(BNOffPolicyAlgorithm):
         assert isinstance(self.action_space, spaces.Box)
         noise = noise_to_go_on_with(self.action_noise, action_noise, self.n_envs, self.action_space, self.seed)
         if isinstance(buffer, DatasetBuffer):
-            buffer = MixedReplayBuffer(buffer_size, self.observation_space, self.action_space, self.device, dataset=buffer)
+            spaces_of_buffer = (self.observation_space, self.action_space)
+            buffer = MixedReplayBuffer(buffer_size, *spaces_of_buffer, self.device, self.n_envs, dataset=buffer)
             self.replay_buffer = buffer
         buffer.take_share("dataset_share", dataset_share, self.batch_size)
         if learning_starts > 0 and not reset_num_timesteps:
