@@ -146,6 +146,9 @@ CONTENDERS["sac_crossq"] = Variant("BNSAC, CrossQ's settings", "bn_sac", _profil
 # for its runs on the tuning tasks
 CONTENDERS["td3_three"] = Variant("BNTD3, tuned", "bn_td3", _profile("bn_td3"))
 CONTENDERS["crossq_scaled_two_falling"] = Variant("BNSAC, tuned", "bn_sac", _profile("bn_sac"))
+TWO_UPDATES = "sac_two_updates"
+"""XQC's number of updates a step, with whole minibatches."""
+CONTENDERS[TWO_UPDATES] = Variant("BNSAC, tuned, two updates a step", "bn_sac", _profile("bn_sac") | dict(gradient_steps=2))
 
 
 def with_changes(kwargs: dict[str, Any], policy: dict[str, Any] | None, changes: dict[str, Any]) -> dict[str, Any]:

@@ -70,13 +70,15 @@ def read(folder: Path, budget: Budget, units: Iterable[Unit] | None = None) -> p
     :param folder: The results
     :param budget: The extent of the runs
     :param units: Which (if None: :func:`all_units`)
-    :return: The rows of every unit that is stored as the matrix has it, with ``task``, ``variant``, ``seed`` and ``score``
+    :return: The rows of every unit that is stored as the matrix has it, with ``task``, ``variant``, ``seed`` and ``score``,
+        the ``machine``, and a digest of the ``dataset`` (None if the unit has none, or is from before it was stored)
     """
     frames = []
     for unit in all_units() if units is None else units:
         if stored := read_done(folder, unit, budget):
             frame = pd.DataFrame(stored.rows).apply(pd.to_numeric)
-            frames.append(frame.assign(task=unit.task, variant=unit.variant, seed=unit.seed))
+            known = dict(machine=stored.header["machine"], dataset=stored.header.get("dataset"))
+            frames.append(frame.assign(task=unit.task, variant=unit.variant, seed=unit.seed, **known))
     if not frames:
         return pd.DataFrame(columns=["task", "variant", "seed", "step", "return_mean", "score"])
     rows = pd.concat(frames, ignore_index=True)

@@ -49,6 +49,7 @@ COLORS = {
     "td3_twice": "dimgray",
     "sac_crossq": "tab:pink",
     "crossq_scaled_two_falling": "tab:purple",
+    "sac_two_updates": "indigo",
     "long_paper": "tab:purple",
     "long_paper_no_norm": "tab:brown",
     "long_paper_no_targets": "tab:olive",

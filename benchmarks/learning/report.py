@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.learning import exploration, plots, step_time
-from benchmarks.learning.contenders import DOUBLED, FACTORS, FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS
+from benchmarks.learning.contenders import DOUBLED, FACTORS, FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS, TWO_UPDATES
 from benchmarks.learning.figures import (
     SEEDS_FOR_INTERVALS,
     Comparison,
@@ -63,6 +63,8 @@ FAMILY_SCOPES = {
     "three held-out": UNSEEN,
     "BNDDPG's tuning tasks": TUNING,
 }
+TWO_UPDATES_COMPARISONS = ((TWO_UPDATES, FAMILY[1]), (TWO_UPDATES, "crossq_256"))
+"""The same of BNSAC's profile with two updates a step."""
 DOUBLED_COMPARISONS = tuple((name, DOUBLED[-1]) for name in DOUBLED[:-1])
 """The same of runs of 100,000 steps."""
 TARGETS_COMPARISONS = (("tuned", "tuned_targets"), ("tuned_targets", "tuned_no_norm"))
@@ -129,6 +131,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             ]
         parts += some_tasks(rows, "CrossQ's wide critics", WIDE_COMPARISONS, WIDE_TASKS, "both")
         parts += family(rows)
+        parts += two_updates(rows)
         parts += some_tasks(rows, "After 100,000 steps", DOUBLED_COMPARISONS, DOUBLED_TASKS, "these three")
         parts += split(rows)
         parts += ablation(rows, pictures)
@@ -379,6 +382,24 @@ def family(rows: pd.DataFrame) -> list[str]:
         "Returns at the end, mean ± standard deviation over seeds, and XQC's published means, with two updates a step:",
         return_table(rows, variants, tuple(ALL_TASKS), mean_and_spread, {"XQC, published": XQC}),
         comparison_table(comparisons(rows, FAMILY_COMPARISONS, FAMILY_SCOPES)),
+    ]
+
+
+def two_updates(rows: pd.DataFrame) -> list[str]:
+    """
+    :param rows: The stored evaluations
+    :return: BNSAC's profile with two updates a step beside itself with one, CrossQ, and XQC's published means, on XQC's tasks
+    """
+    tasks, variants = tuple(XQC), (*FAMILY, TWO_UPDATES, "crossq_256")
+    if TWO_UPDATES not in set(rows["variant"]):
+        return []
+    return [
+        "## Two updates a step",
+        "XQC makes two updates a step. BNSAC's profile with two, on the tasks of XQC's published means: returns at the end, "
+        "mean ± standard deviation over seeds.",
+        return_table(rows, variants, tasks, mean_and_spread, {"XQC, published": XQC}),
+        score_table(rows, variants, tasks),
+        comparison_table(comparisons(rows, TWO_UPDATES_COMPARISONS, {"XQC's four": tasks})),
     ]
 
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
 from benchmarks.learning.algorithms import build
-from benchmarks.learning.contenders import FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS
+from benchmarks.learning.contenders import FAMILY, FIGURE2, FIRST_FAMILY, PEERS, TUNED_NORMS, TWO_UPDATES
 from benchmarks.learning.evaluation import make_env
 from benchmarks.learning.matrix import VARIANTS
 from benchmarks.learning.store import RESULTS, machine, source_hash, versions
@@ -28,7 +28,7 @@ FILE = "step_time.csv"
 FIELDS = ("task", "variant", "round", "steps", "cpu_seconds")
 CONDITIONS = ("machine", "torch", "source")
 """Columns that say what a row was measured with: ``source`` is a digest of this package's code."""
-MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS, *FAMILY, *FIRST_FAMILY)))
+MEASURED = tuple(dict.fromkeys(("tuned", *PEERS, *FIGURE2, *TUNED_NORMS, *FAMILY, *FIRST_FAMILY, TWO_UPDATES)))
 WARM_UP = 2_000
 """Steps before the first round: 1,000 have no update, and Adam's moments of inactive units become denormal in the others."""
 

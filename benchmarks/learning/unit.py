@@ -49,7 +49,7 @@ def run(unit: Unit, budget: Budget, folder: Path, device: str = "cpu") -> Path:
             file.add(dict(step=0) | evaluator.evaluate(policy)._asdict() | dict(wall_seconds=0.0, cpu_seconds=0.0))
         else:
             learns_offline = "dataset" in variant.kwargs
-            model: Any = build_offline(unit, device) if learns_offline else build_or_resume(unit, file, device)
+            model: Any = build_offline(unit, file, device) if learns_offline else build_or_resume(unit, file, device)
             recorder = Recorder(file, unit.task, budget, weights=variant.is_long)
             model.set_logger(recorder.means)
             assert budget.steps is not None

@@ -11,15 +11,20 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from benchmarks.learning.matrix import VARIANTS, Unit, kwargs_of
-from benchmarks.offline.data import dataset
-from benchmarks.offline.variants import PEER, Recipe
+from benchmarks.learning.matrix import VARIANTS, Unit
+from benchmarks.offline.variants import PEER
 from benchmarks.speed.worker import thread_variables
-from sb3_bn_ddpg.datasets.transitions import transitions_of
+from sb3_bn_ddpg.datasets.transitions import Transitions
 
 ROOT = Path(__file__).parents[2]
 PYTHON = Path(__file__).parent / "envs" / "d3rlpy" / "bin" / "python"
 """Of the environment that ``make bench-offline`` builds"""
+
+
+def require_environment() -> None:
+    """End the process, with a message, if d3rlpy's environment is not there."""
+    if not PYTHON.exists():
+        sys.exit(f"There is no {PYTHON.relative_to(ROOT)}: `make bench-offline` builds it")
 
 
 class D3rlpyModel:
@@ -27,17 +32,14 @@ class D3rlpyModel:
     d3rlpy's algorithm in a process of its own.
 
     :param unit: A unit of one of d3rlpy's variants
+    :param data: What it learns from
     """
 
     logger: Logger
 
-    def __init__(self, unit: Unit) -> None:
-        if not PYTHON.exists():
-            sys.exit(f"There is no {PYTHON.relative_to(ROOT)}: `make bench-offline` builds it")
+    def __init__(self, unit: Unit, data: Transitions) -> None:
+        require_environment()
         variant = VARIANTS[unit.variant]
-        kwargs = kwargs_of(unit)
-        kind, recipe = kwargs["dataset"], Recipe(**kwargs["recipe"])
-        data = transitions_of(dataset(unit.task, kind, recipe))
         names = ("observations", "actions", "rewards", "terminations", "truncations")
         self.every, self.num_timesteps, self.cpu = variant.every, 0, 0.0
         self.process = subprocess.Popen(

@@ -35,7 +35,10 @@ COMPARED = (
     "Final scores, over the datasets on which both have all seeds; each dataset counts alike. p is a permutation test's: "
     "how often runs exchanged at random within each dataset differ as much."
 )
-TIMED = "Median CPU seconds of a run, its evaluations included. The other core was at work, too."
+TIMED = (
+    "Median CPU seconds of a run, its evaluations included, on the machine (below) that most of the algorithm's runs are of. "
+    "The other core was at work, too."
+)
 QUESTIONS = (("batch", "none"), ("layer", "none"), ("none", PEER), ("batch", PEER))
 """Which of :data:`COLUMNS` is better?"""
 CAPTION = (
@@ -84,7 +87,14 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
         parts += entropy_parts(all_trained)
         cells = by_dataset(trained)
         parts[2:2] = ["### Who is better?", COMPARED, questions_table(cells), below_text(cells)]
-        parts += ["### CPU time", TIMED, times_table(cells), "## Machine and versions", header_text(folder, units(), budget)]
+        parts += [
+            "### CPU time",
+            TIMED,
+            times_table(cells),
+            "## Machine and versions",
+            datasets_text(cells),
+            header_text(folder, units(), budget),
+        ]
         parts.insert(1, save(plot_scores(cells, final(cells), COLUMNS), page.with_suffix(""), "scores"))
     replace_results(page, parts)
 
@@ -233,12 +243,30 @@ def interval_of(cells: pd.DataFrame, variant: str, dataset: str) -> Estimate:
     return estimate(mean, final_matrix(cells, variant, [dataset]))
 
 
+def datasets_text(cells: pd.DataFrame) -> str:
+    """
+    :param cells: As from :func:`by_dataset`
+    :return: A sentence on which datasets the runs learned from: whether those of one name are one
+    """
+    runs = cells.drop_duplicates(["task", "variant", "seed"])
+    digests = runs.dropna(subset="dataset").groupby("task")["dataset"].agg(lambda each: sorted(set(each)))
+    mixed = {name: found for name, found in digests.items() if len(found) > 1}
+    if mixed:
+        told = "; ".join(f"{name}: {', '.join(found)}" for name, found in mixed.items())
+        return f"**Runs of one name learned from different datasets, and are not to be compared** (digests): {told}."
+    told = ", ".join(f"{name} {found[0]}" for name, found in digests.items())
+    unknown = f"{runs['dataset'].isna().sum()} runs are from before digests of their datasets were stored."
+    return f"Digests of the datasets, one for all runs that name it: {told}. {unknown}" if told else unknown
+
+
 def times_table(cells: pd.DataFrame) -> str:
     """
     :param cells: As from :func:`by_dataset`
     :return: CPU seconds of a run, evaluations included, for each algorithm
     """
-    seconds = cells.groupby(["variant", "task", "seed"])["cpu_seconds"].max().groupby("variant").median()
+    runs = cells.groupby(["algorithm", "machine", "variant", "task", "seed"])["cpu_seconds"].max()
+    most = runs.groupby(["algorithm", "machine"]).size().sort_values().groupby("algorithm").tail(1).index
+    seconds = runs[runs.index.droplevel([2, 3, 4]).isin(most)].groupby("variant").median()
     lines = [
         [label, *(number(seconds.get(f"{algorithm} {column}", math.nan)) for column in COLUMNS)]
         for algorithm, label in LABELS.items()
