@@ -72,7 +72,7 @@ bench-offline-speed: $(VENV)/ready-to-test $(OFFLINE)/envs/d3rlpy/ready ## Gradi
 	$(BIN)/python -m benchmarks.offline.speed $(ARGS)
 
 bench-offline: $(VENV)/ready-to-test $(OFFLINE)/envs/d3rlpy/ready ## Offline results beside d3rlpy's: run what is missing, draw everything anew
-	$(BIN)/python -m benchmarks.learning.run --group random_offline offline offline_bcq offline_awac offline_awac_entropy $(ARGS)
+	$(BIN)/python -m benchmarks.learning.run --group random_offline offline offline_bcq offline_awac offline_changes $(ARGS)
 
 # `make bench-learning ARGS="--group peers --workers 2"`, `ARGS="--ray auto"`; with everything stored it only draws
 bench-learning: $(VENV)/ready-to-test ## Returns beside the peers and the ablations: run what is missing, draw everything anew

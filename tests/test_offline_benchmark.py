@@ -15,7 +15,7 @@ from benchmarks.learning import unit as learning_unit
 from benchmarks.learning.matrix import ALL_GROUPS, OFFLINE, VARIANTS, Budget, Unit, config_hash, kwargs_of
 from benchmarks.learning.store import UnitFile
 from benchmarks.offline import d3rlpy_model, data, report, variants
-from benchmarks.offline.variants import PEER, RECIPE, TASKS, WITHOUT_ENTROPY, Recipe, names, variant_name
+from benchmarks.offline.variants import CHANGES, PEER, RECIPE, TASKS, Recipe, names, variant_name
 
 TINY = Recipe(seed=3, half_steps=1_010, steps=1_020, medium_steps=60)
 BUDGET = Budget(20, 10, 1)
@@ -40,7 +40,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_what_is_declared():
     units = {unit for group in OFFLINE.values() for unit in group.units()}
-    assert len([unit for unit in units if unit.variant != "random"]) == 3 * 2 * 4 * 4 * 3 + 3 * 3
+    assert len([unit for unit in units if unit.variant != "random"]) == 3 * 2 * 4 * 4 * 3 + len(CHANGES) * 3 * 3
     assert OFFLINE.keys() <= ALL_GROUPS.keys()
     assert {VARIANTS[unit.variant].kwargs["recipe"]["seed"] for unit in units if unit.variant != "random"} == {RECIPE.seed}
     assert RECIPE.teacher in VARIANTS
@@ -111,7 +111,7 @@ def store(folder: Path, unit: Unit, returns: list[float]) -> None:
 def test_the_page(tmp_path: Path):
     page, results = tmp_path / "page.md", tmp_path / "results"
     report.write(results, page, Budget())
-    assert "0 of 297 runs are stored." in page.read_text()
+    assert "0 of 306 runs are stored." in page.read_text()
 
     store(results, Unit("Hopper-v5", "random", 0), [0.0])
     for seed in range(3):
@@ -120,7 +120,7 @@ def test_the_page(tmp_path: Path):
     store(results, Unit("Hopper-v5", variant_name("medium", "bn_iql", "none"), 1), [0.0, 600.0, 300.0, 300.0, 300.0])
     report.write(results, page, Budget())
     text = page.read_text()
-    assert "4 of 297 runs are stored." in text
+    assert "4 of 306 runs are stored." in text
     line = next(line for line in text.splitlines() if line.startswith("| Hopper-v5 medium"))
     none, batch, layer, peer = (cell.strip() for cell in line.strip("|").split("|")[1:])
     assert none == "0.12 / 0.20 (1 of 3 seeds)"
@@ -148,8 +148,13 @@ def test_the_page(tmp_path: Path):
     assert lines["IQL: batch norm > no normalisation?"].endswith("| 0.89 [0.67, 1.00] |")
     assert "wholly below d3rlpy's in 0 and above d3rlpy's in 1 (IQL on Hopper-v5 replay) of 2 cells" in text
     assert (tmp_path / "page" / "scores.svg").stat().st_size > 1_000
-    assert "entropy" not in text
+    assert not any(change.title in text for change in CHANGES)
 
-    store(results, Unit("Hopper-v5", WITHOUT_ENTROPY, 0), [0.0, *[600.0] * 5])
+    for change in CHANGES:
+        store(results, Unit("Hopper-v5", change.variant, 0), [0.0, *[600.0] * 5])
     report.write(results, page, Budget())
-    assert "| Hopper-v5 replay | - | 0.20 / 0.20 (1 of 3 seeds) |" in page.read_text()
+    for change in CHANGES:
+        _, told = page.read_text().split(f"### {change.title}\n")
+        line = next(line for line in told.splitlines() if line.startswith(f"| Hopper-v5 {change.kind} |"))
+        assert line.endswith(" | 0.20 / 0.20 (1 of 3 seeds) |")
+    assert page.read_text().count("AWAC: ") == text.count("AWAC: ")  # they take no part in the comparisons

@@ -172,8 +172,8 @@ OFFLINE: dict[str, Group] = {
     "offline": Group("Does batch norm help IQL and TD3+BC?", _cells(offline.names("bn_iql", "bn_td3_bc"), offline.TASKS), 3),
     "offline_bcq": Group("And BCQ?", _cells(offline.names("bn_bcq"), offline.TASKS), 3),
     "offline_awac": Group("And AWAC?", _cells(offline.names("bn_awac"), offline.TASKS), 3),
-    "offline_awac_entropy": Group(
-        "Does d3rlpy's AWAC fall by the entropy term of its target?", _cells([offline.WITHOUT_ENTROPY], offline.TASKS), 3
+    "offline_changes": Group(
+        "By what do d3rlpy's scores differ?", _cells([change.variant for change in offline.CHANGES], offline.TASKS), 3
     ),
 }
 """Groups that learn from datasets, with a page of their own."""

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
-NO_ENTROPY = "_no_entropy"
-"""Behind the name of an algorithm: without the entropy term that d3rlpy puts into its target"""
+NO_ENTROPY, TANH = "_no_entropy", "_tanh"
+"""
+Behind the name of an algorithm: AWAC without the entropy term that d3rlpy puts into its target; BCQ with the tanh that its
+paper has behind the generated actions
+"""
 
 
 def algorithm_of(name: str) -> Any:
@@ -19,7 +22,7 @@ def algorithm_of(name: str) -> Any:
     :param name: d3rlpy's algorithm
     :return: The same, by its authors' settings where d3rlpy's defaults are others: IQL's rewards by the spread of the returns,
         TD3+BC's standardised observations, AWAC's temperature and BCQ's networks. How many actions BCQ's target chooses
-        among, and whether AWAC's has an entropy term, is set in :func:`main`.
+        among, whether AWAC's has an entropy term and BCQ's generated actions a tanh, is set in :func:`main`.
     """
     from d3rlpy.algos import AWACConfig, BCQConfig, IQLConfig, TD3PlusBCConfig
     from d3rlpy.models import VectorEncoderFactory
@@ -50,7 +53,7 @@ def algorithm_of(name: str) -> Any:
             imitator_encoder_factory=encoder(750, 750),
         ),
     )
-    return configs[name.removesuffix(NO_ENTROPY)]().create(device="cpu:0")
+    return configs[name.removesuffix(NO_ENTROPY).removesuffix(TANH)]().create(device="cpu:0")
 
 
 def main() -> None:
@@ -72,6 +75,8 @@ def main() -> None:
     algorithm.build_with_dataset(buffer)
     if name.endswith(NO_ENTROPY):  # its coefficient is the exponential of this, 1, and nothing trains it
         next(algorithm.impl.modules.log_temp.parameters()).data.fill_(-np.inf)
+    if name.endswith(TANH):  # d3rlpy's decoder takes the tanh for with_squash=False alone, and nothing asks for that
+        algorithm.impl.modules.vae_decoder.register_forward_hook(lambda module, arguments, actions: actions.tanh())
     scaler = algorithm.config.observation_scaler
     if scaler is not None:  # else its first evaluation, before any step, fails; fit leaves one alone that knows the data
         scaler.fit_with_transition_picker(buffer.episodes, buffer.transition_picker)
@@ -82,7 +87,7 @@ def main() -> None:
         except EOFError:
             return
         answer: Any = None
-        if name == "bcq":  # here target and acting choose among equally many actions, the authors' among 10 and 100
+        if name.startswith("bcq"):  # here target and acting choose among equally many actions, the authors' among 10 and 100
             algorithm.impl._n_action_samples = 10 if what == "fit" else 100
         if what == "fit":
             algorithm.fit(buffer, n_steps=argument, n_steps_per_epoch=argument, save_interval=argument + 1, **quiet)

@@ -27,7 +27,7 @@ from benchmarks.learning.store import PAGE, header_text
 from benchmarks.learning.unit import add_budget_arguments, budget_of
 from benchmarks.markdown import MISSING, number, replace_results, table
 from benchmarks.offline.plots import plot_scores
-from benchmarks.offline.variants import KINDS, LABELS, PEER, TASKS, WITHOUT_ENTROPY, variant_name
+from benchmarks.offline.variants import CHANGES, KINDS, LABELS, PEER, TASKS, Change, variant_name
 
 NAME = "offline_results.md"
 COLUMNS = {"none": "no normalisation", "batch": "batch norm", "layer": "layer norm", PEER: "d3rlpy"}
@@ -76,7 +76,7 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
     rows = read(folder, budget, units())
     all_trained = rows[rows["variant"] != "random"]
     n_stored = len(all_trained[["task", "variant", "seed"]].drop_duplicates())
-    trained = all_trained[all_trained["variant"] != WITHOUT_ENTROPY]
+    trained = all_trained[~all_trained["variant"].isin([change.variant for change in CHANGES])]
     parts = [f"{n_stored} of {len(declared)} runs are stored."]
     if n_stored:
         parts += [CAPTION]
@@ -84,7 +84,8 @@ def write(folder: Path, page: Path, budget: Budget) -> None:
             lines = table_lines(trained, algorithm)
             if lines:
                 parts += [f"### {label}", table(["Dataset", *COLUMNS.values()], lines)]
-        parts += entropy_parts(all_trained)
+        for change in CHANGES:
+            parts += change_parts(all_trained, change)
         cells = by_dataset(trained)
         parts[2:2] = ["### Who is better?", COMPARED, questions_table(cells), below_text(cells)]
         parts += [
@@ -114,16 +115,17 @@ def table_lines(rows: pd.DataFrame, algorithm: str) -> list[list[str]]:
     return lines
 
 
-def entropy_parts(rows: pd.DataFrame) -> list[str]:
+def change_parts(rows: pd.DataFrame, change: Change) -> list[str]:
     """
     :param rows: The stored evaluations
-    :return: What d3rlpy's AWAC scores without its entropy term, if that is stored
+    :param change: What is changed in one of d3rlpy's algorithms
+    :return: What it scores before and after, if that is stored
     """
-    variants = (variant_name("replay", "bn_awac", PEER), WITHOUT_ENTROPY)
-    lines = [[f"{task} replay", *(score_cell(rows, task, variant) for variant in variants)] for task in TASKS]
+    variants = (variant_name(change.kind, change.algorithm, PEER), change.variant)
+    lines = [[f"{task} {change.kind}", *(score_cell(rows, task, variant) for variant in variants)] for task in TASKS]
     if all(line[-1] == MISSING for line in lines):
         return []
-    return ["### d3rlpy's AWAC, its target without the entropy term", table(["Dataset", "with it", "without"], lines)]
+    return [f"### {change.title}", table(["Dataset", *change.columns], lines)]
 
 
 def score_cell(rows: pd.DataFrame, task: str, variant: str) -> str:

@@ -45,8 +45,35 @@ generates ten actions in each next state, by wide networks, so one of its steps 
 N_EVALUATIONS = 10
 PEER = "d3rlpy"
 """In the place of a normalisation: d3rlpy's algorithm, which has none."""
-NO_ENTROPY = "d3rlpy_no_entropy"
-"""Likewise: d3rlpy's AWAC without the entropy term of its target."""
+
+
+class Change(NamedTuple):
+    """
+    d3rlpy's algorithm with one thing made as its paper has it, to see whether scores differ by that.
+
+    :param title: What is changed
+    :param kind: One of :data:`KINDS`: the datasets on which scores differ
+    :param algorithm: One of :data:`LABELS`
+    :param suffix: Behind the algorithm's name, as ``d3rlpy_worker.py`` knows it
+    :param columns: What stands over the scores before and after
+    """
+
+    title: str
+    kind: str
+    algorithm: str
+    suffix: str
+    columns: tuple[str, str]
+
+    @property
+    def variant(self) -> str:
+        """The changed variant's name"""
+        return variant_name(self.kind, self.algorithm, PEER + self.suffix)
+
+
+CHANGES = (
+    Change("d3rlpy's AWAC, its target without the entropy term", "replay", "bn_awac", "_no_entropy", ("with it", "without")),
+    Change("d3rlpy's BCQ, its generated actions through tanh", "medium", "bn_bcq", "_tanh", ("as it is", "with tanh")),
+)
 
 
 class OfflineVariant(NamedTuple):
@@ -86,8 +113,7 @@ VARIANTS = {
     for algorithm in LABELS
     for normalization in (*NORMALIZATIONS, PEER)
 }
-WITHOUT_ENTROPY = variant_name("replay", "bn_awac", NO_ENTROPY)
-VARIANTS[WITHOUT_ENTROPY] = _variant("replay", "bn_awac", NO_ENTROPY)
+VARIANTS |= {change.variant: _variant(change.kind, change.algorithm, PEER + change.suffix) for change in CHANGES}
 PEERS = {variant.algorithm for variant in VARIANTS.values() if variant.algorithm.startswith(PEER)}
 
 
