@@ -180,6 +180,10 @@ def test_the_report_of_a_whole_matrix(tmp_path: Path):
     assert "| BNDDPG, tuned > tuned, target networks for batch norm? | both | 5, 5 |" in text
     assert "| BNDDPG, tuned > CrossQ, critics of 1024? | both | 5, 3 |" in text
     assert "| layer norm > none? | tuning | 3, 3 |" in text
+    _, two_updates = text.split("## Two updates a step\n")
+    assert "| BNSAC, tuned, two updates a step | CrossQ, critics of 256 | XQC, published |" in two_updates
+    assert all(any(line.endswith(f" | {number(mean)} |") for line in two_updates.splitlines()) for mean in report.XQC.values())
+    assert "| BNSAC, tuned, two updates a step > CrossQ, critics of 256? | XQC's four | 3, 5 |" in two_updates
     overview.write(tmp_path / "results", tmp_path / "overview.md", SHORT)
     lines = [line.split(" | ") for line in (tmp_path / "overview.md").read_text().splitlines() if line.startswith("| ")]
     labels = [VARIANTS[name].label for name in overview.ALGORITHMS]

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from benchmarks.learning.matrix import ALL_GROUPS, OFFLINE, VARIANTS, Budget, Un
 from benchmarks.learning.store import UnitFile
 from benchmarks.offline import d3rlpy_model, data, report, variants
 from benchmarks.offline.variants import CHANGES, PEER, RECIPE, TASKS, Recipe, names, variant_name
+from sb3_bn_ddpg.datasets.transitions import transitions_of
 
 TINY = Recipe(seed=3, half_steps=1_010, steps=1_020, medium_steps=60)
 BUDGET = Budget(20, 10, 1)
@@ -84,7 +86,10 @@ def test_units_learn_from_the_recipes_datasets(tiny: Path, monkeypatch: pytest.M
     assert medium.total_steps == TINY.medium_steps
     assert replay.total_steps == TINY.steps
     of_awac = Unit("Hopper-v5", variant_name("replay", "bn_awac", "none"), 0)
-    assert len(stored_rows(learning_unit.run(of_awac, BUDGET, tiny))) == 3
+    path = learning_unit.run(of_awac, BUDGET, tiny)
+    assert len(stored_rows(path)) == 3
+    digests = [transitions_of(each).digest() for each in (medium, replay)]
+    assert json.loads(path.read_text().splitlines()[0].removeprefix("# "))["dataset"] == digests[1] != digests[0]
 
 
 @pytest.mark.slow
@@ -102,8 +107,9 @@ def test_without_d3rlpys_environment(tiny: Path, monkeypatch: pytest.MonkeyPatch
         learning_unit.run(Unit("Hopper-v5", variant_name("replay", "bn_td3_bc", PEER), 0), BUDGET, tiny)
 
 
-def store(folder: Path, unit: Unit, returns: list[float]) -> None:
+def store(folder: Path, unit: Unit, returns: list[float], **header: str) -> None:
     with UnitFile(folder, unit, Budget()) as file:
+        file.header |= header
         for step, value in enumerate(returns):
             file.add(dict(step=step, return_mean=value, cpu_seconds=10.0 * step))
 
@@ -158,3 +164,22 @@ def test_the_page(tmp_path: Path):
         line = next(line for line in told.splitlines() if line.startswith(f"| Hopper-v5 {change.kind} |"))
         assert line.endswith(" | 0.20 / 0.20 (1 of 3 seeds) |")
     assert page.read_text().count("AWAC: ") == text.count("AWAC: ")  # they take no part in the comparisons
+
+
+def test_the_page_tells_of_datasets_and_machines(tmp_path: Path):
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    none, batch = (variant_name("medium", "bn_iql", column) for column in ("none", "batch"))
+    returns = [0.0, *[600.0] * 5]  # 50 seconds
+    store(results, Unit("Hopper-v5", none, 0), returns)
+    store(results, Unit("Hopper-v5", none, 1), returns, machine="slow", dataset="aaaa")
+    store(results, Unit("Hopper-v5", batch, 0), [*returns, 600.0], machine="slow", dataset="aaaa")
+    store(results, Unit("Walker2d-v5", batch, 0), returns, machine="quick", dataset="bbbb")
+    report.write(results, page, Budget())
+    text = page.read_text()
+    assert "one for all runs that name it: Hopper-v5 medium aaaa, Walker2d-v5 medium bbbb." in text
+    assert "Runs from before digests were stored: 1." in text
+    assert "| IQL | 50 | 60 | - | - |" in text  # only those of the slow one
+
+    store(results, Unit("Hopper-v5", batch, 1), returns, machine="quick", dataset="cccc")
+    report.write(results, page, Budget())
+    assert "not to be compared** (digests): Hopper-v5 medium: aaaa, cccc." in page.read_text()

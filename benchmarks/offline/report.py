@@ -257,7 +257,7 @@ def datasets_text(cells: pd.DataFrame) -> str:
         told = "; ".join(f"{name}: {', '.join(found)}" for name, found in mixed.items())
         return f"**Runs of one name learned from different datasets, and are not to be compared** (digests): {told}."
     told = ", ".join(f"{name} {found[0]}" for name, found in digests.items())
-    unknown = f"{runs['dataset'].isna().sum()} runs are from before digests of their datasets were stored."
+    unknown = f"Runs from before digests were stored: {runs['dataset'].isna().sum()}."
     return f"Digests of the datasets, one for all runs that name it: {told}. {unknown}" if told else unknown
 
 
